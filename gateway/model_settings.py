@@ -1,0 +1,173 @@
+"""Everything that can be said about how one model is served, in one typed document.
+
+Two front doors fill it in: ``model.yaml`` (our own) and Triton's ``config.pbtxt``. Nothing
+behind this module knows which of the two a setting came from.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+PositiveInt = Annotated[int, Meta(ge=1)]
+NaturalInt = Annotated[int, Meta(ge=0)]
+
+
+class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of every document a person writes: immutable, and unknown keys are refused."""
+
+
+class TensorSettings(Document):
+    """Declared input or output of a model.
+
+    ``dims`` are without the batch dimension when ``max_batch_size`` is above 0, as in
+    Triton; -1 is a dimension of any size. ``reshape`` is what the runtime gets (input) or
+    gives (output) where that differs from what clients see, again without the batch
+    dimension.
+    """
+
+    name: str
+    datatype: str
+    dims: tuple[int, ...]
+    reshape: tuple[int, ...] | None = None
+    optional: bool = False
+    labels: str | None = None
+    """Path of a label file inside the model's folder (outputs only), one label a line."""
+
+
+class QueueSettings(Document):
+    """Bounds and time limit of the requests that wait for one servable."""
+
+    max_requests: NaturalInt = 0
+    """Most requests that may wait; 0 = no bound in requests (rows and bytes still bound)."""
+    max_rows: PositiveInt = 8192
+    """Most rows that may wait for one servable."""
+    max_bytes: PositiveInt = 256 * 1024 * 1024
+    """Most bytes of input tensors that may wait for one servable."""
+    timeout_us: NaturalInt = 0
+    """Longest wait in the queue in microseconds; 0 = the request's own deadline alone."""
+    timeout_action: Literal["reject", "delay"] = "reject"
+    """What happens at ``timeout_us``: answer 504, or go on at the end of the queue."""
+    allow_timeout_override: bool = True
+    """Whether a request's own ``timeout`` may shorten ``timeout_us``."""
+
+
+class PriorityQueueSettings(Document):
+    """What differs from ``queue`` for one priority level; ``None`` keeps the queue's own value."""
+
+    max_requests: NaturalInt | None = None
+    timeout_us: NaturalInt | None = None
+    timeout_action: Literal["reject", "delay"] | None = None
+    allow_timeout_override: bool | None = None
+
+
+class BatchingSettings(Document):
+    """How requests of one servable are put together."""
+
+    enabled: bool = True
+    preferred_sizes: tuple[PositiveInt, ...] = ()
+    """Sizes in rows to close a batch at; only matters together with ``max_delay_us``."""
+    max_delay_us: NaturalInt = 0
+    """Longest time a batch is held open for more rows while the runtime is idle. 0 never waits."""
+    preserve_ordering: bool = False
+    """Answer requests in the order they came in (batches run one after the other)."""
+    priority_levels: NaturalInt = 0
+    """Number of levels, 1 the most urgent; 0 = requests carry no priority."""
+    default_priority: NaturalInt = 0
+    """Level of a request that names none; 0 = the middle level."""
+    priority_ageing_us: PositiveInt = 100_000
+    """A waiting request is overtaken only by more urgent ones that arrive within this time a level."""
+    queue: QueueSettings = QueueSettings()
+    priority_queues: dict[int, PriorityQueueSettings] = {}
+    """Per level: what differs from ``queue`` for it."""
+
+
+class WarmupInput(Document):
+    """One tensor of a warm-up request."""
+
+    datatype: str
+    dims: tuple[int, ...]
+    source: Literal["zero", "random"] = "random"
+    file: str | None = None
+    """Raw little-endian bytes in ``<model>/warmup/<file>``; wins over ``source``."""
+
+
+class WarmupSettings(Document):
+    """A request that is run before a version is published."""
+
+    name: str = ""
+    batch_size: NaturalInt = 1
+    """Rows put in front of ``dims``; 0 = none."""
+    inputs: dict[str, WarmupInput]
+    count: NaturalInt = 1
+
+
+class VersionPolicy(Document):
+    """Which of the versions found are served: the newest ``latest``, all, or those listed.
+
+    Versions that a split or a label names are served besides.
+    """
+
+    latest: PositiveInt | None = None
+    all: bool = False
+    specific: tuple[PositiveInt, ...] = ()
+
+
+class LimitSettings(Document):
+    """Bounds a model sets for its own callers."""
+
+    max_rows: NaturalInt = 0
+    """Most rows one request may hold; 0 = only the queue's bound."""
+    max_in_flight: NaturalInt = 0
+    """Most requests in flight for one version; 0 = no bound but the queue's."""
+
+
+class ImageSettings(Document):
+    """How ``sluice infer --image`` turns a picture into this model's input tensor."""
+
+    input: str
+    mode: Literal["L", "RGB"] = "L"
+    width: PositiveInt
+    height: PositiveInt
+    scale: float = 1.0
+    """Multiplies each pixel (0 to 255) first."""
+    offset: float = 0.0
+    """Added after ``scale``."""
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
+    invert: bool = False
+    """Dark on light becomes light on dark before scaling."""
+
+
+class ModelSettings(Document):
+    """One model's settings, from whichever file they came."""
+
+    runtime: str | None = None
+    """Name of the runtime; ``None`` = the first installed one that can load the artifact."""
+    file: str | None = None
+    """File (or folder) of the artifact inside a version's folder; ``None`` = the runtime's default."""
+    version_files: dict[str, str] = {}
+    """Version → file, where one version's file has another name."""
+    max_batch_size: NaturalInt | None = None
+    """Most rows in one batch. 0 = never batch; ``None`` = found out from the artifact (at most 64)."""
+    inputs: tuple[TensorSettings, ...] = ()
+    outputs: tuple[TensorSettings, ...] = ()
+    instances: NaturalInt = 0
+    """Batches that may run at the same time; 0 = the runtime's default (1 on a CPU)."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    gpus: tuple[NaturalInt, ...] = ()
+    """GPU indices to spread the instances over; empty = the first one."""
+    versions: VersionPolicy = VersionPolicy(latest=1)
+    labels: dict[str, str] = {}
+    """Label → version; ``stable`` and ``canary`` come from the split unless named here."""
+    batching: BatchingSettings = BatchingSettings()
+    limits: LimitSettings = LimitSettings()
+    warmup: tuple[WarmupSettings, ...] = ()
+    image: ImageSettings | None = None
+    options: dict[str, str | int | float | bool] = {}
+    """The runtime's own options (for ONNX: ``intra_op_threads``, ``graph_optimization``, ...)."""
+    declared: Literal["nothing", "model.yaml", "config.pbtxt"] = "nothing"
+    """Where the settings came from; an undeclared signature is completed from the artifact."""
+    triton_config: str = ""
+    """The ``config.pbtxt`` text, for clients that ask for the model's configuration."""
