@@ -1,0 +1,1 @@
+"""Example models for Sluicegate: their data, their training, and their model folders."""

@@ -1,0 +1,464 @@
+"""Forms batches for one servable: never waits while the runtime is idle, grows while it is busy.
+
+All state belongs to one thread (the event loop); nothing here takes a lock. Requests of one
+signature wait in a `Line`; whenever the runtime has a free instance, the line whose head is
+most urgent gives the next batch.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Final
+
+from gateway.batching.assembly import Splitter
+from gateway.batching.clock import Clock, Timer
+from gateway.batching.curve import CostCurve
+from gateway.batching.line import Line
+from gateway.batching.policy import BatchPolicy
+from gateway.batching.runner import Batch, Runner
+from gateway.batching.slices import Slices
+from gateway.call import ENDED, QUEUED, RUNNING, Call
+from gateway.contract import Contract
+from gateway.errors import (
+    DeadlineExceeded,
+    DeadlineUnmeetable,
+    InferenceFailed,
+    InvalidRequest,
+    QueueFull,
+    SluiceError,
+    WrongRows,
+)
+from gateway.tensors import InferenceResponse, Signature
+from gateway.telemetry.stats import ServableStats, error_name, failure_reason
+
+MAX_LINES: Final = 256
+"""Most signatures with a line of their own; idle ones are forgotten first."""
+LOOP_BUDGET: Final = 0.002
+"""Most seconds of model time on the loop before others get a turn."""
+
+
+class Batcher:
+    """The waiting lines of one servable and what runs in it."""
+
+    def __init__(
+        self,
+        name: str,
+        contract: Contract,
+        policy: BatchPolicy,
+        runner: Runner,
+        splitter: Splitter,
+        clock: Clock,
+        stats: ServableStats,
+        curve: CostCurve,
+    ) -> None:
+        self.name = name
+        self.contract = contract
+        self.policy = policy
+        self.stats = stats
+        self.curve = curve
+        self.pending = 0
+        """Calls that wait or run here, the slices of larger ones included."""
+        self.waiting_rows = 0
+        self.waiting_bytes = 0
+        self.waiting = 0
+        self._runner = runner
+        self._splitter = splitter
+        self._clock = clock
+        self._lines: dict[Signature, Line] = {}
+        self._retries: deque[Batch] = deque()
+        self._running = 0
+        self._flush_due = False
+        self._flushing = False
+        self._delay_timer: Timer | None = None
+        self._expiry_timer: Timer | None = None
+        self._expiry_at = 0.0
+        self._waiting_by_level: dict[int, int] = {}
+        self._levels: dict[Call, int] = {}
+        self._sequence = 0
+
+    # --- the way in
+
+    def submit(self, call: Call) -> None:
+        """Puts a call into its line. It ends later, exactly once.
+
+        Raises `InvalidRequest`, `QueueFull`, `DeadlineUnmeetable` or `DeadlineExceeded`, in
+        which case nothing was kept.
+        """
+        request = call.request
+        contract = self.contract
+        call.owner = self
+        line = self._lines.get(request.signature)
+        if line is None or not contract.batched:
+            contract.check(request)
+            line = self._open_line(request.signature)
+        if request.outputs:
+            contract.check_outputs(request)
+        if contract.batched:
+            if len(request.inputs) > 1 or request.rows < 1:
+                contract.check_rows(request)
+            call.rows = request.rows
+        call.size = request.nbytes
+        self._check_bounds(call)
+        if call.rows > self.policy.max_rows:
+            self._submit_slices(call, line)
+        else:
+            self._enqueue(call, line)
+
+    def _enqueue(self, call: Call, line: Line) -> None:
+        policy = self.policy
+        if policy.ordered_by_arrival:
+            self._sequence += 1
+            call.order = self._sequence
+        else:
+            call.order = policy.order(call)
+        if policy.levels:
+            level = policy.level(call.request.priority)
+            self._levels[call] = level
+            self._waiting_by_level[level] = self._waiting_by_level.get(level, 0) + 1
+        call.state = QUEUED
+        line.add(call)
+        self.pending += 1
+        self.waiting += 1
+        self.waiting_rows += call.rows
+        self.waiting_bytes += call.size
+        if call.deadline is not None:
+            self._watch_deadline(call.deadline)
+        self._flush_soon()
+
+    def _submit_slices(self, call: Call, line: Line) -> None:
+        slices = Slices(call, self.policy.max_rows, self._succeed, self._fail)
+        call.state = QUEUED
+        for piece in slices.slices:
+            piece.owner = self
+            piece.rows = piece.request.rows
+            piece.size = piece.request.nbytes
+            self._enqueue(piece, line)
+        call.owner = slices
+
+    def _open_line(self, signature: Signature) -> Line:
+        if not self.contract.batched:
+            signature = ()
+        line = self._lines.get(signature)
+        if line is None:
+            if len(self._lines) >= MAX_LINES:
+                for old, idle in list(self._lines.items()):
+                    if not idle.calls:
+                        del self._lines[old]
+            line = self._lines[signature] = Line()
+        return line
+
+    def _check_bounds(self, call: Call) -> None:
+        policy = self.policy
+        queue = policy.queue
+        if policy.max_request_rows and call.rows > policy.max_request_rows:
+            raise InvalidRequest(
+                f"the request has {call.rows} rows; model '{call.request.model}' takes at most "
+                f"{policy.max_request_rows} (limits.max_rows in its model.yaml)"
+            )
+        if self.waiting:
+            # A request of any size may wait alone; together they are bounded.
+            if self.waiting_rows + call.rows > queue.max_rows:
+                raise self._queue_full(f"{queue.max_rows} rows")
+            if self.waiting_bytes + call.size > queue.max_bytes:
+                raise self._queue_full(f"{queue.max_bytes} bytes")
+            if policy.max_requests(call.request.priority):
+                self._check_requests(call)
+        if policy.max_in_flight and self.pending >= policy.max_in_flight:
+            raise self._queue_full(f"{policy.max_in_flight} requests in flight")
+        policy.set_deadline(call)
+        if call.deadline is not None:
+            left = call.deadline - self._clock.now()
+            if left <= 0:
+                raise DeadlineExceeded("the deadline passed before the request was queued")
+            self._check_deadline(call, left)
+
+    def _check_requests(self, call: Call) -> None:
+        policy = self.policy
+        level = policy.level(call.request.priority)
+        waiting = self._waiting_by_level.get(level, 0) if policy.levels else self.waiting
+        bound = policy.max_requests(call.request.priority)
+        if waiting >= bound:
+            raise self._queue_full(f"{bound} requests")
+
+    def _check_deadline(self, call: Call, left: float) -> None:
+        # An idle servable always tries: else one slow sample could refuse everybody for ever.
+        if not self.pending or call.deadline is None:
+            return
+        wait = self.expected_wait()
+        cost = self.curve.predict(min(call.rows, self.policy.max_rows))
+        if cost is not None and wait + cost > left:
+            raise DeadlineUnmeetable(
+                f"the deadline is {left * 1e3:.1f} ms away, but the work ahead takes about "
+                f"{wait * 1e3:.1f} ms and the request {cost * 1e3:.1f} ms",
+                retry_after=max(wait, 0.001),
+            )
+
+    def expected_wait(self) -> float:
+        """Seconds until what waits and runs now will be done, by the learned cost."""
+        most = self.policy.max_rows
+        rows = self.waiting_rows
+        full = self.curve.predict(most) or 0.0
+        rest = (self.curve.predict(rows % most) or 0.0) if rows % most else 0.0
+        running = full if self._running >= self.policy.instances else 0.0
+        return ((rows // most) * full + rest) / self.policy.instances + running
+
+    def _queue_full(self, bound: str) -> QueueFull:
+        return QueueFull(
+            f"the queue of {self.name} is full ({bound}); try again later or send fewer at a time",
+            retry_after=max(self.expected_wait(), 0.001),
+        )
+
+    # --- leaving the line early
+
+    def cancelled(self, call: Call, *, waiting: bool) -> None:
+        """Called by a call that ended by itself; its row in a running batch is just dropped."""
+        if waiting:
+            self._forget(call)
+        if call.protocol:
+            self.stats.failed(
+                call.protocol, "cancelled", "CANCELED", self._clock.now() - call.arrived
+            )
+
+    def _forget(self, call: Call) -> None:
+        signature = call.request.signature if self.contract.batched else ()
+        self._lines[signature].remove(call)
+        self._left([call])
+        self.pending -= 1
+
+    def _left(self, calls: Sequence[Call]) -> None:
+        """Takes calls out of what waits."""
+        self.waiting -= len(calls)
+        for call in calls:
+            self.waiting_rows -= call.rows
+            self.waiting_bytes -= call.size
+        if self._levels:
+            for call in calls:
+                self._waiting_by_level[self._levels.pop(call)] -= 1
+
+    def _watch_deadline(self, deadline: float) -> None:
+        if self._expiry_timer is not None:
+            if self._expiry_at <= deadline:
+                return
+            self._expiry_timer.cancel()
+        self._expiry_at = deadline
+        delay = max(deadline - self._clock.now(), 0.0)
+        self._expiry_timer = self._clock.call_later(delay, self._expire)
+
+    def _expire(self) -> None:
+        """Ends every waiting call whose deadline has passed."""
+        self._expiry_timer = None
+        now = self._clock.now()
+        nearest: float | None = None
+        for line in self._lines.values():
+            for call in [c for c in line.calls if c.deadline is not None]:
+                assert call.deadline is not None
+                if call.deadline > now:
+                    nearest = call.deadline if nearest is None else min(nearest, call.deadline)
+                elif self.policy.delays_on_timeout(call):
+                    line.remove(call)
+                    call.deadline = None
+                    call.order = self.policy.last_place(now)
+                    line.add(call)
+                elif call.state != ENDED:
+                    self._forget(call)
+                    self._fail(call, self._too_late(call, now))
+        if nearest is not None:
+            self._watch_deadline(nearest)
+
+    # --- forming and running batches
+
+    def flush(self) -> None:
+        """Runs batches for as long as there are both waiting calls and a free instance."""
+        self._flush_due = False
+        if self._flushing:
+            return
+        self._flushing = True
+        on_loop = 0.0
+        while self._running < self.policy.instances:
+            batch = self._retry() if self._retries else self._next_batch()
+            if batch is None:
+                break
+            if not batch.calls:
+                continue
+            cost = self._cost_here(batch.rows)
+            self._running += 1
+            self._runner.run(batch, self._finished, here=cost is not None)
+            if cost is not None:
+                on_loop += cost
+                if on_loop > LOOP_BUDGET:
+                    self._flush_soon()
+                    break
+        self._flushing = False
+
+    def _flush_soon(self) -> None:
+        if not self._flush_due:
+            self._flush_due = True
+            self._clock.call_soon(self.flush)
+
+    def _cost_here(self, rows: int) -> float | None:
+        """Expected seconds if the batch is cheap enough for the loop itself, else `None`."""
+        cost = self.curve.predict(rows)
+        return cost if cost is not None and cost <= self.policy.inline_seconds else None
+
+    def _next_batch(self) -> Batch | None:
+        """Closes the next batch, or arms the timer of the nearest delay."""
+        now = self._clock.now()
+        policy = self.policy
+        best: Line | None = None
+        wake: float | None = None
+        for line in self._lines.values():
+            if not line.calls:
+                continue
+            due = policy.due(line, now)
+            if due > now:
+                wake = due if wake is None else min(wake, due)
+            elif best is None or line.calls[0].order < best.calls[0].order:
+                best = line
+        if best is None:
+            if wake is not None:
+                if self._delay_timer is not None:
+                    self._delay_timer.cancel()
+                self._delay_timer = self._clock.call_later(wake - now, self._delay_over)
+            return None
+        limit, reason = policy.close(best, now)
+        calls = best.take(limit)
+        self._left(calls)
+        rows = 0
+        expired = False
+        for call in calls:
+            rows += call.rows
+            call.state = RUNNING
+            if call.deadline is not None and call.deadline <= now:
+                expired = True
+        if expired:
+            calls = self._without_expired(calls, now)
+            rows = sum(call.rows for call in calls)
+        return Batch(calls, rows, reason, now)
+
+    def _without_expired(self, calls: list[Call], now: float) -> list[Call]:
+        """Ends those whose deadline passed while the loop was busy; gives the others."""
+        alive: list[Call] = []
+        for call in calls:
+            late = call.deadline is not None and call.deadline <= now
+            if late and not self.policy.delays_on_timeout(call):
+                self.pending -= 1
+                self._fail(call, self._too_late(call, now))
+            else:
+                alive.append(call)
+        return alive
+
+    def _too_late(self, call: Call, now: float) -> DeadlineExceeded:
+        return DeadlineExceeded(
+            f"the deadline passed after {(now - call.arrived) * 1e3:.0f} ms in the queue of "
+            f"{self.name}; the request was not executed"
+        )
+
+    def _retry(self) -> Batch:
+        """The next half of a failed batch, without those that have ended meanwhile."""
+        batch = self._retries.popleft()
+        calls = [call for call in batch.calls if call.state != ENDED]
+        self.pending -= len(batch.calls) - len(calls)
+        return Batch(calls, sum(call.rows for call in calls), batch.reason, self._clock.now())
+
+    def _delay_over(self) -> None:
+        self._delay_timer = None
+        self.flush()
+
+    # --- the way out
+
+    def _finished(self, batch: Batch) -> None:
+        """Hands the rows of a batch to their callers, or finds out whose fault it was."""
+        self._running -= 1
+        calls = batch.calls
+        error = batch.error
+        responses: list[InferenceResponse] = []
+        split_from = self._clock.now()
+        if error is None:
+            self._account(batch)
+            try:
+                responses = self._splitter.split(calls, batch.outputs)
+            except Exception as failure:
+                error = failure
+        if error is not None and len(calls) > 1 and not isinstance(error, WrongRows):
+            self._retry_apart(batch)
+            self._flush_soon()
+            return
+        self.pending -= len(calls)
+        # The runtime gets its next batch before the answers of this one are written.
+        self.flush()
+        if error is None:
+            self._answer(calls, responses)
+            self.stats.split(len(calls), batch.rows, self._clock.now() - split_from)
+        else:
+            failure = as_sluice_error(error)
+            for call in calls:
+                self._fail(call, failure)
+
+    def _account(self, batch: Batch) -> None:
+        infer = batch.finished - batch.assembled
+        self.curve.observe(batch.rows, infer)
+        waited = 0.0
+        for call in batch.calls:
+            waited += batch.started - call.arrived
+        self.stats.executed(
+            len(batch.calls), batch.rows, batch.reason, waited,
+            batch.assembled - batch.started, infer,
+        )  # fmt: skip
+
+    def _answer(self, calls: Sequence[Call], responses: Sequence[InferenceResponse]) -> None:
+        now = self._clock.now()
+        stats = self.stats
+        seconds = 0.0
+        answered = 0
+        for call, response in zip(calls, responses, strict=True):
+            if call.state == ENDED:
+                continue
+            if protocol := call.protocol:
+                took = now - call.arrived
+                seconds += took
+                answered += 1
+                stats.requests[protocol, "ok"] += 1
+                stats.request_seconds[protocol].observe(took)
+            response.route = call.route
+            call.reply(response)
+        stats.success.add(answered, seconds)
+
+    def _succeed(self, call: Call, response: InferenceResponse) -> None:
+        """Ends one call that was put together from slices."""
+        call.owner = self
+        self._answer([call], [response])
+
+    def _fail(self, call: Call, error: SluiceError) -> None:
+        if call.state == ENDED:
+            return
+        if call.protocol:
+            self.stats.failed(
+                call.protocol, error_name(error), failure_reason(error),
+                self._clock.now() - call.arrived,
+            )  # fmt: skip
+        call.fail(error)
+
+    def _retry_apart(self, batch: Batch) -> None:
+        """Runs the two halves of a failed batch, so that only the culprit fails in the end."""
+        alive = [call for call in batch.calls if call.state != ENDED]
+        self.pending -= len(batch.calls) - len(alive)
+        middle = (len(alive) + 1) // 2
+        for half in (alive[:middle], alive[middle:]):
+            if half:
+                rows = sum(call.rows for call in half)
+                self._retries.append(Batch(half, rows, "retry", self._clock.now()))
+
+    def close(self) -> None:
+        """Gives the threads back. Nothing may be pending."""
+        for timer in (self._delay_timer, self._expiry_timer):
+            if timer is not None:
+                timer.cancel()
+        self._runner.close()
+
+
+def as_sluice_error(error: Exception) -> SluiceError:
+    """What the caller is told of a failure in the runtime."""
+    if isinstance(error, SluiceError):
+        return error
+    return InferenceFailed(f"the runtime failed: {type(error).__name__}: {error}")

@@ -1,0 +1,53 @@
+"""What a batch of so many rows costs, learned from those that ran."""
+
+from __future__ import annotations
+
+from typing import Final
+
+_WEIGHT: Final = 0.1
+"""Of the newest sample in the moving average."""
+
+
+class CostCurve:
+    """Seconds per batch, a moving average for each power of two of rows."""
+
+    __slots__ = ("_counts", "_seconds")
+
+    def __init__(self) -> None:
+        self._seconds: list[float] = []
+        self._counts: list[int] = []
+
+    def observe(self, rows: int, seconds: float) -> None:
+        """One batch of `rows` took `seconds` in the runtime."""
+        bucket = rows.bit_length()
+        known = self._seconds
+        while len(known) <= bucket:
+            known.append(-1.0)
+            self._counts.append(0)
+        old = known[bucket]
+        count = self._counts[bucket] = self._counts[bucket] + 1
+        # The first samples are the cold ones: let them fade quickly.
+        weight = _WEIGHT if count > 10 else 1.0 / min(count, 4)
+        known[bucket] = seconds if old < 0 else old + weight * (seconds - old)
+
+    def predict(self, rows: int) -> float | None:
+        """Expected seconds for `rows`; `None` while nothing is known.
+
+        Sizes not seen yet are taken from the nearest smaller one in proportion to the rows,
+        which is an upper bound for anything that batches, else from the nearest larger one.
+        """
+        known = self._seconds
+        bucket = rows.bit_length()
+        if bucket < len(known) and known[bucket] >= 0:
+            return known[bucket]
+        for smaller in range(min(bucket, len(known)) - 1, -1, -1):
+            if known[smaller] >= 0:
+                return known[smaller] * 2 ** (bucket - smaller)
+        for larger in range(bucket + 1, len(known)):
+            if known[larger] >= 0:
+                return known[larger]
+        return None
+
+    def samples(self) -> int:
+        """How many batches were seen."""
+        return sum(self._counts)

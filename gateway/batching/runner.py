@@ -1,0 +1,110 @@
+"""Runs batches: here when they are cheap, in a thread of the instance's when they are not."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from queue import SimpleQueue
+from time import perf_counter
+from typing import Protocol
+
+from gateway.batching.assembly import assemble, check_rows, wanted_outputs
+from gateway.call import Call
+from gateway.tensors import Array
+from runtimes.interface import Model
+
+
+class Batch:
+    """Calls that run together, then their outputs or the error. Times in the clock's seconds."""
+
+    __slots__ = (
+        "assembled", "calls", "closed", "error", "finished", "outputs", "reason", "rows", "started",
+    )  # fmt: skip
+
+    def __init__(self, calls: Sequence[Call], rows: int, reason: str, closed: float) -> None:
+        self.calls = calls
+        self.rows = rows
+        self.reason = reason
+        self.closed = closed
+        self.started = self.assembled = self.finished = closed
+        self.outputs: Mapping[str, Array] = {}
+        self.error: Exception | None = None
+
+
+class Runner(Protocol):
+    """Executes batches. `done` is called on the owning thread, perhaps before `run` returns."""
+
+    def run(self, batch: Batch, done: Callable[[Batch], None], *, here: bool) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def execute(model: Model, batch: Batch, *, batched: bool) -> None:
+    """Assembles the batch, calls the runtime and keeps what came of it. Never raises."""
+    batch.started = perf_counter()
+    try:
+        inputs = assemble(batch.calls, batch.rows)
+        batch.assembled = perf_counter()
+        parameters = batch.calls[0].request.parameters if model.parameters_matter else None
+        outputs = model.infer(inputs, wanted_outputs(batch.calls), parameters or {})
+        if batched:
+            check_rows(outputs, batch.rows)
+        batch.outputs = outputs
+    except Exception as error:
+        batch.error = error
+    batch.finished = perf_counter()
+
+
+class ModelRunner:
+    """Runs batches of one model; `instances` threads at most, started when first needed."""
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        batched: bool,
+        instances: int,
+        name: str,
+        call_soon_threadsafe: Callable[..., object],
+    ) -> None:
+        self._model = model
+        self._batched = batched
+        self._instances = instances
+        self._name = name
+        self._call_soon_threadsafe = call_soon_threadsafe
+        self._work: SimpleQueue[tuple[Batch, Callable[[Batch], None]] | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._busy = 0
+
+    def run(self, batch: Batch, done: Callable[[Batch], None], *, here: bool) -> None:
+        if here:
+            execute(self._model, batch, batched=self._batched)
+            done(batch)
+            return
+        self._busy += 1
+        if self._busy > len(self._threads) and len(self._threads) < self._instances:
+            thread = threading.Thread(
+                target=self._loop, name=f"{self._name}/{len(self._threads)}", daemon=True
+            )
+            self._threads.append(thread)
+            thread.start()
+        self._work.put((batch, done))
+
+    def _loop(self) -> None:
+        while (item := self._work.get()) is not None:
+            batch, done = item
+            execute(self._model, batch, batched=self._batched)
+            try:
+                self._call_soon_threadsafe(self._came_back, batch, done)
+            except RuntimeError:
+                return  # the loop is closed: nobody is left to hear it
+
+    def _came_back(self, batch: Batch, done: Callable[[Batch], None]) -> None:
+        self._busy -= 1
+        done(batch)
+
+    def close(self) -> None:
+        """Lets the threads end once they are idle."""
+        for _ in self._threads:
+            self._work.put(None)
+        self._threads = []

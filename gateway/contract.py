@@ -1,0 +1,89 @@
+"""Does a request fit a model? The inputs it must, may and may not have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gateway.errors import InvalidRequest, printable
+from gateway.tensors import InferenceRequest, Tensor, TensorSpec
+
+
+class Contract:
+    """What a model takes and gives. Shapes have every dimension, -1 for any size."""
+
+    __slots__ = ("_inputs", "_outputs", "batched", "inputs", "outputs")
+
+    def __init__(
+        self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *, batched: bool
+    ) -> None:
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(outputs)
+        self.batched = batched
+        self._inputs = {spec.name: spec for spec in inputs}
+        self._outputs = frozenset(spec.name for spec in outputs)
+
+    def check(self, request: InferenceRequest) -> None:
+        """Raises `InvalidRequest` unless names, datatypes, ranks and inner dimensions fit."""
+        seen: set[str] = set()
+        for tensor in request.inputs:
+            if tensor.name in seen:
+                raise InvalidRequest(
+                    f"input '{printable(tensor.name)}' is given twice; send each input once"
+                )
+            seen.add(tensor.name)
+            spec = self._inputs.get(tensor.name)
+            if spec is None:
+                raise InvalidRequest(
+                    f"model '{request.model}' has no input '{printable(tensor.name)}'; "
+                    f"it takes: {', '.join(map(repr, self.inputs))}"
+                )
+            self._check_tensor(tensor, spec)
+        for spec in self.inputs:
+            if spec.name not in seen and not spec.optional:
+                raise InvalidRequest(
+                    f"input '{spec.name}' is missing; model '{request.model}' takes: "
+                    f"{', '.join(map(repr, self.inputs))}"
+                )
+        self.check_outputs(request)
+
+    def check_outputs(self, request: InferenceRequest) -> None:
+        """Raises `InvalidRequest` when an output is requested that the model does not have."""
+        for name in request.outputs:
+            if name not in self._outputs:
+                raise InvalidRequest(
+                    f"model '{request.model}' has no output '{printable(name)}'; it gives: "
+                    f"{', '.join(spec.name for spec in self.outputs)}"
+                )
+
+    def check_rows(self, request: InferenceRequest) -> None:
+        """Raises `InvalidRequest` unless all inputs have the same number of rows, at least one."""
+        rows = request.rows
+        if rows < 1:
+            raise InvalidRequest(
+                f"input '{printable(request.inputs[0].name)}' has 0 rows; send at least one"
+            )
+        for tensor in request.inputs[1:]:
+            if tensor.shape[0] != rows:
+                raise InvalidRequest(
+                    f"input '{printable(tensor.name)}' has {tensor.shape[0]} rows, but "
+                    f"'{printable(request.inputs[0].name)}' has {rows}; all inputs of a batch "
+                    f"need the same first dimension"
+                )
+
+    def _check_tensor(self, tensor: Tensor, spec: TensorSpec) -> None:
+        if tensor.datatype is not spec.datatype:
+            raise InvalidRequest(
+                f"input '{spec.name}' is {spec.datatype}, but {tensor.datatype} was sent"
+            )
+        shape = tensor.shape
+        fits = len(shape) == len(spec.shape) and all(
+            want in (-1, got) for got, want in zip(shape, spec.shape, strict=True)
+        )
+        if not fits:
+            hint = ""
+            if self.batched and shape == spec.shape[1:]:
+                hint = "; put the batch dimension in front"
+            raise InvalidRequest(
+                f"input '{spec.name}' takes shape {list(spec.shape)} (-1 is any size), "
+                f"but {printable(list(shape))} was sent{hint}"
+            )

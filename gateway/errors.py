@@ -1,0 +1,164 @@
+"""What can go wrong, as one tree without status codes.
+
+    SluiceError
+    ├── RequestError             the sender can mend it
+    │   ├── InvalidRequest
+    │   ├── RequestTooLarge
+    │   ├── NotFound
+    │   │   ├── UnknownModel
+    │   │   └── UnknownVersion
+    │   ├── Unsupported
+    │   └── NotAllowed
+    ├── Unavailable              the sender may try again
+    │   ├── ModelNotReady
+    │   ├── Draining
+    │   ├── Overloaded
+    │   │   ├── QueueFull
+    │   │   └── DeadlineUnmeetable
+    │   ├── DeadlineExceeded
+    │   └── Cancelled
+    ├── InferenceFailed          the runtime could not answer
+    │   ├── WrongRows
+    │   └── InvalidInput         the runtime says that the input is at fault
+    └── SetupError               the operator can mend it
+        ├── ConfigError
+        ├── InvalidModelSettings
+        ├── ModelLoadError
+        └── RegistryError
+
+Every edge has one table that maps these to its own codes (``codecs/statuses.py``); a test
+fails when a class is missing from a table or from the documentation.
+"""
+
+from __future__ import annotations
+
+
+class SluiceError(Exception):
+    """Base of all errors that the gateway raises on purpose. ``str(error)`` is for the user."""
+
+
+class RequestError(SluiceError):
+    """The request is at fault; sending it again unchanged will not help."""
+
+
+class InvalidRequest(RequestError):
+    """A value in the request is wrong or missing."""
+
+
+class RequestTooLarge(RequestError):
+    """A body or message is above the configured limit."""
+
+
+class NotFound(RequestError):
+    """Nothing has that name."""
+
+
+class UnknownModel(NotFound):
+    """No model has that name."""
+
+    def __init__(self, model: str, known: tuple[str, ...] = ()) -> None:
+        # Triton's example clients look for a message that starts with these words.
+        text = f"Request for unknown model: '{printable(model)}' is not found"
+        if known:
+            text += f"; did you mean '{known[0]}'?"
+        super().__init__(text)
+
+
+class UnknownVersion(NotFound):
+    """The model has no such version or label."""
+
+    def __init__(self, model: str, version: str, known: tuple[str, ...]) -> None:
+        names = ", ".join(known) or "none"
+        super().__init__(
+            f"model '{model}' has no version or label '{printable(version)}'; it has: {names}"
+        )
+
+
+class Unsupported(RequestError):
+    """The request asks for something that this gateway does not do."""
+
+
+class NotAllowed(RequestError):
+    """The caller may not do this."""
+
+
+class Unavailable(SluiceError):
+    """It could not be answered now."""
+
+    retry_after: float | None = None
+    """Seconds after which trying again makes sense, where that is known."""
+
+
+class ModelNotReady(Unavailable):
+    """The model is known but no version of it can answer yet."""
+
+
+class Draining(Unavailable):
+    """The gateway is shutting down."""
+
+    def __init__(self) -> None:
+        super().__init__("the gateway is draining and takes no new requests; use another replica")
+
+
+class Overloaded(Unavailable):
+    """There is more work than can be done in time."""
+
+    def __init__(self, text: str, retry_after: float = 1.0) -> None:
+        super().__init__(text)
+        self.retry_after = retry_after
+
+
+class QueueFull(Overloaded):
+    """The servable's queue is at one of its bounds."""
+
+
+class DeadlineUnmeetable(Overloaded):
+    """The learned cost of the work ahead says that the deadline cannot be met."""
+
+
+class DeadlineExceeded(Unavailable):
+    """The deadline passed while the request was waiting; it was not executed."""
+
+
+class Cancelled(Unavailable):
+    """The caller went away."""
+
+
+class InferenceFailed(SluiceError):
+    """The runtime failed on this request."""
+
+
+class WrongRows(InferenceFailed):
+    """The runtime returned another number of rows than it was given."""
+
+
+class InvalidInput(InferenceFailed):
+    """The runtime refused the input itself: the sender can mend it."""
+
+
+class SetupError(SluiceError):
+    """Configuration, model or registry is at fault."""
+
+
+class ConfigError(SetupError):
+    """The gateway's configuration is wrong."""
+
+
+class InvalidModelSettings(SetupError):
+    """``model.yaml``, ``config.pbtxt`` or ``traffic.yaml`` is wrong."""
+
+
+class ModelLoadError(SetupError):
+    """A version could not be loaded."""
+
+
+class RegistryError(SetupError):
+    """The registry cannot be read or written."""
+
+
+def printable(text: object, limit: int = 80) -> str:
+    """``text`` made safe for one line of a message or a log: short, without control characters."""
+    line = str(text)
+    if len(line) > limit:
+        line = line[: limit - 1] + "…"
+    return line if line.isprintable() else "".join(c if c.isprintable() else "?" for c in line)

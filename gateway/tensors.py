@@ -1,0 +1,380 @@
+"""Datatypes, tensors, requests and responses: the protocol-neutral middle of the gateway.
+
+A `Tensor` is a name, a datatype and a shape over either received bytes or a numpy array; each
+form is made from the other when somebody asks, so bytes that nobody looks into are never
+copied or converted.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+from typing import Any, Final
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from gateway.errors import InvalidRequest, printable
+
+Buffer = bytes | bytearray | memoryview
+Array = npt.NDArray[Any]
+Shape = tuple[int, ...]
+Parameter = str | int | float | bool
+Signature = tuple[Any, ...]
+"""What must be equal for rows to share a batch: names, datatypes, inner shapes, parameters."""
+
+MAX_RANK: Final = 32
+_U32 = struct.Struct("<I")
+
+
+class Datatype:
+    """One Open Inference Protocol datatype.
+
+    `itemsize` is in bytes, 0 for BYTES, whose elements have each a length of their own.
+    """
+
+    __slots__ = ("dtype", "itemsize", "kind", "name")
+
+    def __init__(self, name: str, dtype: npt.DTypeLike, kind: str) -> None:
+        self.name = name
+        self.dtype = np.dtype(dtype)
+        self.kind = kind
+        self.itemsize = 0 if name == "BYTES" else self.dtype.itemsize
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+BYTES: Final = Datatype("BYTES", object, "bytes")
+DATATYPES: Final[dict[str, Datatype]] = {
+    d.name: d
+    for d in (
+        Datatype("BOOL", np.bool_, "bool"),
+        Datatype("UINT8", "<u1", "int"),
+        Datatype("UINT16", "<u2", "int"),
+        Datatype("UINT32", "<u4", "int"),
+        Datatype("UINT64", "<u8", "int"),
+        Datatype("INT8", "<i1", "int"),
+        Datatype("INT16", "<i2", "int"),
+        Datatype("INT32", "<i4", "int"),
+        Datatype("INT64", "<i8", "int"),
+        Datatype("FP16", "<f2", "float"),
+        Datatype("BF16", ml_dtypes.bfloat16, "float"),
+        Datatype("FP32", "<f4", "float"),
+        Datatype("FP64", "<f8", "float"),
+        BYTES,
+    )
+}
+_BY_DTYPE: Final = {d.dtype: d for d in DATATYPES.values()}
+
+
+def datatype(name: str) -> Datatype:
+    """The datatype called `name`. Raises `InvalidRequest` for an unknown one."""
+    try:
+        return DATATYPES[name]
+    except (KeyError, TypeError):
+        raise InvalidRequest(
+            f"unknown datatype '{printable(name)}'; known: {', '.join(DATATYPES)}"
+        ) from None
+
+
+def datatype_of(array: Array) -> Datatype:
+    """The datatype of a numpy array. Raises `KeyError` when the protocol has none for it."""
+    if array.dtype.kind in "OSU":
+        return BYTES
+    return _BY_DTYPE[array.dtype.newbyteorder("<") if array.dtype.kind in "iuf" else array.dtype]
+
+
+class TensorSpec:
+    """Declared tensor of a model: `shape` with -1 for dimensions of any size."""
+
+    __slots__ = ("datatype", "name", "optional", "shape")
+
+    def __init__(
+        self, name: str, datatype: Datatype, shape: Shape, *, optional: bool = False
+    ) -> None:
+        self.name = name
+        self.datatype = datatype
+        self.shape = shape
+        self.optional = optional
+
+    def __repr__(self) -> str:
+        return f"{self.name} {self.datatype} {list(self.shape)}"
+
+    def same_as(self, other: TensorSpec) -> bool:
+        """Whether clients see the same tensor in both."""
+        return (self.name, self.datatype.name, self.shape) == (
+            other.name,
+            other.datatype.name,
+            other.shape,
+        )
+
+
+class Tensor:
+    """A named tensor, row-major.
+
+    Exactly one of `data` (little-endian bytes as on the wire; BYTES elements with a `<u32>`
+    length each) and `array` must be given. Arrays made from received bytes are read-only
+    views. Raises `InvalidRequest` when bytes and shape do not agree (checked on the way in
+    by `check_size`, or by `array` for BYTES).
+    """
+
+    __slots__ = ("_array", "_data", "datatype", "name", "shape")
+
+    def __init__(
+        self,
+        name: str,
+        datatype: Datatype,
+        shape: Shape,
+        data: Buffer | None = None,
+        array: Array | None = None,
+    ) -> None:
+        self.name = name
+        self.datatype = datatype
+        self.shape = shape
+        self._data = data
+        self._array = array
+
+    def __repr__(self) -> str:
+        return f"Tensor({self.name} {self.datatype} {list(self.shape)})"
+
+    @property
+    def array(self) -> Array:
+        """The tensor as a numpy array of `shape`; BYTES as an object array of `bytes`."""
+        array = self._array
+        if array is None:
+            assert self._data is not None
+            if self.datatype is BYTES:
+                array = decode_bytes_elements(self.name, self._data, self.shape)
+            else:
+                array = np.frombuffer(self._data, self.datatype.dtype).reshape(self.shape)
+            self._array = array
+        return array
+
+    @property
+    def data(self) -> Buffer:
+        """The tensor's bytes as on the wire."""
+        data = self._data
+        if data is None:
+            assert self._array is not None
+            data = self._data = to_wire(self._array)
+        return data
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes on the wire (for BYTES arrays: of the elements and their lengths)."""
+        if self._data is not None:
+            return len(self._data)
+        if self.datatype.itemsize:
+            return element_count(self.shape) * self.datatype.itemsize
+        return len(self.data)
+
+    def check_size(self) -> None:
+        """Raises `InvalidRequest` unless the bytes have the size that shape and datatype say."""
+        itemsize = self.datatype.itemsize
+        data = self._data
+        if data is None or not itemsize:
+            return
+        expected = element_count(self.shape) * itemsize
+        if len(data) != expected:
+            raise InvalidRequest(
+                f"input '{printable(self.name)}' has {len(data)} bytes, but {self.datatype} "
+                f"{list(self.shape)} takes {expected}"
+            )
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Rows `start` to `stop` along the first dimension, without copying."""
+        shape = (stop - start, *self.shape[1:])
+        if self._array is None and self._data is not None and self.datatype.itemsize:
+            row = len(self._data) // self.shape[0]
+            part = memoryview(self._data)[start * row : stop * row]
+            return Tensor(self.name, self.datatype, shape, part)
+        return Tensor(self.name, self.datatype, shape, array=self.array[start:stop])
+
+
+def element_count(shape: Sequence[int]) -> int:
+    """Number of elements of a tensor of this shape; Python integers do not overflow."""
+    return math.prod(shape)
+
+
+def check_shape(name: str, shape: Sequence[object]) -> Shape:
+    """`shape` as a tuple of integers >= 0. Raises `InvalidRequest` otherwise."""
+    if len(shape) > MAX_RANK:
+        raise InvalidRequest(
+            f"input '{printable(name)}' has {len(shape)} dimensions, more than {MAX_RANK}"
+        )
+    for dim in shape:
+        if type(dim) is not int:
+            raise InvalidRequest(
+                f"input '{printable(name)}': shape must be a list of integers, "
+                f"not {printable(list(shape))}"
+            )
+        if dim < 0 or dim > 2**31 - 1:
+            raise InvalidRequest(
+                f"input '{printable(name)}': dimension {dim} in shape {printable(list(shape))} "
+                f"is not between 0 and 2147483647"
+            )
+    return tuple(shape)  # type: ignore[arg-type]
+
+
+def decode_bytes_elements(name: str, data: Buffer, shape: Shape) -> Array:
+    """An object array of `bytes` from length-prefixed elements (`<u32 LE length><bytes>`).
+
+    Raises `InvalidRequest` when the data is truncated, too long, or holds another number of
+    elements than `shape` says.
+    """
+    expected = element_count(shape)
+    total = len(data)
+    # Each element takes at least its length: refuse before a huge shape costs memory.
+    if expected * 4 > total:
+        raise InvalidRequest(
+            f"input '{printable(name)}': {total} bytes cannot hold the {expected} BYTES "
+            f"elements of shape {printable(list(shape))}"
+        )
+    elements: list[bytes] = []
+    view = memoryview(data)
+    offset = 0
+    while offset < total:
+        if offset + 4 > total:
+            raise InvalidRequest(
+                f"input '{printable(name)}': BYTES data ends inside the length of element "
+                f"{len(elements)}"
+            )
+        (length,) = _U32.unpack_from(view, offset)
+        offset += 4
+        if length > total - offset:
+            raise InvalidRequest(
+                f"input '{printable(name)}': BYTES element {len(elements)} says it has {length} "
+                f"bytes, but only {total - offset} are left"
+            )
+        if len(elements) == expected:
+            break
+        elements.append(bytes(view[offset : offset + length]))
+        offset += length
+    if len(elements) != expected or offset != total:
+        raise InvalidRequest(
+            f"input '{printable(name)}': shape {printable(list(shape))} takes {expected} BYTES "
+            f"elements, but the data holds {len(elements)}{' or more' if offset < total else ''}"
+        )
+    return objects(elements, shape)
+
+
+def objects(elements: Sequence[bytes], shape: Shape) -> Array:
+    """An object array of `shape` over `elements`; numpy must not look into them."""
+    array = np.empty(len(elements), dtype=object)
+    array[:] = elements
+    return array.reshape(shape)
+
+
+def as_bytes(element: object) -> bytes:
+    """One BYTES element as bytes; text is UTF-8."""
+    if isinstance(element, bytes):
+        return element
+    return str(element).encode("utf-8", "surrogateescape")
+
+
+def to_wire(array: Array) -> Buffer:
+    """The bytes of an array as on the wire, little-endian, without a copy where possible."""
+    if array.dtype.kind in "OSU":
+        parts: list[bytes] = []
+        for element in array.ravel().tolist():
+            raw = as_bytes(element)
+            parts.append(_U32.pack(len(raw)))
+            parts.append(raw)
+        return b"".join(parts)
+    if array.dtype.byteorder == ">":
+        array = array.astype(array.dtype.newbyteorder("<"))
+    if array.nbytes <= 65536:
+        return array.tobytes()
+    contiguous = np.ascontiguousarray(array)
+    return contiguous.reshape(-1).view(np.uint8).data
+
+
+class InferenceRequest:
+    """One decoded request, whatever protocol it came by.
+
+    `outputs` names the requested outputs, empty for all. `signature` and `rows` describe the
+    inputs for batching (first dimension = rows). `timeout_us` and `priority` come from the
+    reserved parameters, 0 when absent.
+    """
+
+    __slots__ = (
+        "id",
+        "inputs",
+        "model",
+        "outputs",
+        "parameters",
+        "priority",
+        "rows",
+        "signature",
+        "timeout_us",
+        "version",
+        "wire",
+    )
+
+    def __init__(
+        self,
+        model: str,
+        version: str,
+        inputs: tuple[Tensor, ...],
+        *,
+        id: str = "",
+        outputs: tuple[str, ...] = (),
+        parameters: dict[str, Parameter] | None = None,
+        signature: Signature | None = None,
+        timeout_us: int = 0,
+        priority: int = 0,
+        wire: Buffer | None = None,
+    ) -> None:
+        self.model = model
+        self.version = version
+        self.inputs = inputs
+        self.id = id
+        self.outputs = outputs
+        self.parameters = parameters
+        self.signature = signature_of(inputs) if signature is None else signature
+        self.rows = inputs[0].shape[0] if inputs and inputs[0].shape else 1
+        self.timeout_us = timeout_us
+        self.priority = priority
+        self.wire = wire
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all input tensors."""
+        total = 0
+        for tensor in self.inputs:
+            total += tensor.nbytes
+        return total
+
+
+def signature_of(inputs: Sequence[Tensor]) -> Signature:
+    """Names, datatypes and inner shapes, in the order given; ranks tell () from (0,)."""
+    return tuple([(t.name, t.datatype.name, len(t.shape), t.shape[1:]) for t in inputs])
+
+
+class InferenceResponse:
+    """One answer: output tensors and who gave them.
+
+    `route` says why this version was chosen: split, sticky, label, version or fallback.
+    """
+
+    __slots__ = ("id", "model", "outputs", "parameters", "route", "version")
+
+    def __init__(
+        self,
+        model: str,
+        version: str,
+        outputs: Sequence[Tensor],
+        *,
+        id: str = "",
+        route: str = "",
+        parameters: dict[str, Parameter] | None = None,
+    ) -> None:
+        self.model = model
+        self.version = version
+        self.outputs = outputs
+        self.id = id
+        self.route = route
+        self.parameters = parameters

@@ -1,0 +1,1 @@
+"""Load tests: how fast the gateway is, measured beside other servers."""

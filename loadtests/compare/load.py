@@ -1,0 +1,182 @@
+"""``h2load``: the posted file, the command, and what it printed."""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from . import wire
+from .errors import BenchError
+from .wire import Floats
+
+_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION = r"([\d.]+)(us|ms|s|m|h)"
+_FINISHED = re.compile(rf"finished in {_DURATION}, ([\d.]+) req/s")
+_COUNTS = re.compile(
+    r"requests: (\d+) total, \d+ started, (\d+) done, (\d+) succeeded, "
+    r"(\d+) failed, (\d+) errored, (\d+) timeout"
+)
+_CODES = re.compile(r"status codes: (\d+) 2xx")
+_MEAN = re.compile(rf"time for request:\s+{_DURATION}\s+{_DURATION}\s+{_DURATION}")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How many connections, and how many requests in flight on each."""
+
+    clients: int
+    streams: int = 1
+
+    @property
+    def concurrency(self) -> int:
+        """Requests in flight."""
+        return self.clients * self.streams
+
+
+@dataclass
+class Result:
+    """What h2load measured. Times in microseconds, ``seconds`` in seconds."""
+
+    requests: int
+    seconds: float = math.nan
+    per_second: float = math.nan
+    mean_us: float = math.nan
+    p50_us: float | None = None
+    p99_us: float | None = None
+    succeeded: int = 0
+    failed: int = 0
+    errored: int = 0
+    timeouts: int = 0
+    ok_codes: int = 0
+    problem: str = ""
+
+    def problems(self) -> list[str]:
+        """Why the run does not count; empty if it does."""
+        if self.problem:
+            return [self.problem]
+        found = []
+        for word in ("failed", "errored", "timeouts"):
+            if count := getattr(self, word):
+                found.append(f"h2load: {count} {word}")
+        if self.succeeded != self.requests:
+            found.append(f"h2load: {self.succeeded} of {self.requests} succeeded")
+        if self.ok_codes != self.requests:
+            found.append(f"h2load: {self.ok_codes} of {self.requests} answered 2xx")
+        return found
+
+
+@dataclass(frozen=True)
+class Target:
+    """One request, ready to be posted again and again."""
+
+    url: str
+    file: Path
+    options: tuple[str, ...]
+
+
+def target(protocol: str, server: tuple[str, str], model: str, rows: Floats, file: Path) -> Target:
+    """Writes the body to ``file``; ``server`` is the address of HTTP and that of gRPC."""
+    if protocol == "grpc":
+        file.write_bytes(wire.grpc_frame(wire.grpc_request(model, rows)))
+        headers = ("-Hcontent-type: application/grpc", "-Hte: trailers")
+        return Target(f"http://{server[1]}{wire.GRPC_INFER_PATH}", file, headers)
+    encode = wire.binary_request if protocol == "binary" else wire.json_request
+    request = encode(model, rows)
+    file.write_bytes(request.body)
+    headers = tuple(f"-H{name}: {value}" for name, value in request.headers.items())
+    return Target(f"http://{server[0]}{request.path}", file, ("--h1", *headers))
+
+
+def version() -> str:
+    """h2load's own version line; an error if it is not there."""
+    if shutil.which("h2load") is None:
+        raise BenchError("h2load is missing: install it with `apt install nghttp2-client`")
+    said = subprocess.run(["h2load", "--version"], capture_output=True, text=True, timeout=10)
+    return said.stdout.strip()
+
+
+def run(
+    what: Target, shape: Shape, requests: int, *, timeout_s: float, log: Path | None = None
+) -> Result:
+    """Posts exactly ``requests`` requests, in one thread.
+
+    With ``log``, every request's time is written there and the percentiles are filled in.
+    That costs the load generator 2 to 3 µs a request, which shows in the rate from some
+    10,000 requests a second on.
+    """
+    shape = Shape(min(shape.clients, requests), shape.streams)
+    command = ["h2load", f"-c{shape.clients}", f"-m{shape.streams}", f"-n{requests}"]
+    command += [f"-d{what.file}", *what.options]
+    if log is not None:
+        log.unlink(missing_ok=True)
+        command.append(f"--log-file={log}")
+    result = Result(requests)
+    try:
+        said = subprocess.run(
+            [*command, what.url],
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            timeout=timeout_s,
+        )
+    except subprocess.TimeoutExpired:
+        result.problem = f"h2load did not end within {timeout_s:.0f} s"
+        return result
+    parse(said.stdout + said.stderr, result)
+    if log is not None and not result.problem:
+        percentiles(log, result)
+    return result
+
+
+def parse(text: str, result: Result) -> None:
+    """Fills ``result`` from what h2load printed."""
+    finished, counts = _FINISHED.search(text), _COUNTS.search(text)
+    codes, mean = _CODES.search(text), _MEAN.search(text)
+    if not (finished and counts and codes and mean):
+        last = " ".join(text.split()[-30:])
+        result.problem = f"h2load's report cannot be read: {last}"
+        return
+    result.seconds = _seconds(finished[1], finished[2])
+    result.per_second = float(finished[3])
+    result.succeeded, result.failed = int(counts[3]), int(counts[4])
+    result.errored, result.timeouts = int(counts[5]), int(counts[6])
+    result.ok_codes = int(codes[1])
+    result.mean_us = _seconds(mean[5], mean[6]) * 1e6
+
+
+def _seconds(number: str, unit: str) -> float:
+    return float(number) * _UNITS[unit]
+
+
+def percentiles(log: Path, result: Result) -> None:
+    """Mean, p50 and p99 from h2load's log of every request's time."""
+    with log.open("rb") as lines:
+        times = np.array([int(line.rsplit(b"\t", 1)[1]) for line in lines], np.int64)
+    log.unlink()
+    if len(times) != result.requests:
+        result.problem = f"h2load logged {len(times)} of {result.requests} requests"
+        return
+    result.mean_us = float(times.mean())
+    result.p50_us, result.p99_us = (float(value) for value in np.percentile(times, [50, 99]))
+
+
+def calibrate(what: Target, shape: Shape, *, seconds: float, timeout_s: float) -> float:
+    """Requests a second, roughly, from runs that grow until one takes ``seconds``.
+
+    It warms the server up on the way.
+    """
+    requests = max(2 * shape.concurrency, 8)
+    while True:
+        result = run(what, shape, requests, timeout_s=timeout_s)
+        if result.problems():
+            raise BenchError(f"{what.url}: {'; '.join(result.problems())}")
+        if result.seconds >= seconds:
+            return result.per_second
+        grow = 1.3 * seconds / max(result.seconds, 1e-3)
+        requests = int(requests * min(max(grow, 1.5), 10))

@@ -1,0 +1,153 @@
+"""Servers as child processes: ports, start, readiness, memory, stop."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .errors import BenchError
+
+ROOT = Path(__file__).resolve().parents[2]
+"""The checkout: ``python -m gateway`` and ``python -m loadtests...`` are found from here."""
+
+
+@dataclass
+class Server:
+    """A running server. Addresses are ``host:port``."""
+
+    label: str
+    http: str
+    grpc: str
+    metrics: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    ready_s: float = 0.0
+    """Seconds from exec until ready answered 200."""
+    models: dict[str, str] = field(default_factory=dict)
+    """Model → the name it has on this server, where that differs."""
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nobody listens on right now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def get(address: str, path: str, timeout_s: float = 10.0) -> tuple[int, bytes]:
+    """Status and body of one HTTP GET; status 0 when nobody answers."""
+    connection = http.client.HTTPConnection(address, timeout=timeout_s)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    except (OSError, http.client.HTTPException):
+        return 0, b""
+    finally:
+        connection.close()
+
+
+@contextmanager
+def started(
+    label: str,
+    command: Sequence[str],
+    ports: tuple[str, str, str],
+    log: Path,
+    *,
+    env: Mapping[str, str] | None = None,
+    ready_timeout_s: float = 120.0,
+    poll_s: float = 0.01,
+    stop_grace_s: float = 15.0,
+    after: Callable[[], None] | None = None,
+) -> Iterator[Server]:
+    """Runs ``command`` until the block ends; enters once ``/v2/health/ready`` answers 200.
+
+    ``ports`` are the addresses of HTTP, gRPC and metrics. The process has a session of its
+    own, and all of it is ended with the block: SIGTERM, then SIGKILL after ``stop_grace_s``.
+    """
+    with log.open("wb") as output:
+        began = time.perf_counter()
+        process = subprocess.Popen(
+            list(command),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(env or {})},
+            start_new_session=True,
+            cwd=ROOT,
+        )
+    server = Server(label, *ports, process, log)
+    try:
+        _wait_ready(server, began + ready_timeout_s, poll_s)
+        server.ready_s = time.perf_counter() - began
+        yield server
+    finally:
+        _stop(process, stop_grace_s)
+        if after is not None:
+            after()
+
+
+def _wait_ready(server: Server, until: float, poll_s: float) -> None:
+    while True:
+        if get(server.http, "/v2/health/ready", timeout_s=5)[0] == 200:
+            return
+        code = server.process.poll()
+        if code is not None:
+            raise BenchError(f"{server.label} ended with {code} before it was ready{_tail(server)}")
+        if time.perf_counter() > until:
+            raise BenchError(f"{server.label} was not ready in time{_tail(server)}")
+        time.sleep(poll_s)
+
+
+def _tail(server: Server, lines: int = 15) -> str:
+    text = server.log.read_text(errors="replace").splitlines()[-lines:]
+    return "; its last output:\n  " + "\n  ".join(text) if text else " (it printed nothing)"
+
+
+def wait_models(server: Server, names: Sequence[str], timeout_s: float = 120.0) -> None:
+    """Returns once every model answers that it is ready."""
+    until = time.perf_counter() + timeout_s
+    for name in names:
+        while get(server.http, f"/v2/models/{name}/ready")[0] != 200:
+            if time.perf_counter() > until or server.process.poll() is not None:
+                raise BenchError(f"{server.label}: model {name} is not ready{_tail(server)}")
+            time.sleep(0.05)
+
+
+def _stop(process: subprocess.Popen[bytes], grace_s: float) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(grace_s)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def tree(pid: int) -> list[int]:
+    """The process and all its descendants."""
+    found = [pid]
+    for parent in found:
+        for task in Path(f"/proc/{parent}/task").glob("*/children"):
+            with suppress(OSError):
+                found += [int(child) for child in task.read_text().split()]
+    return found
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident memory (RSS) of the process and its descendants, in bytes."""
+    total = 0
+    for member in tree(pid):
+        with suppress(OSError):
+            for line in Path(f"/proc/{member}/status").read_text().splitlines():
+                if line.startswith("VmRSS:"):
+                    total += int(line.split()[1]) * 1024
+    return total

@@ -1,0 +1,1 @@
+"""Runtimes: the plugins that load artifacts and run them."""
