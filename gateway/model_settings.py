@@ -19,7 +19,7 @@ class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Base of every document a person writes: immutable, and unknown keys are refused."""
 
 
-class TensorSettings(Document, kw_only=True):
+class TensorSettings(Document, frozen=True, kw_only=True):
     """Declared input or output of a model.
 
     ``dims`` are without the batch dimension when ``max_batch_size`` is above 0, as in
@@ -37,7 +37,7 @@ class TensorSettings(Document, kw_only=True):
     """Path of a label file inside the model's folder (outputs only), one label a line."""
 
 
-class QueueSettings(Document, kw_only=True):
+class QueueSettings(Document, frozen=True, kw_only=True):
     """Bounds and time limit of the requests that wait for one servable."""
 
     max_requests: NaturalInt = 0
@@ -54,7 +54,7 @@ class QueueSettings(Document, kw_only=True):
     """Whether a request's own ``timeout`` may shorten ``timeout_us``."""
 
 
-class PriorityQueueSettings(Document, kw_only=True):
+class PriorityQueueSettings(Document, frozen=True, kw_only=True):
     """What differs from ``queue`` for one priority level; ``None`` keeps the queue's own value."""
 
     max_requests: NaturalInt | None = None
@@ -63,7 +63,7 @@ class PriorityQueueSettings(Document, kw_only=True):
     allow_timeout_override: bool | None = None
 
 
-class BatchingSettings(Document, kw_only=True):
+class BatchingSettings(Document, frozen=True, kw_only=True):
     """How requests of one servable are put together."""
 
     enabled: bool = True
@@ -84,7 +84,7 @@ class BatchingSettings(Document, kw_only=True):
     """Per level: what differs from ``queue`` for it."""
 
 
-class WarmupInput(Document, kw_only=True):
+class WarmupInput(Document, frozen=True, kw_only=True):
     """One tensor of a warm-up request."""
 
     datatype: str
@@ -94,7 +94,7 @@ class WarmupInput(Document, kw_only=True):
     """Raw little-endian bytes in ``<model>/warmup/<file>``; wins over ``source``."""
 
 
-class WarmupSettings(Document, kw_only=True):
+class WarmupSettings(Document, frozen=True, kw_only=True):
     """A request that is run before a version is published."""
 
     name: str = ""
@@ -104,7 +104,7 @@ class WarmupSettings(Document, kw_only=True):
     count: NaturalInt = 1
 
 
-class VersionPolicy(Document, kw_only=True):
+class VersionPolicy(Document, frozen=True, kw_only=True):
     """Which of the versions found are served: the newest ``latest``, all, or those listed.
 
     Versions that a split or a label names are served besides.
@@ -115,7 +115,7 @@ class VersionPolicy(Document, kw_only=True):
     specific: tuple[PositiveInt, ...] = ()
 
 
-class LimitSettings(Document, kw_only=True):
+class LimitSettings(Document, frozen=True, kw_only=True):
     """Bounds a model sets for its own callers."""
 
     max_rows: NaturalInt = 0
@@ -124,7 +124,7 @@ class LimitSettings(Document, kw_only=True):
     """Most requests in flight for one version; 0 = no bound but the queue's."""
 
 
-class ImageSettings(Document, kw_only=True):
+class ImageSettings(Document, frozen=True, kw_only=True):
     """How ``sluice infer --image`` turns a picture into this model's input tensor."""
 
     input: str
@@ -140,7 +140,7 @@ class ImageSettings(Document, kw_only=True):
     """Dark on light becomes light on dark before scaling."""
 
 
-class ModelSettings(Document, kw_only=True):
+class ModelSettings(Document, frozen=True, kw_only=True):
     """One model's settings, from whichever file they came."""
 
     runtime: str | None = None

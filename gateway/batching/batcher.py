@@ -65,6 +65,7 @@ class Batcher:
         self._runner = runner
         self._splitter = splitter
         self._clock = clock
+        self.now = clock.now
         self._lines: dict[Signature, Line] = {}
         self._retries: deque[Batch] = deque()
         self._running = 0

@@ -93,7 +93,5 @@ def all_cells() -> list[Cell]:
             cells.append(Cell(model, protocol, busy, goal=RATES.get(key), percentiles=tail))
             if grpc:
                 cells.append(Cell(model, protocol, Shape(64)))
-    bare = Cell(
-        "cnn", "grpc", Shape(4, 4), goal=CNN, rival="bare", verify_rate=2.0, verify_rows=1
-    )
+    bare = Cell("cnn", "grpc", Shape(4, 4), goal=CNN, rival="bare", verify_rate=2.0, verify_rows=1)
     return [*cells, bare]

@@ -58,6 +58,7 @@ def versions() -> dict[str, str]:
     if git := shutil.which("git"):
         said = subprocess.run(
             [git, "describe", "--always", "--dirty"],
+            check=False,
             cwd=ROOT,
             capture_output=True,
             text=True,

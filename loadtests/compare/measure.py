@@ -13,7 +13,7 @@ from .models import Model
 from .processes import Server, get
 from .verify import Verdict, verifier
 
-_SAMPLE = re.compile(rb'^(nv_inference_request_(?:success|failure))\{([^}]*)\} +([\d.eE+]+)', re.M)
+_SAMPLE = re.compile(rb"^(nv_inference_request_(?:success|failure))\{([^}]*)\} +([\d.eE+]+)", re.M)
 
 
 @dataclass(frozen=True)

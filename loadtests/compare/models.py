@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -50,7 +52,7 @@ class _Net:
         scale = np.sqrt(2.0 / fan_in)
         return self.constant((self.random.standard_normal(shape) * scale).astype(np.float32))
 
-    def add(self, op: str, *inputs: str, **attributes: object) -> None:
+    def add(self, op: str, *inputs: str, **attributes: Any) -> None:
         """Adds one node behind the last."""
         name = f"t{len(self.nodes)}"
         self.nodes.append(oh.make_node(op, [self.last, *inputs], [name], **attributes))
@@ -85,7 +87,7 @@ def make_mlp(path: Path) -> Model:
     """256-1024-1024-256-16 with Relu between: a model that gains from batches."""
     sizes = [256, 1024, 1024, 256, 16]
     net = _Net("mlp", sizes[:1])
-    for i, (rows, columns) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for i, (rows, columns) in enumerate(pairwise(sizes)):
         if i:
             net.add("Relu")
         bias = np.zeros(columns, np.float32)
@@ -101,7 +103,7 @@ def make_cnn(path: Path) -> Model:
     """
     net = _Net("cnn", [3, 64, 64])
     channels = [3, 32, 64] + [128] * 19
-    for i, (inside, outside) in enumerate(zip(channels, channels[1:], strict=False)):
+    for i, (inside, outside) in enumerate(pairwise(channels)):
         weights = net.weights([outside, inside, 3, 3], inside * 9)
         stride = 2 if i < 2 else 1
         net.add("Conv", weights, pads=[1, 1, 1, 1], strides=[stride, stride])
@@ -131,7 +133,7 @@ def samples(model: Model, count: int = 64, threads: int = 1) -> tuple[Floats, Fl
     return rows, np.concatenate(answers)
 
 
-def open_session(path: Path, threads: int):  # type: ignore[no-untyped-def]  # noqa: ANN201
+def open_session(path: Path, threads: int) -> Any:
     """An onnxruntime session with the options that every side of the comparison uses."""
     import onnxruntime
 

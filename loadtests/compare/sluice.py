@@ -40,6 +40,7 @@ def serve(
     *,
     ready_timeout_s: float = 120.0,
     poll_s: float = 0.01,
+    stop_grace_s: float = 12.0,
 ) -> Iterator[Server]:
     """A running gateway over ``directory`` in its default configuration.
 
@@ -57,7 +58,7 @@ def serve(
         env={"XDG_STATE_HOME": str(work / "state")},
         ready_timeout_s=ready_timeout_s,
         poll_s=poll_s,
-        stop_grace_s=12.0,
+        stop_grace_s=stop_grace_s,
     ) as server:
         wait_models(server, names)
         yield server

@@ -86,6 +86,7 @@ print(json.dumps({
 class Environment:
     """A virtual environment with nvidia-pytriton in it."""
 
+    folder: Path
     site: Path
     libdir: str
     python: str
@@ -97,11 +98,15 @@ class Environment:
         return self.site / "pytriton" / "tritonserver"
 
     def variables(self) -> dict[str, str]:
-        """What the server and its Python backend need to find."""
+        """What the server and its Python backend need to find.
+
+        The backend's stub ignores ``PYTHONPATH``; it takes the packages of the environment whose
+        ``python3`` comes first in ``PATH``.
+        """
         libraries = [str(self.site / "nvidia_pytriton.libs"), self.libdir]
         return {
             "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),
-            "PYTHONPATH": str(self.site),
+            "PATH": f"{self.folder / 'bin'}:{os.environ.get('PATH', os.defpath)}",
         }
 
 
@@ -110,7 +115,7 @@ def find(venv: Path | None) -> Environment:
     make = "make one with: python -m loadtests.compare.triton_env DIR"
     if venv is None:
         raise BenchError(
-            f"no Triton environment: give --triton-venv DIR or set TRITON_VENV; {make}; "
+            f"no Triton environment: give --triton-venv DIR or set TRITON_VENV ({make}), "
             "or run with --only sluicegate"
         )
     python = venv / "bin" / "python"
@@ -121,7 +126,11 @@ def find(venv: Path | None) -> Environment:
     )
     facts = json.loads(said.stdout)
     found = Environment(
-        Path(facts["site"]), facts["libdir"] or "", facts["python"], facts["versions"]
+        folder=venv,
+        site=Path(facts["site"]),
+        libdir=facts["libdir"] or "",
+        python=facts["python"],
+        versions=facts["versions"],
     )
     if not (found.server / "bin" / "tritonserver").exists():
         raise BenchError(f"{venv} holds no tritonserver; {make}")

@@ -46,7 +46,7 @@ class Verdict:
             self.mismatches += 1
         else:
             self.errors += 1
-        self.first_problem = self.first_problem or f"{kind}: {text:.300}"
+        self.first_problem = self.first_problem or f"{kind}: {' '.join(text.split()):.200}"
 
 
 def grpc_asker(address: str, model: str, timeout_s: float) -> Ask:

@@ -1,0 +1,54 @@
+"""What is refused before it costs anything."""
+
+from __future__ import annotations
+
+from gateway.config import LimitsConfig
+from gateway.errors import Draining, InvalidRequest, QueueFull, RequestTooLarge, Unsupported
+from gateway.tensors import InferenceRequest
+
+
+class Admission:
+    """Counts what is in the gateway and refuses what does not fit. Owned by the event loop."""
+
+    __slots__ = ("_limits", "bytes_in_flight", "draining", "in_flight")
+
+    def __init__(self, limits: LimitsConfig) -> None:
+        self._limits = limits
+        self.draining = False
+        self.in_flight = 0
+        """Calls admitted and not ended."""
+        self.bytes_in_flight = 0
+
+    def check_size(self, size: int) -> None:
+        """Raises `RequestTooLarge` for a message above the limit, before it is decoded."""
+        if size > self._limits.max_message_bytes:
+            raise RequestTooLarge(
+                f"the message has {size} bytes, more than limits.max_message_bytes = "
+                f"{self._limits.max_message_bytes}"
+            )
+
+    def admit(self, request: InferenceRequest) -> None:
+        """Raises `Draining`, `QueueFull`, `Unsupported` or `InvalidRequest`."""
+        if self.draining:
+            raise Draining
+        if self.in_flight >= self._limits.max_in_flight:
+            raise QueueFull(
+                f"{self.in_flight} requests are in flight, the most that limits.max_in_flight "
+                "allows; try again later"
+            )
+        if not request.inputs:
+            raise InvalidRequest("the request has no inputs; send at least one tensor")
+        if request.parameters is not None:
+            check_parameters(request)
+
+
+def check_parameters(request: InferenceRequest) -> None:
+    """Raises `Unsupported` for a reserved parameter that means something we do not do."""
+    assert request.parameters is not None
+    for name in ("sequence_id", "sequence_start", "sequence_end"):
+        # Triton's client sends the defaults along with any one of the three.
+        if request.parameters.get(name) not in (None, 0, "", False):
+            raise Unsupported(
+                f"parameter '{name}': sequences are not supported; send the whole sequence in one "
+                "request, or keep the state in the client"
+            )

@@ -1,0 +1,391 @@
+"""Inference on the Open Inference Protocol's REST side, with Triton's binary tensors.
+
+A body is JSON, or JSON followed by the tensors' bytes, whose JSON part is as long as
+``Inference-Header-Content-Length`` says. JSON heads of purely binary requests repeat, so
+those seen before are looked up instead of parsed.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import orjson
+
+from gateway.codecs.json_data import json_data, parse_json, tensor_from_json
+from gateway.codecs.parameters import refuse_tensor_parameters, timeout_and_priority
+from gateway.config import LimitsConfig
+from gateway.contract import Contract
+from gateway.errors import InvalidRequest, printable
+from gateway.tensors import (
+    BYTES,
+    Buffer,
+    Datatype,
+    InferenceRequest,
+    InferenceResponse,
+    Parameter,
+    Shape,
+    Tensor,
+    check_shape,
+    datatype,
+    element_count,
+    signature_of,
+)
+
+MAX_HEADS: Final = 2048
+MAX_HEAD: Final = 4096
+VIEW: Final = 65536
+"""Bytes from which a binary tensor is a view of the body."""
+
+_REQUEST_KEYS: Final = frozenset({"id", "parameters", "inputs", "outputs", "model_name", "model_version"})
+_INPUT_KEYS: Final = frozenset({"name", "shape", "datatype", "parameters", "data"})
+_OUTPUT_KEYS: Final = frozenset({"name", "parameters", "datatype", "shape", "data"})
+
+
+class AnswerForm:
+    """How the caller wants the outputs: `binary` as a default, and for those named."""
+
+    __slots__ = ("binary", "named")
+
+    def __init__(self, *, binary: bool = False, named: dict[str, bool] | None = None) -> None:
+        self.binary = binary
+        self.named = named
+
+    def is_binary(self, name: str) -> bool:
+        return self.binary if self.named is None else self.named.get(name, self.binary)
+
+
+JSON_ANSWER: Final = AnswerForm()
+BINARY_ANSWER: Final = AnswerForm(binary=True)
+
+
+class Head:
+    """The parsed JSON part of a request whose tensors are all binary."""
+
+    __slots__ = ("answer", "request", "sizes")
+
+    def __init__(self, request: InferenceRequest, sizes: tuple[int, ...], answer: AnswerForm) -> None:
+        # A request without data, from which the others of this head are made.
+        self.request = request
+        self.sizes = sizes
+        self.answer = answer
+
+
+class RestCodec:
+    """Decodes and encodes ``/infer`` bodies; keeps the heads it has seen. One thread."""
+
+    def __init__(self, limits: LimitsConfig) -> None:
+        self._limits = limits
+        self._heads: dict[tuple[str, str, bytes], Head] = {}
+        self._answers: dict[tuple[object, ...], bytes] = {}
+
+    # --- in
+
+    def decode(
+        self, model: str, version: str, body: Buffer, head_length: int | None
+    ) -> tuple[InferenceRequest, AnswerForm]:
+        """The request in `body`, and the form of its answer. `head_length` is the JSON part's
+        length in bytes where there are binary tensors. Raises `RequestError`."""
+        if head_length is None:
+            tree = parse_json(body, self._limits.max_json_depth)
+            request, answer, _ = self._request(model, version, tree, memoryview(b""))
+            return request, answer
+        if head_length > len(body):
+            raise InvalidRequest(
+                f"Inference-Header-Content-Length is {head_length}, but the body has only "
+                f"{len(body)} bytes"
+            )
+        text = bytes(body[:head_length])
+        head = self._heads.get((model, version, text))
+        if head is not None and len(body) - head_length == sum(head.sizes):
+            return self._filled(head, body, head_length), head.answer
+        tree = parse_json(text, self._limits.max_json_depth)
+        rest = memoryview(body)[head_length:]
+        request, answer, sizes = self._request(model, version, tree, rest)
+        if sizes is not None and not request.id and head_length <= MAX_HEAD:
+            if len(self._heads) >= MAX_HEADS:
+                self._heads.pop(next(iter(self._heads)))
+            empty = InferenceRequest(
+                model,
+                version,
+                tuple(Tensor(t.name, t.datatype, t.shape, b"") for t in request.inputs),
+                outputs=request.outputs,
+                parameters=request.parameters,
+                signature=request.signature,
+                timeout_us=request.timeout_us,
+                priority=request.priority,
+            )
+            self._heads[model, version, text] = Head(empty, sizes, answer)
+        return request, answer
+
+    def _filled(self, head: Head, body: Buffer, at: int) -> InferenceRequest:
+        """The request of a known head over this body's tensors."""
+        like = head.request
+        inputs = []
+        for tensor, size in zip(like.inputs, head.sizes, strict=True):
+            data = body[at : at + size] if size < VIEW else memoryview(body)[at : at + size]
+            inputs.append(Tensor(tensor.name, tensor.datatype, tensor.shape, data))
+            at += size
+        return InferenceRequest(
+            like.model,
+            like.version,
+            tuple(inputs),
+            outputs=like.outputs,
+            parameters=like.parameters,
+            signature=like.signature,
+            timeout_us=like.timeout_us,
+            priority=like.priority,
+        )
+
+    def decode_raw(
+        self, model: str, version: str, body: Buffer, contract: Contract
+    ) -> tuple[InferenceRequest, AnswerForm]:
+        """A body that is nothing but the bytes of a single input (head length 0)."""
+        if len(contract.inputs) != 1:
+            raise InvalidRequest(
+                f"Inference-Header-Content-Length 0 means the body is the model's only input, "
+                f"but '{model}' has {len(contract.inputs)}"
+            )
+        spec = contract.inputs[0]
+        dims = list(spec.shape)
+        if contract.batched:
+            dims[0] = 1
+        if dims.count(-1) > (0 if spec.datatype is BYTES else 1):
+            raise InvalidRequest(
+                f"input '{spec.name}' has shape {dims}: more sizes are open than a raw body tells"
+            )
+        if spec.datatype is BYTES:
+            body = len(body).to_bytes(4, "little") + bytes(body)
+        elif -1 in dims:
+            known = element_count([d for d in dims if d >= 0]) * spec.datatype.itemsize
+            dims[dims.index(-1)] = len(body) // known if known else 0
+        tensor = _binary(spec.name, spec.datatype, tuple(dims), memoryview(body))
+        return InferenceRequest(model, version, (tensor,)), BINARY_ANSWER
+
+    def _request(
+        self, model: str, version: str, tree: dict[str, Any], binary: memoryview
+    ) -> tuple[InferenceRequest, AnswerForm, tuple[int, ...] | None]:
+        """The request of a parsed body, and the tensors' sizes if all are binary."""
+        refuse_unknown(tree, _REQUEST_KEYS, "the request")
+        inputs_json = _list_of_objects(tree, "inputs")
+        outputs_json = _list_of_objects(tree, "outputs")
+        limits = self._limits
+        if max(len(inputs_json), len(outputs_json)) > limits.max_tensors:
+            raise InvalidRequest(
+                f"the request has more than limits.max_tensors = {limits.max_tensors} tensors"
+            )
+        parameters = _parameters(tree, "the request") or None
+        count = len(parameters or ())
+        inputs: list[Tensor] = []
+        sizes: list[int] = []
+        at = 0
+        for each in inputs_json:
+            tensor, size = _input(each, binary[at:])
+            count += len(each.get("parameters") or ())
+            inputs.append(tensor)
+            if size is not None:
+                sizes.append(size)
+                at += size
+        if at != len(binary):
+            raise InvalidRequest(
+                f"the body has {len(binary) - at} bytes more than its inputs' binary_data_size say"
+            )
+        answer, names = self._answer(outputs_json, parameters)
+        count += sum(len(each.get("parameters") or ()) for each in outputs_json)
+        if count > limits.max_parameters:
+            raise InvalidRequest(
+                f"the request has {count} parameters, more than limits.max_parameters = "
+                f"{limits.max_parameters}"
+            )
+        timeout_us = priority = 0
+        if parameters is not None:
+            timeout_us, priority = timeout_and_priority(parameters)
+        request_id = tree.get("id", "")
+        if type(request_id) is not str:
+            raise InvalidRequest("id must be a string")
+        request = InferenceRequest(
+            model,
+            version,
+            tuple(inputs),
+            id=request_id,
+            outputs=names,
+            parameters=parameters,
+            signature=signature_of(inputs),
+            timeout_us=timeout_us,
+            priority=priority,
+        )
+        all_binary = len(sizes) == len(inputs) and all(t.datatype is not BYTES for t in inputs)
+        return request, answer, tuple(sizes) if all_binary else None
+
+    def _answer(
+        self, outputs: list[dict[str, Any]], parameters: dict[str, Parameter] | None
+    ) -> tuple[AnswerForm, tuple[str, ...]]:
+        default = parameters.get("binary_data_output", False) if parameters else False
+        if type(default) is not bool:
+            raise InvalidRequest("parameter 'binary_data_output' must be true or false")
+        if not outputs:
+            return BINARY_ANSWER if default else JSON_ANSWER, ()
+        named: dict[str, bool] = {}
+        for each in outputs:
+            name = _name(each, "output")
+            refuse_unknown(each, _OUTPUT_KEYS, f"output '{printable(name)}'")
+            own = _parameters(each, f"output '{printable(name)}'")
+            refuse_tensor_parameters(name, own, "output")
+            binary = own.get("binary_data", default)
+            if type(binary) is not bool:
+                raise InvalidRequest(
+                    f"output '{printable(name)}': binary_data must be true or false"
+                )
+            named[name] = binary
+        if all(named.values()):
+            return BINARY_ANSWER, tuple(named)
+        return AnswerForm(binary=default, named=named), tuple(named)
+
+    # --- out
+
+    def encode(self, response: InferenceResponse, form: AnswerForm) -> tuple[bytes, int | None]:
+        """The body, and the length of its JSON part where binary tensors follow it.
+
+        Raises `Unsupported` for what JSON cannot say.
+        """
+        if form is BINARY_ANSWER and not response.id:
+            return self._encode_binary(response)
+        outputs: list[dict[str, Any]] = []
+        binary: list[Buffer] = []
+        for tensor in response.outputs:
+            output: dict[str, Any] = {
+                "name": tensor.name,
+                "datatype": tensor.datatype.name,
+                "shape": tensor.shape,
+            }
+            if form.is_binary(tensor.name):
+                output["parameters"] = {"binary_data_size": len(tensor.data)}
+                binary.append(tensor.data)
+            else:
+                output["data"] = json_data(tensor)
+            outputs.append(output)
+        head = self._head(response, outputs)
+        if not binary:
+            return head, None
+        return b"".join([head, *binary]), len(head)
+
+    def _encode_binary(self, response: InferenceResponse) -> tuple[bytes, int]:
+        data = [tensor.data for tensor in response.outputs]
+        key = (
+            response.model,
+            response.version,
+            *[(t.name, t.shape, len(d)) for t, d in zip(response.outputs, data, strict=True)],
+        )
+        head = self._answers.get(key)
+        if head is None:
+            head = self._head(
+                response,
+                [
+                    {
+                        "name": tensor.name,
+                        "datatype": tensor.datatype.name,
+                        "shape": tensor.shape,
+                        "parameters": {"binary_data_size": len(each)},
+                    }
+                    for tensor, each in zip(response.outputs, data, strict=True)
+                ],
+            )
+            if len(self._answers) >= MAX_HEADS:
+                self._answers.clear()
+            self._answers[key] = head
+        return b"".join([head, *data]), len(head)
+
+    def _head(self, response: InferenceResponse, outputs: list[dict[str, Any]]) -> bytes:
+        tree: dict[str, Any] = {
+            "model_name": response.model,
+            "model_version": response.version,
+        }
+        if response.id:
+            tree["id"] = response.id
+        if response.parameters:
+            tree["parameters"] = response.parameters
+        tree["outputs"] = outputs
+        return orjson.dumps(tree, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def refuse_unknown(tree: dict[str, Any], known: frozenset[str], what: str) -> None:
+    """Raises `InvalidRequest` for a key that the protocol does not have."""
+    if not known.issuperset(tree):
+        name = next(key for key in tree if key not in known)
+        raise InvalidRequest(
+            f"{what} has an unknown key '{printable(name)}'; known: {', '.join(sorted(known))}"
+        )
+
+
+def _list_of_objects(tree: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    value = tree.get(key)
+    if value is None:
+        return []
+    if type(value) is not list or any(type(each) is not dict for each in value):
+        raise InvalidRequest(f"'{key}' must be a list of objects")
+    return value
+
+
+def _name(tree: dict[str, Any], what: str) -> str:
+    name = tree.get("name")
+    if type(name) is not str or not name:
+        raise InvalidRequest(f"every {what} needs a 'name' that is a string")
+    return name
+
+
+def _parameters(tree: dict[str, Any], what: str) -> dict[str, Parameter]:
+    parameters = tree.get("parameters")
+    if parameters is None:
+        return {}
+    if type(parameters) is not dict:
+        raise InvalidRequest(f"the parameters of {what} must be an object")
+    for name, value in parameters.items():
+        if type(value) not in (str, int, float, bool):
+            raise InvalidRequest(
+                f"parameter '{printable(name)}' of {what} must be a string, number or boolean"
+            )
+    return parameters
+
+
+def _input(tree: dict[str, Any], binary: memoryview) -> tuple[Tensor, int | None]:
+    """One input, and its size in bytes if it is binary."""
+    name = _name(tree, "input")
+    refuse_unknown(tree, _INPUT_KEYS, f"input '{printable(name)}'")
+    shape_json = tree.get("shape")
+    if type(shape_json) is not list:
+        raise InvalidRequest(f"input '{printable(name)}' needs a 'shape' that is a list")
+    shape = check_shape(name, shape_json)
+    kind = datatype(tree.get("datatype", ""))
+    parameters = _parameters(tree, f"input '{printable(name)}'")
+    if parameters:
+        refuse_tensor_parameters(name, parameters, "input")
+    size = parameters.get("binary_data_size")
+    if size is None:
+        if "data" not in tree:
+            raise InvalidRequest(
+                f"input '{printable(name)}' has neither 'data' nor the parameter 'binary_data_size'"
+            )
+        return tensor_from_json(name, kind, shape, tree["data"]), None
+    if "data" in tree:
+        raise InvalidRequest(
+            f"input '{printable(name)}' has both 'data' and 'binary_data_size'; send one of them"
+        )
+    if type(size) is not int or size < 0:
+        raise InvalidRequest(
+            f"input '{printable(name)}': binary_data_size must be a whole number of at least 0"
+        )
+    if size > len(binary):
+        raise InvalidRequest(
+            f"input '{printable(name)}' says binary_data_size {size}, but only {len(binary)} bytes "
+            "are left in the body"
+        )
+    return _binary(name, kind, shape, binary[:size]), size
+
+
+def _binary(name: str, kind: Datatype, shape: Shape, data: memoryview) -> Tensor:
+    tensor = Tensor(name, kind, shape, data if len(data) >= VIEW else bytes(data))
+    if kind is BYTES:
+        # Looked into here, so that a broken one harms nobody else's batch.
+        _ = tensor.array
+    else:
+        tensor.check_size()
+    return tensor

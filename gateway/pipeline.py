@@ -1,0 +1,134 @@
+"""The path of a request, from bytes to bytes, in one place.
+
+        servers      codecs                  core                       runtimes
+    bytes → http, grpc → decode → admit → route → batch → execute → onnx, ...
+    bytes ← http, grpc ← encode ←──────── split rows ←─────
+
+A server makes a `Call` (its subclass knows socket and codec) and hands it to
+`Pipeline.serve`. That function is the way in. The way out begins in
+`Batcher._finished`, which cuts the outputs into rows and calls `Call.reply`; there the
+codec encodes and the server writes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+from gateway.admission import Admission
+from gateway.call import Call
+from gateway.errors import Cancelled, InferenceFailed, SluiceError
+from gateway.routing import Route, Router
+from gateway.servable import Servable
+from gateway.tensors import InferenceRequest, InferenceResponse
+from gateway.telemetry.logs import log
+from gateway.telemetry.stats import error_name, failure_reason
+
+
+class Pipeline:
+    """Everything between the servers and the runtimes. Owned by the event loop."""
+
+    def __init__(self, router: Router[Servable], admission: Admission) -> None:
+        self.router = router
+        self.admission = admission
+        self.refused: Counter[tuple[str, str]] = Counter()
+        """(protocol, code) → requests that ended before a version was chosen."""
+
+    def serve(self, call: Call) -> None:
+        """Takes a call all the way into its servable's waiting line; never raises."""
+        servable: Servable | None = None
+        try:
+            # bytes → tensors; the codec checks all that can be checked without the model
+            request = call.decode()
+            call.request = request
+            # limits and draining
+            self.admission.admit(request)
+            # model, version or label, routing key → servable, from one immutable snapshot
+            servable, call.route = self.choose(call, request)
+            # shape and datatype against the model, queue bounds, deadline; then it waits, runs
+            # in a batch, and ends in call.reply (encode, write) or call.fail
+            servable.batcher.submit(call)
+        except SluiceError as error:
+            self._refuse(call, servable, error)
+        except Exception as error:
+            log.exception("unexpected error on the request path")
+            self._refuse(call, servable, InferenceFailed(f"internal error: {type(error).__name__}"))
+
+    def choose(self, call: Call, request: InferenceRequest) -> tuple[Servable, str]:
+        """The servable that answers, and why it. Raises `NotFound` or `ModelNotReady`."""
+        route = self.router.table.get(request.model)
+        if route is None:
+            route = self.router.route(request.model)
+        if request.version:
+            return route.named(request.version)
+        if route.only is not None:
+            return route.default(None)
+        return route.default(routing_key(call, request, route))
+
+    def _refuse(self, call: Call, servable: Servable | None, error: SluiceError) -> None:
+        if servable is None:
+            self.refused[call.protocol, error_name(error)] += 1
+        else:
+            seconds = max(servable.batcher.now() - call.arrived, 0.0)
+            servable.stats.failed(call.protocol, error_name(error), failure_reason(error), seconds)
+        call.fail(error)
+
+    async def infer(self, call: AwaitableCall) -> InferenceResponse:
+        """Serves a call and waits for its end; being cancelled cancels it."""
+        self.serve(call)
+        try:
+            return await call.future
+        except asyncio.CancelledError:
+            call.cancel()
+            raise
+
+
+def routing_key(call: Call, request: InferenceRequest, route: Route[Servable]) -> str | None:
+    """The value that keeps a caller on one version, if the request carries one."""
+    sticky = route.sticky
+    if sticky.header is not None:
+        key = call.header(sticky.header)
+        if key:
+            return key
+    if sticky.parameter is not None and request.parameters is not None:
+        value = request.parameters.get(sticky.parameter)
+        if value is not None:
+            return str(value)
+    return None
+
+
+class AwaitableCall(Call):
+    """A call whose end is a future: for streams, for V1, for tests."""
+
+    __slots__ = ("future", "headers")
+
+    def __init__(
+        self,
+        request: InferenceRequest | None,
+        arrived: float,
+        deadline: float | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(arrived, deadline)
+        if request is not None:
+            self.request = request
+        self.headers = headers or {}
+        self.future: asyncio.Future[InferenceResponse] = (
+            asyncio.get_running_loop().create_future()
+        )
+
+    def header(self, name: str) -> str | None:
+        return self.headers.get(name)
+
+    def _replied(self, response: InferenceResponse) -> None:
+        if not self.future.done():
+            self.future.set_result(response)
+
+    def _failed(self, error: SluiceError) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+    def _cancelled(self) -> None:
+        if not self.future.done():
+            self.future.set_exception(Cancelled("the caller went away"))
+            self.future.exception()  # nobody has to be there to hear it

@@ -1,0 +1,169 @@
+"""Which version answers: a pure function over an immutable table.
+
+The table is replaced as a whole by one assignment (`Router.publish`), so a request sees
+either all of a change or nothing of it.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from hashlib import blake2b
+from itertools import accumulate
+from random import random
+from typing import Final, Generic, TypeVar
+
+from gateway.errors import ModelNotReady, UnknownModel, UnknownVersion
+
+DEFAULT_STICKY_HEADER: Final = "x-sluice-key"
+
+S = TypeVar("S")
+"""The servable; routing never looks into it."""
+
+
+@dataclass(frozen=True)
+class Sticky:
+    """Where the routing key of a request is: a header (lower case) or a request parameter."""
+
+    header: str | None = DEFAULT_STICKY_HEADER
+    parameter: str | None = None
+
+
+@dataclass(frozen=True)
+class Route(Generic[S]):
+    """One model's versions that can answer, and the split over them.
+
+    `versions` holds every ready version. `weights` are those of the declared split, of
+    ready and other versions; what is not ready passes its share to `stable`.
+    """
+
+    model: str
+    versions: Mapping[str, S]
+    weights: Mapping[str, float] = field(default_factory=dict)
+    stable: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    sticky: Sticky = Sticky()
+    known_versions: tuple[str, ...] = ()
+    reason: str = ""
+    """Why nothing is ready, for the error."""
+
+    def __post_init__(self) -> None:
+        effective = effective_weights(self.weights, self.stable, self.versions)
+        targets = tuple(self.versions[version] for version in effective)
+        object.__setattr__(self, "effective", effective)
+        object.__setattr__(self, "targets", targets)
+        object.__setattr__(self, "bounds", tuple(accumulate(effective.values())))
+        object.__setattr__(self, "only", targets[0] if len(targets) == 1 else None)
+        object.__setattr__(
+            self, "fallback", any(w and v not in self.versions for v, w in self.weights.items())
+        )
+
+    effective: Mapping[str, float] = field(init=False, repr=False)
+    targets: tuple[S, ...] = field(init=False, repr=False)
+    bounds: tuple[float, ...] = field(init=False, repr=False)
+    only: S | None = field(init=False, repr=False)
+    fallback: bool = field(init=False, repr=False)
+
+    def default(self, key: str | None, rng: Callable[[], float] = random) -> tuple[S, str]:
+        """The servable for a request that names no version, and why it.
+
+        Raises `ModelNotReady` when no version can answer.
+        """
+        only = self.only
+        if only is not None:
+            return only, "fallback" if self.fallback else "split"
+        if not self.targets:
+            raise not_ready(self)
+        if key is not None:
+            version = rendezvous(self.model, key, self.effective)
+            return self.versions[version], "sticky"
+        bounds = self.bounds
+        index = bisect_right(bounds, rng() * bounds[-1])
+        return self.targets[min(index, len(bounds) - 1)], "split"
+
+    def named(self, name: str) -> tuple[S, str]:
+        """The servable of a version or label.
+
+        Raises `UnknownVersion`, or `ModelNotReady` for a known version that cannot answer.
+        """
+        servable = self.versions.get(name)
+        if servable is not None:
+            return servable, "version"
+        version = self.labels.get(name)
+        if version is not None:
+            servable = self.versions.get(version)
+            if servable is not None:
+                return servable, "label"
+            raise ModelNotReady(f"version {version} (label '{name}') of {self.model} is not ready")
+        if name in self.known_versions:
+            raise ModelNotReady(f"version {name} of model '{self.model}' is not ready")
+        raise UnknownVersion(self.model, name, (*self.known_versions, *self.labels))
+
+
+def not_ready(route: Route[S]) -> ModelNotReady:
+    why = f": {route.reason}" if route.reason else ""
+    return ModelNotReady(f"model '{route.model}' has no version that is ready{why}")
+
+
+def effective_weights(
+    weights: Mapping[str, float], stable: str | None, ready: Mapping[str, object]
+) -> dict[str, float]:
+    """The split over ready versions: the share of the others goes to the stable one.
+
+    Where the stable version is not ready either, the ready ones share in proportion.
+    """
+    result = {v: float(w) for v, w in weights.items() if w > 0 and v in ready}
+    missing = sum(w for v, w in weights.items() if w > 0 and v not in ready)
+    if stable is not None and stable in ready and (missing or not result):
+        result[stable] = result.get(stable, 0.0) + (missing or 1.0)
+    return result
+
+
+def rendezvous(model: str, key: str, weights: Mapping[str, float]) -> str:
+    """The version for a routing key: the same on every replica, and when weights change only
+    the keys that have to move do.
+
+    Weighted rendezvous hashing (Thaler and Ravishankar 1998; weights after Schindelhauer and
+    Schomaker 2005): the highest of ``-weight / ln(hash)``, the hash blake2b-64 over model, NUL
+    and key, keyed by the version, taken to be in (0, 1).
+    """
+    text = f"{model}\0{key}".encode("utf-8", "surrogateescape")
+    best = ""
+    best_score = -1.0
+    for version, weight in weights.items():
+        digest = blake2b(text, digest_size=8, key=version.encode()[:64]).digest()
+        unit = (int.from_bytes(digest, "big") + 0.5) / 2**64
+        # 1 - 2^-65 rounds to 1.0, whose logarithm is 0.
+        score = -weight / (math.log(unit) or -5e-20)
+        if score > best_score:
+            best, best_score = version, score
+    return best
+
+
+class Router(Generic[S]):
+    """Holds the current table."""
+
+    __slots__ = ("table",)
+
+    def __init__(self) -> None:
+        self.table: Mapping[str, Route[S]] = {}
+
+    def publish(self, route: Route[S]) -> None:
+        """Replaces one model's route."""
+        self.table = {**self.table, route.model: route}
+
+    def withdraw(self, model: str) -> None:
+        """Forgets a model."""
+        self.table = {name: route for name, route in self.table.items() if name != model}
+
+    def route(self, model: str) -> Route[S]:
+        """Raises `UnknownModel`."""
+        try:
+            return self.table[model]
+        except KeyError:
+            pass
+        close = get_close_matches(model[:100], list(self.table)[:2000], n=1)
+        raise UnknownModel(model, tuple(close))

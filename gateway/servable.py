@@ -1,0 +1,63 @@
+"""One loaded version, able to infer: a runtime's model plus its batcher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from gateway.batching.batcher import Batcher
+from gateway.contract import Contract
+from gateway.model_settings import ModelSettings
+from gateway.telemetry.stats import ServableStats
+from runtimes.interface import Model
+
+
+class Servable:
+    """What the routing table points at.
+
+    Whoever holds a call in the batcher keeps it alive: `retire` closes the model only after
+    the last call has ended.
+    """
+
+    __slots__ = (
+        "_close", "_retired", "batcher", "contract", "max_batch_size", "model", "name", "runtime",
+        "settings", "stats", "version", "wire",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        model: Model,
+        batcher: Batcher,
+        contract: Contract,
+        settings: ModelSettings,
+        *,
+        runtime: str,
+        max_batch_size: int,
+        close: Callable[[], None],
+    ) -> None:
+        self.name = name
+        self.version = version
+        self.model = model
+        self.batcher = batcher
+        self.contract = contract
+        self.settings = settings
+        self.runtime = runtime
+        self.max_batch_size = max_batch_size
+        self.stats: ServableStats = batcher.stats
+        self.wire: dict[object, object] = {}
+        """What the codecs keep beside the version, such as the encoded head of its answers."""
+        self._close = close
+        self._retired = False
+
+    @property
+    def idle(self) -> bool:
+        """Whether no call waits or runs."""
+        return self.batcher.pending == 0
+
+    def close(self) -> None:
+        """Gives everything back; the lifecycle calls it once, when idle."""
+        if not self._retired:
+            self._retired = True
+            self.batcher.close()
+            self._close()
