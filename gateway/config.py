@@ -40,6 +40,10 @@ class HttpConfig(Section, kw_only=True):
     keep_alive: Annotated[
         float, doc("Seconds an idle connection is kept open.", gt=0)
     ] = 75.0
+    compress_from: Annotated[
+        int,
+        doc("Smallest answer in bytes that is compressed for callers that accept it.", ge=0),
+    ] = 1024
     request_timeout: Annotated[
         float, doc("Seconds a sender may take from a request's first byte to its last.", gt=0)
     ] = 60.0
@@ -121,9 +125,6 @@ class LifecycleConfig(Section, kw_only=True):
     retry_seconds: Annotated[
         float, doc("First pause before a failed load is tried again; doubles up to 32 times.", gt=0)
     ] = 10.0
-    warmup: Annotated[
-        bool, doc("Run every version on made-up rows before it takes requests.")
-    ] = True
 
 
 class RegistryConfig(Section, kw_only=True):

@@ -11,14 +11,20 @@ from gateway.tensors import InferenceRequest, Tensor, TensorSpec
 class Contract:
     """What a model takes and gives. Shapes have every dimension, -1 for any size."""
 
-    __slots__ = ("_inputs", "_outputs", "batched", "inputs", "outputs")
+    __slots__ = ("_inputs", "_outputs", "batched", "inputs", "outputs", "parameters_matter")
 
     def __init__(
-        self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *, batched: bool
+        self,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        *,
+        batched: bool,
+        parameters_matter: bool = False,
     ) -> None:
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
         self.batched = batched
+        self.parameters_matter = parameters_matter
         self._inputs = {spec.name: spec for spec in inputs}
         self._outputs = frozenset(spec.name for spec in outputs)
 

@@ -120,6 +120,7 @@ def run(args: argparse.Namespace, work: Path) -> int:
     command = shlex.join(["python", "-m", "loadtests.compare", *sys.argv[1:]])
     plan = Plan(args.rounds, args.duration, args.threads, work)
     report = Report(command, machine.describe(), machine.versions(), {}, {}, plan)
+    interrupted = False
     try:
         if "cells" in what:
             run_cells(args, cells, report)
@@ -131,6 +132,7 @@ def run(args: argparse.Namespace, work: Path) -> int:
             if args.many:
                 report.figures += figures.many(args.sluice, args.many, plan)
     except KeyboardInterrupt:
+        interrupted = True
         say("interrupted: what was measured until now follows")
     if "cells" in what:
         report.rows = summary.rows(cells, report.outcome)
@@ -138,6 +140,8 @@ def run(args: argparse.Namespace, work: Path) -> int:
     print(markdown(report))
     for path in write(report, args.out):
         say(f"written: {path}")
+    if interrupted:
+        return 130
     verdicts = [row.verdict for row in report.rows] + [one.verdict for one in report.figures]
     return 1 if {"MISS", "INVALID"} & set(verdicts) else 0
 

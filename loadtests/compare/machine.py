@@ -55,18 +55,25 @@ def versions() -> dict[str, str]:
     for name in PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-    if git := shutil.which("git"):
-        said = subprocess.run(
-            [git, "describe", "--always", "--dirty"],
-            check=False,
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=20,
-        )
-        if said.returncode == 0:
-            found["commit"] = said.stdout.strip()
+    if head := _git("rev-parse", "--short", "HEAD"):
+        changed = _git("status", "--porcelain", "--untracked-files=no")
+        found["commit"] = head + (" and local changes" if changed else "")
     return found
+
+
+def _git(*words: str) -> str:
+    """What git says of the checkout; empty without git. It takes no locks."""
+    if (git := shutil.which("git")) is None:
+        return ""
+    said = subprocess.run(
+        [git, "--no-optional-locks", *words],
+        check=False,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    return said.stdout.strip() if said.returncode == 0 else ""
 
 
 def server_version(server: Server) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -127,6 +128,15 @@ def markdown(report: Report) -> str:
     return "\n".join(parts)
 
 
+def _without_nan(value: object) -> object:
+    """The same document with ``null`` for NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {str(key): _without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 def write(report: Report, folder: Path) -> list[Path]:
     """Writes Markdown and JSON; returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -134,5 +144,6 @@ def write(report: Report, folder: Path) -> list[Path]:
     stem = "compare-" + stem.replace(" ", "-")
     text, data = folder / f"{stem}.md", folder / f"{stem}.json"
     text.write_text(markdown(report), encoding="utf-8")
-    data.write_text(json.dumps(asdict(report), indent=1, default=str), encoding="utf-8")
+    plain = _without_nan(asdict(report))
+    data.write_text(json.dumps(plain, indent=1, default=str), encoding="utf-8")
     return [text, data]

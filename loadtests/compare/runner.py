@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -147,5 +148,7 @@ class Runner:
     def _record(self, run: Run) -> None:
         self.outcome.runs.append(run)
         text = f"round {run.round}  {run.cell:<20} {run.contender:<11}"
-        text += f" {run.rate:10,.0f}/s  mean {run.result.mean_us:8,.0f} us"
+        text += f" {run.rate:10,.0f}/s"
+        if not math.isnan(run.result.mean_us):
+            text += f"  mean {run.result.mean_us:8,.0f} us"
         say(text + "".join(f"\n    does not count: {problem}" for problem in run.problems))

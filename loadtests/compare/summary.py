@@ -11,7 +11,6 @@ from .measure import Run
 from .runner import Outcome
 from .sluice import NAME as SLUICE
 
-
 UNEVEN = 0.9
 """Below this share of requests in flight, a row gets a note."""
 

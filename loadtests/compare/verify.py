@@ -186,8 +186,12 @@ def verifier(
             process.stdout.readline()
         yield Verifier(process)
     finally:
-        with process:  # closes the pipes and waits
-            process.kill()
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            with suppress(BrokenPipeError):
+                if pipe is not None:
+                    pipe.close()
 
 
 if __name__ == "__main__":

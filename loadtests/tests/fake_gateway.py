@@ -21,7 +21,7 @@ from tritonclient.grpc import service_pb2
 
 FAULTS = ("none", "swapped", "uncounted", "grpc-error", "http-error", "no-counter")
 EVERY = 20
-"""A fault hits one request in this many."""
+"""A fault hits one request in this many, but ``swapped`` hits each."""
 
 
 class Fake:
@@ -45,7 +45,7 @@ class Fake:
         y: npt.NDArray[np.float32] = self.sessions[model].run(["y"], {"x": x})[0]
         if not self.faulty("uncounted"):
             self.counts[model] += 1
-        return y + np.float32(0.5) if self.faulty("swapped") else y
+        return y + np.float32(0.5) if self.fault == "swapped" else y
 
     def metrics(self) -> str:
         """The counter in Prometheus' text form."""

@@ -1,0 +1,288 @@
+"""Builds the gateway, starts it, stops it: in one readable place."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+from gateway.admission import Admission
+from gateway.batching.clock import LoopClock
+from gateway.codecs.oip_grpc import GrpcCodec
+from gateway.codecs.oip_rest import RestCodec
+from gateway.config import Config, is_loopback, split_address
+from gateway.errors import ConfigError, ModelLoadError
+from gateway.facts import Facts
+from gateway.lifecycle.loader import Loader
+from gateway.lifecycle.manager import Manager
+from gateway.pipeline import Pipeline
+from gateway.registries.base import Registry, Snapshot
+from gateway.registries.sources import open_registry
+from gateway.routing import Router
+from gateway.servable import Servable
+from gateway.servers.admin import Admin
+from gateway.servers.docs import documentation_routes
+from gateway.servers.grpc_aio import GrpcioServer
+from gateway.servers.grpc_service import GrpcService
+from gateway.servers.http import HttpServer, MetricsServer
+from gateway.servers.http_app import make_app
+from gateway.servers.http_state import HttpState
+from gateway.telemetry.logs import log
+from gateway.telemetry.metrics import Collector
+from runtimes.discovery import load_runtimes
+
+SWITCH_INTERVAL = 0.001
+"""Seconds after which a busy thread must let another one have the GIL."""
+
+
+class Gateway:
+    """Everything, wired together. Made and used on a running event loop."""
+
+    def __init__(self, config: Config) -> None:
+        loop = asyncio.get_running_loop()
+        self.config = config
+        self.started = time.time()
+        self.registries: list[Registry] = [
+            open_registry(source, config.registry) for source in config.sources
+        ]
+        self._owner: dict[str, Registry] = {}
+        self._snapshots: dict[int, Snapshot] = {}
+
+        # core: routing table, admission, lifecycle
+        self.router: Router[Servable] = Router()
+        self.admission = Admission(config.limits)
+        self.pipeline = Pipeline(self.router, self.admission)
+        loader = Loader(load_runtimes(), config.batching, LoopClock(loop))
+        self.manager = Manager(loader, self.router, config.lifecycle)
+        self.facts = Facts(self.manager, self.router)
+        Collector(self.facts, self.manager, self.pipeline).register()
+
+        # edges: HTTP and gRPC over the same pipeline
+        shared = HttpState(config, self.pipeline, RestCodec(config.limits), self.facts)
+        admin = Admin(config, self.facts, self.manager, self._owner.__getitem__, self.status)
+        app = make_app(shared, [*admin.routes(), *documentation_routes()])
+        self.http = HttpServer(shared, app)
+        self.metrics = (
+            MetricsServer(config.telemetry.metrics_address)
+            if config.telemetry.metrics_address
+            else None
+        )
+        self._grpc_codec = GrpcCodec(config.limits)
+        self._grpc_service = GrpcService(self.facts)
+        self.grpc: GrpcioServer | None = None
+        self.native: Any = None
+        self.grpc_port = 0
+        self.grpc_server, self.grpc_why = grpc_server_choice(config)
+        self._socket_folder: tempfile.TemporaryDirectory[str] | None = None
+        self._watchers: list[asyncio.Task[None]] = []
+
+    # --- start
+
+    async def start(self, *, announce: Callable[[], object] | None = None) -> None:
+        """Opens the ports, then loads the models and waits until each is ready or failed.
+
+        `announce` is called once the ports are open. Raises `SetupError`: for a port or
+        source that cannot be used, and with `strict` for a model that fails.
+        """
+        first = [await asyncio.to_thread(registry.scan) for registry in self.registries]
+        await self.http.start()
+        if self.metrics is not None:
+            await self.metrics.start()
+        await self._start_grpc()
+        for registry, snapshot in zip(self.registries, first, strict=True):
+            self._apply(registry, snapshot)
+        if announce is not None:
+            announce()
+        settled = await self.manager.wait_settled(self.config.startup_timeout)
+        if not settled:
+            log.warning("some models are still loading after %g s", self.config.startup_timeout)
+        failed = self.manager.failed()
+        if self.config.strict and (failed or not settled):
+            raise ModelLoadError(
+                "; ".join(f"{name}: {cause}" for name, cause in failed.items())
+                or "some models did not load in time (startup_timeout)"
+            )
+        if self.config.registry.watch:
+            for registry in self.registries:
+                self._watchers.append(asyncio.create_task(self._watch(registry)))
+        # What lives until the end need not be looked at by every collection.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 20)
+        sys.setswitchinterval(SWITCH_INTERVAL)
+
+    async def _start_grpc(self) -> None:
+        config = self.config
+        host, port = split_address(config.grpc.address, "grpc.address")
+        shared = (self.pipeline, self._grpc_codec, self._grpc_service)
+        if self.grpc_server == "grpcio":
+            try:
+                self.grpc = GrpcioServer(
+                    f"{bracketed(host)}:{port}", *shared, self.manager, config.limits
+                )
+            except RuntimeError:
+                raise ConfigError(port_taken("grpc", config.grpc.address)) from None
+            self.grpc_port = self.grpc.port
+            await self.grpc.start()
+            return
+        from gateway.servers.grpc_native import NativeGrpcServer
+
+        self._socket_folder = tempfile.TemporaryDirectory(prefix="sluice-")
+        path = os.path.join(self._socket_folder.name, "grpc.sock")
+        self.grpc = GrpcioServer(f"unix:{path}", *shared, self.manager, config.limits)
+        await self.grpc.start()
+        try:
+            self.native = NativeGrpcServer(
+                f"{bracketed(host)}:{port}",
+                *shared,
+                config.limits,
+                io_threads=config.grpc.io_threads,
+                fallback=path,
+            )
+            self.native.start()
+        except (OSError, RuntimeError, ValueError):
+            raise ConfigError(port_taken("grpc", config.grpc.address)) from None
+        self.grpc_port = self.native.port
+
+    # --- the wanted state
+
+    def _apply(self, registry: Registry, snapshot: Snapshot) -> None:
+        """Hands a registry's wanted state to the lifecycle; the first to name a model owns it."""
+        mine = {}
+        for name, model in snapshot.items():
+            owner = self._owner.setdefault(name, registry)
+            if owner is registry:
+                mine[name] = model
+            else:
+                log.error(
+                    "%s: model '%s' is in %s already; rename one", registry.source, name,
+                    owner.source,
+                )  # fmt: skip
+        before = self._snapshots.get(id(registry), {})
+        gone = [name for name in before if name not in mine]
+        self._snapshots[id(registry)] = mine
+        self.manager.apply(mine.values(), gone)
+        for name in gone:
+            self._owner.pop(name, None)
+
+    async def _watch(self, registry: Registry) -> None:
+        async def changed(snapshot: Snapshot) -> None:
+            self._apply(registry, snapshot)
+
+        while True:
+            try:
+                await registry.watch(changed)
+            except asyncio.CancelledError:
+                raise
+            except Exception:
+                log.exception("watching %s failed; trying again", registry.source)
+                await asyncio.sleep(self.config.registry.poll_seconds)
+
+    # --- state
+
+    def addresses(self) -> dict[str, str]:
+        """Where the gateway listens."""
+        http_host, _ = split_address(self.config.http.address, "http.address")
+        grpc_host, _ = split_address(self.config.grpc.address, "grpc.address")
+        http = f"http://{bracketed(shown(http_host))}:{self.http.port}"
+        metrics = f"{http}/metrics"
+        if self.metrics is not None:
+            metrics = f"http://{self.config.telemetry.metrics_address.rpartition(':')[0]}:{self.metrics.port}/metrics"
+        return {
+            "http": http,
+            "grpc": f"{bracketed(shown(grpc_host))}:{self.grpc_port}",
+            "metrics": metrics,
+        }
+
+    def status(self) -> dict[str, Any]:
+        """The gateway as the admin API tells it."""
+        return {
+            "ready": self.facts.ready,
+            "draining": self.admission.draining,
+            "started": self.started,
+            "pid": os.getpid(),
+            "addresses": self.addresses(),
+            "grpc_server": self.grpc_server,
+            "sources": [registry.source for registry in self.registries],
+            "failed": self.facts.failed(),
+            "in_flight": self.admission.in_flight,
+        }
+
+    # --- stop
+
+    async def drain(self, grace: float) -> None:
+        """Readiness false, answer on for `grace` seconds, then refuse new requests and wait for
+        those in flight."""
+        assert self.grpc is not None
+        self.facts.draining = True
+        await self.grpc.refresh_health(ready=False)
+        if grace:
+            await asyncio.sleep(grace)
+        self.admission.draining = True
+        self.http.stop_keeping_alive()
+        deadline = perf_counter() + self.config.drain.timeout
+        while self.admission.in_flight and perf_counter() < deadline:
+            await asyncio.sleep(0.01)
+        if self.admission.in_flight:
+            log.warning("%d requests did not end in time", self.admission.in_flight)
+
+    async def close(self) -> None:
+        """Closes ports and models."""
+        for watcher in self._watchers:
+            watcher.cancel()
+        await asyncio.gather(*self._watchers, return_exceptions=True)
+        if self.native is not None:
+            await asyncio.to_thread(self.native.close)
+        if self.grpc is not None:
+            await self.grpc.close()
+        await self.http.close()
+        if self.metrics is not None:
+            await self.metrics.close()
+        await self.manager.close()
+        if self._socket_folder is not None:
+            self._socket_folder.cleanup()
+
+
+def grpc_server_choice(config: Config) -> tuple[str, str]:
+    """``native`` or ``grpcio``, and why. Raises `ConfigError` when the native one is missing."""
+    asked = config.grpc.server
+    if asked == "grpcio":
+        return "grpcio", "as configured"
+    try:
+        import pygrpc_native  # noqa: F401
+    except ImportError:
+        if asked == "native":
+            raise ConfigError(
+                "grpc.server is native, but pygrpc-native is not installed on this platform; "
+                "use grpc.server: grpcio"
+            ) from None
+        return "grpcio", "pygrpc-native is not installed"
+    if asked == "native":
+        return "native", "as configured"
+    host, _ = split_address(config.grpc.address, "grpc.address")
+    if is_loopback(host):
+        return "native", "loopback"
+    if config.grpc.trusted_network:
+        return "native", "grpc.trusted_network is set"
+    return "grpcio", (
+        "the port is reachable from outside; set grpc.trusted_network for the faster native server"
+    )
+
+
+def port_taken(what: str, address: str) -> str:
+    return f"cannot listen on {what}.address {address}: it is in use, or not this machine's"
+
+
+def bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def shown(host: str) -> str:
+    """The host as a client on this machine would write it."""
+    return "127.0.0.1" if host in ("0.0.0.0", "::") else host

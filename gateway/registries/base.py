@@ -1,0 +1,54 @@
+"""What every registry tells the lifecycle: the complete set of versions it wants loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from gateway.model_settings import ModelSettings
+from gateway.registries.traffic import Traffic
+
+
+@dataclass(frozen=True)
+class AspiredVersion:
+    """One version that should be loaded. A changed `fingerprint` means load it anew."""
+
+    version: str
+    path: Path
+    fingerprint: Hashable
+
+
+@dataclass(frozen=True)
+class AspiredModel:
+    """One model: the versions wanted, its settings and its traffic.
+
+    `error` is set when its documents cannot be read; then whatever is served goes on.
+    """
+
+    name: str
+    versions: Mapping[str, AspiredVersion]
+    settings: ModelSettings = field(default_factory=ModelSettings)
+    traffic: Traffic = field(default_factory=Traffic)
+    on_disk: tuple[str, ...] = ()
+    error: str = ""
+    writable: bool = True
+
+
+Snapshot = Mapping[str, AspiredModel]
+
+
+class Registry(Protocol):
+    """Where models, versions and traffic are declared."""
+
+    source: str
+
+    def scan(self) -> Snapshot:
+        """The complete wanted state, read now; blocking. Raises `RegistryError`."""
+
+    async def watch(self, changed: Callable[[Snapshot], Awaitable[None]]) -> None:
+        """Calls `changed` with a new snapshot whenever there is one, until cancelled."""
+
+    def write_traffic(self, model: str, traffic: Traffic) -> None:
+        """Stores a split; blocking, all or nothing. Raises `RegistryError`."""

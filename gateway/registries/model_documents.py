@@ -1,0 +1,78 @@
+"""A model's own documents, ``model.yaml`` and ``config.pbtxt``, as one `ModelSettings`."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from gateway.config import read_yaml
+from gateway.errors import ConfigError, InvalidModelSettings
+from gateway.model_settings import ModelSettings
+from gateway.registries.config_pbtxt import parse_config_pbtxt
+from gateway.tensors import DATATYPES
+
+MODEL_YAML: Final = "model.yaml"
+CONFIG_PBTXT: Final = "config.pbtxt"
+
+_INTERNAL: Final = frozenset({"declared", "triton_config", "version_files"})
+_LATER: Final = {
+    "isolation": "models run in the gateway's own process; remove the key",
+    "on_demand": "every version is loaded when the gateway starts; remove the key",
+}
+
+
+def read_settings(folder: Path, name: str) -> ModelSettings:
+    """The settings of the model in `folder`. Raises `InvalidModelSettings`."""
+    settings = ModelSettings()
+    pbtxt = folder / CONFIG_PBTXT
+    if pbtxt.is_file():
+        try:
+            text = pbtxt.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidModelSettings(f"{name}/{CONFIG_PBTXT} cannot be read: {error}") from None
+        settings = parse_config_pbtxt(text, name, file=f"{name}/{CONFIG_PBTXT}")
+    document = folder / MODEL_YAML
+    if document.is_file():
+        try:
+            tree = read_yaml(document)
+        except ConfigError as error:
+            raise InvalidModelSettings(str(error)) from None
+        settings = merge(settings, tree, f"{name}/{MODEL_YAML}")
+    return settings
+
+
+def merge(settings: ModelSettings, tree: dict[str, Any], where: str) -> ModelSettings:
+    """`settings` with what ``model.yaml`` adds. Raises `InvalidModelSettings` for unknown keys,
+    for wrong values, and for what ``config.pbtxt`` has said already."""
+    known = [n for n in ModelSettings.__struct_fields__ if n not in _INTERNAL]
+    default = ModelSettings()
+    for key in tree:
+        if key in _LATER:
+            raise InvalidModelSettings(f"{where}: '{key}' is not supported yet: {_LATER[key]}")
+        if key not in known:
+            close = get_close_matches(str(key), known, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
+            raise InvalidModelSettings(f"{where}: unknown key '{key}'; {hint}")
+        if getattr(settings, key) != getattr(default, key):
+            raise InvalidModelSettings(
+                f"{where}: '{key}' is set in {CONFIG_PBTXT} too; say it in one of the two"
+            )
+    if isinstance(tree.get("labels"), dict):
+        tree = {**tree, "labels": {str(k): str(v) for k, v in tree["labels"].items()}}
+    try:
+        own = msgspec.convert(tree, ModelSettings)
+    except msgspec.ValidationError as error:
+        raise InvalidModelSettings(f"{where}: {error}") from None
+    for tensor in (*own.inputs, *own.outputs):
+        if tensor.datatype not in DATATYPES:
+            raise InvalidModelSettings(
+                f"{where}: tensor '{tensor.name}' has unknown datatype '{tensor.datatype}'; "
+                f"known: {', '.join(DATATYPES)}"
+            )
+    merged = msgspec.structs.replace(settings, **{key: getattr(own, key) for key in tree})
+    if merged.declared == "nothing":
+        merged = msgspec.structs.replace(merged, declared="model.yaml")
+    return merged

@@ -1,0 +1,131 @@
+"""``traffic.yaml``: the split of one model, written by the gateway, readable by people."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import yaml
+from msgspec import Meta
+
+from gateway.config import read_yaml
+from gateway.errors import ConfigError, InvalidModelSettings, RegistryError
+
+FILE = "traffic.yaml"
+
+
+class StickyKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where the routing key is: in a header (default ``x-sluice-key``) or a request parameter."""
+
+    header: str | None = None
+    parameter: str | None = None
+
+
+class Traffic(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """The split of one model. Without weights, the newest ready version takes everything."""
+
+    weights: dict[str, Annotated[float, Meta(ge=0)]] = {}
+    stable: str | None = None
+    """The version that takes the share of those that are not ready; default the heaviest."""
+    sticky: StickyKey | None = None
+    labels: dict[str, str] = {}
+    """Label → version, besides those in model.yaml."""
+
+    def stable_version(self) -> str | None:
+        """The declared stable version, else the one with the largest weight."""
+        if self.stable is not None or not self.weights:
+            return self.stable
+        return max(self.weights, key=lambda version: (self.weights[version], _number(version)))
+
+    def canary_version(self) -> str | None:
+        """The version with the smallest weight besides the stable one, if there is one."""
+        stable = self.stable_version()
+        others = [v for v, w in self.weights.items() if v != stable and w > 0]
+        if not others:
+            return None
+        return min(others, key=lambda version: (self.weights[version], -_number(version)))
+
+    def named(self) -> set[str]:
+        """Every version that the document names."""
+        stable = {self.stable} if self.stable is not None else set()
+        return set(self.weights) | stable | set(self.labels.values())
+
+
+def _number(version: str) -> int:
+    return int(version) if version.isdigit() else 0
+
+
+def parse_traffic(tree: Any, where: str) -> Traffic:
+    """A `Traffic` from parsed YAML or JSON. Raises `InvalidModelSettings`."""
+    tree = dict(tree)
+    # YAML reads 1: 90 as a number for a key; versions are strings.
+    for key in ("weights", "labels"):
+        if isinstance(tree.get(key), dict):
+            tree[key] = {str(k): str(v) if key == "labels" else v for k, v in tree[key].items()}
+    if isinstance(tree.get("stable"), int):
+        tree["stable"] = str(tree["stable"])
+    try:
+        traffic = msgspec.convert(tree, Traffic)
+    except msgspec.ValidationError as error:
+        raise InvalidModelSettings(f"{where}: {error}") from None
+    if traffic.weights and not sum(traffic.weights.values()) > 0:
+        raise InvalidModelSettings(f"{where}: the weights add up to 0; give one version more")
+    if any(weight > 1e9 or weight != weight for weight in traffic.weights.values()):
+        raise InvalidModelSettings(f"{where}: weights must be numbers from 0 to 1e9")
+    return traffic
+
+
+def read_traffic(folder: Path) -> Traffic:
+    """The traffic document of a model's folder, the default if there is none.
+
+    Raises `InvalidModelSettings`.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return Traffic()
+    try:
+        tree = read_yaml(path)
+    except ConfigError as error:
+        raise InvalidModelSettings(str(error)) from None
+    return parse_traffic(tree, f"{folder.name}/{FILE}")
+
+
+def write_traffic(folder: Path, traffic: Traffic) -> None:
+    """Replaces the document in one step, so that a reader never sees half of it.
+
+    Raises `RegistryError` when the folder cannot be written.
+    """
+    tree = msgspec.to_builtins(traffic)
+    if "weights" in tree:
+        tree["weights"] = {v: _plain(w) for v, w in tree["weights"].items()}
+    text = "# Owned by the gateway: change it with `sluice split` or `sluice promote`.\n"
+    text += yaml.safe_dump(tree, sort_keys=False)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{FILE}.", dir=folder)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fchmod(file.fileno(), 0o644)
+                os.fsync(file.fileno())
+            os.replace(name, folder / FILE)
+        except BaseException:
+            os.unlink(name)
+            raise
+        directory = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        raise RegistryError(
+            f"cannot write {folder.name}/{FILE}: {error.strerror}; make the directory writable, or "
+            "change the file where it comes from"
+        ) from None
+
+
+def _plain(weight: float) -> int | float:
+    return int(weight) if float(weight).is_integer() else weight

@@ -1,0 +1,234 @@
+"""The gRPC service on grpcio: all of it, or what the native server leaves to it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from time import perf_counter
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from gateway.codecs.messages import METHODS, POOL, SERVICE, ModelStreamInferResponse
+from gateway.codecs.oip_grpc import GrpcCodec
+from gateway.codecs.statuses import grpc_status
+from gateway.config import LimitsConfig
+from gateway.errors import InferenceFailed, SluiceError
+from gateway.lifecycle.manager import Manager
+from gateway.pipeline import AwaitableCall, Pipeline
+from gateway.servers.grpc_service import INFER, STREAM, GrpcService
+from gateway.servers.trailers import answer_trailers, error_trailers
+from gateway.telemetry.logs import log
+from gateway.tensors import InferenceRequest
+
+STREAM_WINDOW: Final = 64
+"""Requests of one stream that may be under way; the stream is not read on beyond it."""
+
+_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class GrpcioCall(AwaitableCall):
+    """One ModelInfer, unary or on a stream."""
+
+    __slots__ = ("_codec", "_payload", "_pipeline", "typed")
+
+    protocol = "grpc"
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        codec: GrpcCodec,
+        payload: bytes,
+        headers: dict[str, str],
+        left: float | None,
+    ) -> None:
+        now = perf_counter()
+        super().__init__(None, now, None if left is None else now + left, headers)
+        self._pipeline = pipeline
+        self._codec = codec
+        self._payload = payload
+        self.typed = False
+        pipeline.admission.in_flight += 1
+        self.future.add_done_callback(self._ended)
+
+    def decode(self) -> InferenceRequest:
+        payload = self._payload
+        self._payload = b""
+        self._pipeline.admission.check_size(len(payload))
+        request, self.typed = self._codec.decode(payload)
+        return request
+
+    def _ended(self, future: asyncio.Future[Any]) -> None:
+        self._pipeline.admission.in_flight -= 1
+
+
+class GrpcioServer:
+    """Serves on an address (`HOST:PORT` or `unix:PATH`)."""
+
+    def __init__(
+        self,
+        address: str,
+        pipeline: Pipeline,
+        codec: GrpcCodec,
+        service: GrpcService,
+        manager: Manager,
+        limits: LimitsConfig,
+    ) -> None:
+        self._pipeline = pipeline
+        self._codec = codec
+        self._manager = manager
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", limits.max_message_bytes),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.max_metadata_size", limits.max_header_bytes),
+                ("grpc.absolute_max_metadata_size", limits.max_header_bytes),
+                # Two gateways on one port would share it silently otherwise.
+                ("grpc.so_reuseport", 0),
+            ]
+        )
+        handlers: dict[str, grpc.RpcMethodHandler] = {
+            INFER: grpc.unary_unary_rpc_method_handler(self._infer),
+            STREAM: grpc.stream_stream_rpc_method_handler(self._stream),
+        }
+        for name, handler in service.handlers.items():
+            handlers[name] = grpc.unary_unary_rpc_method_handler(self._control(handler))
+        self._server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(SERVICE, handlers),)
+        )
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._names: set[str] = set()
+        self._health_task: asyncio.Task[None] | None = None
+        enable_reflection(self._server)
+        self.port = self._server.add_insecure_port(address)
+
+    async def start(self) -> None:
+        await self._server.start()
+        self._manager.on_change.append(self._model_changed)
+        await self.refresh_health(ready=self._manager.ready)
+
+    def _model_changed(self, name: str) -> None:
+        if self._health_task is None:
+            self._health_task = asyncio.get_running_loop().create_task(self._refresh())
+
+    async def _refresh(self) -> None:
+        self._health_task = None
+        await self.refresh_health(ready=self._manager.ready)
+
+    async def refresh_health(self, *, ready: bool) -> None:
+        """Sets the status of the server, the service and every model."""
+        status = health_pb2.HealthCheckResponse
+        word = {True: status.SERVING, False: status.NOT_SERVING}
+        ready = ready and not self._pipeline.admission.draining
+        now = {name: ready and model.ready for name, model in self._manager.models.items()}
+        for name in self._names - now.keys():
+            await self._health.set(name, status.SERVICE_UNKNOWN)
+        self._names = set(now)
+        for name, up in {"": ready, SERVICE: ready, **now}.items():
+            await self._health.set(name, word[up])
+
+    async def _infer(self, payload: bytes, context: Any) -> bytes:
+        call = GrpcioCall(
+            self._pipeline, self._codec, payload, metadata_of(context), context.time_remaining()
+        )
+        try:
+            response = await self._pipeline.infer(call)
+            encoded = self._codec.encode(response, typed=call.typed)
+        except SluiceError as error:
+            await abort(context, error)
+            raise AssertionError("abort raises") from None
+        context.set_trailing_metadata(answer_trailers(response))
+        return encoded
+
+    def _control(self, handler: Callable[[bytes], bytes]) -> Callable[[bytes, Any], Any]:
+        async def handle(payload: bytes, context: Any) -> bytes:
+            try:
+                return handler(payload)
+            except SluiceError as error:
+                await abort(context, error)
+                raise AssertionError("abort raises") from None
+
+        return handle
+
+    async def _stream(self, payloads: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        """ModelStreamInfer: many requests under way, answered in the order they came in."""
+        headers = metadata_of(context)
+        under_way: asyncio.Queue[GrpcioCall | None] = asyncio.Queue(STREAM_WINDOW)
+
+        async def read() -> None:
+            try:
+                async for payload in payloads:
+                    call = GrpcioCall(
+                        self._pipeline, self._codec, payload, headers, context.time_remaining()
+                    )
+                    self._pipeline.serve(call)
+                    await under_way.put(call)
+            except Exception:
+                log.debug("a gRPC stream broke off", exc_info=True)
+            await under_way.put(None)
+
+        reader = asyncio.create_task(read())
+        try:
+            while (call := await under_way.get()) is not None:
+                yield await self._stream_answer(call)
+        finally:
+            reader.cancel()
+            while not under_way.empty():
+                left = under_way.get_nowait()
+                if left is not None:
+                    left.cancel()
+
+    async def _stream_answer(self, call: GrpcioCall) -> bytes:
+        try:
+            response = await call.future
+            encoded = self._codec.encode(response, typed=call.typed)
+        except asyncio.CancelledError:
+            call.cancel()
+            raise
+        except SluiceError as error:
+            message = ModelStreamInferResponse(error_message=str(error))
+            request = getattr(call, "request", None)
+            if request is not None:
+                # The id tells the client which of its requests failed.
+                message.infer_response.id = request.id
+            failed: bytes = message.SerializeToString()
+            return failed
+        answer = ModelStreamInferResponse()
+        answer.infer_response.ParseFromString(encoded)
+        whole: bytes = answer.SerializeToString()
+        return whole
+
+    async def close(self, grace: float = 1.0) -> None:
+        await self._server.stop(grace)
+
+
+async def abort(context: Any, error: SluiceError) -> None:
+    """Ends an RPC with the status of an error."""
+    await context.abort(_CODES[grpc_status(error)], str(error), error_trailers(error) or ())
+
+
+def metadata_of(context: Any) -> dict[str, str]:
+    """The call's metadata with text values, the first of each key."""
+    headers: dict[str, str] = {}
+    for key, value in context.invocation_metadata() or ():
+        if isinstance(value, str):
+            headers.setdefault(key, value)
+    return headers
+
+
+def enable_reflection(server: Any) -> None:
+    """Server reflection over our own descriptor pool, which has to know everything it lists."""
+    from google.protobuf import descriptor_pb2
+
+    for module in (health_pb2, reflection_pb2):
+        file = descriptor_pb2.FileDescriptorProto()
+        module.DESCRIPTOR.CopyToProto(file)
+        POOL.Add(file)
+    names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server, POOL)
+
+

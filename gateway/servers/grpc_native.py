@@ -1,0 +1,200 @@
+"""The gRPC hot path: unary calls on pygrpc-native, which hands them over in bursts.
+
+HTTP/2 runs in Rust outside the GIL. One thread of ours takes bursts of calls and passes them
+to the event loop; everything else is on the loop. Streams, health and reflection go to a
+grpcio server behind it, over a Unix socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Sequence
+from time import perf_counter
+from typing import Any, Final
+
+from pygrpc_native import EVENT_CALL, NativeGrpcFront
+
+from gateway.call import Call
+from gateway.codecs.messages import METHODS
+from gateway.codecs.oip_grpc import GrpcCodec
+from gateway.codecs.statuses import UNAVAILABLE, grpc_status
+from gateway.config import LimitsConfig
+from gateway.errors import Draining, InferenceFailed, SluiceError
+from gateway.pipeline import Pipeline
+from gateway.servers.grpc_service import INFER, GrpcService
+from gateway.servers.trailers import answer_trailers, error_trailers
+from gateway.telemetry.logs import log
+from gateway.tensors import InferenceRequest, InferenceResponse
+
+BURST: Final = 256
+"""Most calls taken at once."""
+
+Details = tuple[Sequence[tuple[str, str | bytes]], str, float | None]
+
+
+class NativeCall(Call):
+    """One ModelInfer on the native server."""
+
+    __slots__ = ("_id", "_metadata", "_payload", "_server", "_typed")
+
+    protocol = "grpc"
+
+    def __init__(
+        self,
+        server: NativeGrpcServer,
+        call_id: int,
+        payload: bytes,
+        metadata: Sequence[tuple[str, str | bytes]],
+        arrived: float,
+        deadline: float | None,
+    ) -> None:
+        super().__init__(arrived, deadline)
+        self._server = server
+        self._id = call_id
+        self._payload = payload
+        self._metadata = metadata
+        self._typed = False
+
+    def decode(self) -> InferenceRequest:
+        server = self._server
+        payload = self._payload
+        self._payload = b""
+        server.pipeline.admission.check_size(len(payload))
+        request, self._typed = server.codec.decode(payload)
+        return request
+
+    def header(self, name: str) -> str | None:
+        for key, value in self._metadata:
+            if key == name and isinstance(value, str):
+                return value
+        return None
+
+    def _replied(self, response: InferenceResponse) -> None:
+        server = self._server
+        server.ended(self._id)
+        try:
+            payload = server.codec.encode(response, typed=self._typed)
+        except Exception as error:
+            log.exception("cannot encode an answer")
+            self._send(InferenceFailed(f"cannot encode the answer: {type(error).__name__}"))
+            return
+        server.front.respond(self._id, payload, None, answer_trailers(response))
+
+    def _failed(self, error: SluiceError) -> None:
+        self._server.ended(self._id)
+        self._send(error)
+
+    def _send(self, error: SluiceError) -> None:
+        self._server.front.fail(self._id, grpc_status(error), str(error), error_trailers(error))
+
+    def _cancelled(self) -> None:
+        self._server.ended(self._id)
+
+
+class NativeGrpcServer:
+    """Serves the unary RPCs on `address`; `fallback` is the Unix socket of the grpcio server."""
+
+    def __init__(
+        self,
+        address: str,
+        pipeline: Pipeline,
+        codec: GrpcCodec,
+        service: GrpcService,
+        limits: LimitsConfig,
+        *,
+        io_threads: int,
+        fallback: str,
+    ) -> None:
+        self.pipeline = pipeline
+        self.codec = codec
+        names = [INFER, *service.handlers]
+        self._handlers = dict(enumerate(service.handlers.values(), start=1))
+        self._calls: dict[int, NativeCall] = {}
+        self._inbox: deque[list[Any]] = deque()
+        self._due = False
+        self._loop = asyncio.get_running_loop()
+        self.front = NativeGrpcFront(
+            address,
+            [(METHODS[name].path, False) for name in names],
+            io_threads=io_threads,
+            call_details=True,
+            max_metadata_size=limits.max_header_bytes,
+        )
+        self.front.set_fallback(fallback)
+        self._thread = threading.Thread(target=self._receive, name="sluice-grpc", daemon=True)
+
+    @property
+    def port(self) -> int:
+        return self.front.bound_port
+
+    def start(self) -> None:
+        self.front.start()
+        self._thread.start()
+
+    # --- on the receiving thread
+
+    def _receive(self) -> None:
+        receive = self.front.recv_batch_details
+        while (events := receive(BURST)) is not None:
+            self._inbox.append(events)
+            # One wake-up for all bursts that the loop has not taken yet.
+            if not self._due:
+                self._due = True
+                try:
+                    self._loop.call_soon_threadsafe(self._take)
+                except RuntimeError:
+                    return  # the loop is closed
+
+    # --- on the event loop
+
+    def _take(self) -> None:
+        self._due = False
+        inbox = self._inbox
+        while inbox:
+            self._burst(inbox.popleft())
+
+    def _burst(self, events: list[Any]) -> None:
+        now = perf_counter()
+        serve = self.pipeline.serve
+        calls = self._calls
+        admission = self.pipeline.admission
+        for kind, call_id, method, payload, _, details in events:
+            if kind != EVENT_CALL:
+                call = calls.get(call_id)
+                if call is not None:
+                    call.cancel()
+            elif method == 0:
+                metadata, _, left = details
+                deadline = None if left is None else now + left
+                call = NativeCall(self, call_id, payload, metadata, now, deadline)
+                calls[call_id] = call
+                admission.in_flight += 1
+                serve(call)
+            else:
+                self._control(call_id, method, payload)
+
+    def _control(self, call_id: int, method: int, payload: bytes) -> None:
+        """Answers anything but inference, at once."""
+        try:
+            self.front.respond(call_id, self._handlers[method](payload))
+        except SluiceError as error:
+            self.front.fail(call_id, grpc_status(error), str(error), error_trailers(error))
+        except Exception as error:
+            log.exception("unexpected error in a control call")
+            failure = InferenceFailed(f"internal error: {type(error).__name__}")
+            self.front.fail(call_id, grpc_status(failure), str(failure))
+
+    def ended(self, call_id: int) -> None:
+        """A call is over; forgets it."""
+        del self._calls[call_id]
+        self.pipeline.admission.in_flight -= 1
+
+    def close(self) -> None:
+        """Stops listening. Calls that are still there end with UNAVAILABLE."""
+        for call_id, call in list(self._calls.items()):
+            call.cancel()
+            self.front.fail(call_id, UNAVAILABLE, str(Draining()))
+        self.front.close()
+        self._thread.join(5)

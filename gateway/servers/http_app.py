@@ -1,0 +1,251 @@
+"""Everything over HTTP but inference: metadata, health, statistics, V1, documentation."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from time import perf_counter
+from typing import Any
+
+import orjson
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from gateway import __version__
+from gateway.codecs import compression
+from gateway.codecs.json_data import parse_json
+from gateway.codecs.statuses import http_status, retry_after
+from gateway.codecs.v1_rest import decode_v1, encode_v1
+from gateway.errors import InvalidRequest, RequestTooLarge, SluiceError
+from gateway.facts import EXTENSIONS, NAME, Facts, statistics_json, tensor_json
+from gateway.pipeline import AwaitableCall
+from gateway.registries.config_pbtxt_message import to_json
+from gateway.servers.http_call import timeout_ms
+from gateway.servers.http_state import HttpState
+from gateway.telemetry.logs import log
+from gateway.telemetry.metrics import CONTENT_TYPE, render
+from gateway.tensors import InferenceRequest
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def answer(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """A JSON answer."""
+    return Response(orjson.dumps(content), status, headers, "application/json")
+
+
+def error_answer(error: SluiceError) -> Response:
+    """An error in the one shape that all our routes have."""
+    seconds = retry_after(error)
+    headers = {} if seconds is None else {"Retry-After": str(seconds)}
+    return answer({"error": str(error)}, http_status(error), headers)
+
+
+class V1Call(AwaitableCall):
+    """A call that came by KServe V1."""
+
+    __slots__ = ()
+    protocol = "v1"
+
+
+class HttpApp:
+    """The ASGI application's handlers over the shared state."""
+
+    def __init__(self, shared: HttpState) -> None:
+        self._shared = shared
+        self._facts: Facts = shared.facts
+
+    def routes(self) -> list[BaseRoute]:
+        model = "/v2/models/{model}"
+        versioned = model + "/versions/{version}"
+        routes: list[BaseRoute] = [
+            Route("/", self.alive),
+            Route("/v2", self.server_metadata),
+            Route("/v2/", self.server_metadata),
+            Route("/v2/health/live", self.live),
+            Route("/v2/health/ready", self.ready),
+            Route("/v2/models", self.models),
+            Route("/v2/models/stats", self.all_statistics),
+            Route("/v2/repository/index", self.index, methods=["POST", "GET"]),
+            Route("/v1/models", self.v1_models),
+            Route("/v1/models/{model}:predict", self.v1_predict, methods=["POST"]),
+            Route("/v1/models/{model}", self.v1_model),
+            Route("/metrics", self.metrics),
+        ]
+        for prefix in (model, versioned):
+            routes += [
+                Route(prefix, self.model_metadata),
+                Route(prefix + "/ready", self.model_ready),
+                Route(prefix + "/config", self.model_config),
+                Route(prefix + "/stats", self.statistics),
+            ]
+        return routes
+
+    # --- server
+
+    async def alive(self, request: Request) -> Response:
+        return answer({"status": "alive"})
+
+    async def server_metadata(self, request: Request) -> Response:
+        return answer({"name": NAME, "version": __version__, "extensions": EXTENSIONS})
+
+    async def live(self, request: Request) -> Response:
+        return answer({"live": self._facts.live})
+
+    async def ready(self, request: Request) -> Response:
+        ready = self._facts.ready
+        body: dict[str, Any] = {"ready": ready}
+        failed = self._facts.failed()
+        if failed:
+            body["failed"] = failed
+        return answer(body, 200 if ready else 503)
+
+    async def models(self, request: Request) -> Response:
+        return answer({"models": self._facts.model_names()})
+
+    async def index(self, request: Request) -> Response:
+        only_ready = False
+        body = await read_body(request, self._shared.limits.max_message_bytes)
+        if body.strip():
+            tree = parse_json(body, self._shared.limits.max_json_depth)
+            only_ready = tree.get("ready", False)
+            if type(only_ready) is not bool:
+                raise InvalidRequest("'ready' must be true or false")
+        return answer(self._facts.index(only_ready=only_ready))
+
+    async def metrics(self, request: Request) -> Response:
+        return Response(render(), 200, media_type=CONTENT_TYPE)
+
+    # --- one model
+
+    async def model_metadata(self, request: Request) -> Response:
+        metadata = self._facts.metadata(*target(request))
+        return answer(
+            {
+                "name": metadata.name,
+                "versions": metadata.versions,
+                "platform": metadata.platform,
+                "inputs": [tensor_json(spec) for spec in metadata.inputs],
+                "outputs": [tensor_json(spec) for spec in metadata.outputs],
+            }
+        )
+
+    async def model_ready(self, request: Request) -> Response:
+        model, version = target(request)
+        ready = self._facts.model_ready(model, version)
+        return answer({"name": model, "ready": ready}, 200 if ready else 503)
+
+    async def model_config(self, request: Request) -> Response:
+        return answer(to_json(self._facts.config(*target(request))))
+
+    async def statistics(self, request: Request) -> Response:
+        servables = self._facts.servables(*target(request))
+        return answer({"model_stats": [statistics_json(each) for each in servables]})
+
+    async def all_statistics(self, request: Request) -> Response:
+        return answer({"model_stats": [statistics_json(s) for s in self._facts.servables()]})
+
+    # --- KServe V1
+
+    async def v1_models(self, request: Request) -> Response:
+        return answer({"models": self._facts.model_names()})
+
+    async def v1_model(self, request: Request) -> Response:
+        model = request.path_params["model"]
+        ready = self._facts.model_ready(model)
+        return answer({"name": model, "ready": ready}, 200 if ready else 503)
+
+    async def v1_predict(self, request: Request) -> Response:
+        shared = self._shared
+        model = request.path_params["model"]
+        body = await read_body(request, shared.limits.max_message_bytes)
+        headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in request.scope["headers"]}
+        now = perf_counter()
+        call = V1Call(None, now, None, headers)
+        timeout = headers.get("x-request-timeout-ms")
+        if timeout is not None:
+            call.deadline = now + timeout_ms(timeout.encode()) / 1e3
+
+        def decode() -> InferenceRequest:
+            contract = shared.facts.servable(model).contract
+            return decode_v1(model, "", body, contract, shared.limits)
+
+        call.decode = decode  # type: ignore[method-assign]
+        response = await until_disconnect(request, shared, call)
+        extra = {"x-sluice-version": response.version, "x-sluice-route": response.route}
+        return answer(encode_v1(response), headers=extra)
+
+
+async def until_disconnect(request: Request, shared: HttpState, call: AwaitableCall) -> Any:
+    """The answer to a call, which is cancelled when the client goes away."""
+    import asyncio
+
+    admission = shared.pipeline.admission
+    admission.in_flight += 1
+    work = asyncio.ensure_future(shared.pipeline.infer(call))
+    gone = asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            work.cancel()
+            raise ClientDisconnect
+        return await work
+    finally:
+        gone.cancel()
+        admission.in_flight -= 1
+
+
+def target(request: Request) -> tuple[str, str]:
+    """Model and version of a path."""
+    return request.path_params["model"], request.path_params.get("version", "")
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The body, decompressed. Raises `RequestTooLarge` before more than `limit` bytes are kept."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise RequestTooLarge(f"the body is larger than limits.max_message_bytes = {limit}")
+    encoding = request.headers.get("content-encoding")
+    if encoding and encoding != "identity":
+        return compression.decompress(bytes(body), encoding, limit)
+    return bytes(body)
+
+
+def make_app(shared: HttpState, more: list[BaseRoute]) -> Starlette:
+    """The application: our routes, and those of the admin API and the documentation."""
+
+    async def sluice_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, SluiceError)
+        return error_answer(error)
+
+    async def http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        text = str(error.detail)
+        if error.status_code == 404:
+            text = f"nothing is at {request.url.path[:200]!r}; see /docs for all routes"
+        elif error.status_code == 405:
+            text = f"{request.method} is not possible at {request.url.path[:200]!r}"
+        return answer({"error": text}, error.status_code, dict(error.headers or {}))
+
+    async def gone(request: Request, error: Exception) -> Response:
+        return answer({"error": "the client went away"}, 499)
+
+    async def unexpected(request: Request, error: Exception) -> Response:
+        log.error("unexpected error at %s", request.url.path[:200], exc_info=error)
+        return answer({"error": f"internal error: {type(error).__name__}"}, 500)
+
+    return Starlette(
+        routes=[*HttpApp(shared).routes(), *more],
+        exception_handlers={
+            SluiceError: sluice_error,
+            HTTPException: http_error,
+            ClientDisconnect: gone,
+            Exception: unexpected,
+        },
+    )
+
+

@@ -1,0 +1,268 @@
+"""One inference request over HTTP, from its headers to its answer."""
+
+from __future__ import annotations
+
+import asyncio
+from time import perf_counter
+from typing import TYPE_CHECKING, Final
+
+import orjson
+
+from gateway.call import Call
+from gateway.codecs import compression
+from gateway.codecs.oip_rest import JSON_ANSWER, AnswerForm
+from gateway.codecs.statuses import http_status
+from gateway.errors import InferenceFailed, InvalidRequest, QueueFull, RequestTooLarge, SluiceError
+from gateway.servers.http_answer import (
+    BINARY_TYPE,
+    ERROR_TYPE,
+    JSON_TYPE,
+    error_headers,
+    head_of,
+    route_headers,
+)
+from gateway.telemetry.logs import log
+from gateway.tensors import Buffer, InferenceRequest, InferenceResponse
+
+if TYPE_CHECKING:
+    from gateway.servers.http_protocol import SluiceHttpProtocol
+
+IN_THREAD: Final = 262_144
+"""Bytes from which (de)compression leaves the event loop."""
+
+
+class _Nobody:
+    """Stands where ASGI has an event that a task waits for."""
+
+    def set(self) -> None: ...
+
+
+class Exchange:
+    """A request and its answer on one connection; takes the place of uvicorn's ASGI cycle."""
+
+    __slots__ = (
+        "_body", "_call", "_counted", "disconnected", "headers", "keep_alive", "message_event",
+        "protocol", "response_complete", "target",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        protocol: SluiceHttpProtocol,
+        target: tuple[str, str],
+        headers: dict[bytes, bytes],
+        *,
+        keep_alive: bool,
+    ) -> None:
+        self.protocol = protocol
+        self.target = target
+        self.headers = headers
+        self.keep_alive = keep_alive
+        self.response_complete = False
+        self.disconnected = False
+        self.message_event = _Nobody()
+        self._body: bytes | bytearray = b""
+        self._call: HttpCall | None = None
+        self._counted = 0
+
+    # --- in
+
+    def received(self, chunk: bytes) -> None:
+        """A piece of the body. Raises `RequestTooLarge` or `QueueFull`."""
+        shared = self.protocol.shared
+        if not self._body:
+            self._body = chunk
+        else:
+            if type(self._body) is bytes:
+                self._body = bytearray(self._body)
+            self._body += chunk
+        size = len(self._body)
+        if size > shared.limits.max_message_bytes:
+            raise RequestTooLarge(
+                f"the body is larger than limits.max_message_bytes = "
+                f"{shared.limits.max_message_bytes}"
+            )
+        shared.body_bytes += size - self._counted
+        self._counted = size
+        if shared.body_bytes > shared.limits.max_bytes_in_flight:
+            raise QueueFull(
+                "the bodies in flight are larger than limits.max_bytes_in_flight = "
+                f"{shared.limits.max_bytes_in_flight}; try again later"
+            )
+
+    def start(self) -> None:
+        """The body is complete and it is this request's turn."""
+        encoding = self.headers.get(b"content-encoding")
+        if encoding is None or encoding == b"identity":
+            self._serve(self._body)
+        elif len(self._body) < IN_THREAD:
+            try:
+                body = self._decompress(encoding)
+            except SluiceError as error:
+                self.fail(error)
+            else:
+                self._serve(body)
+        else:
+            task = asyncio.get_running_loop().create_task(self._decompress_apart(encoding))
+            self.protocol.tasks.add(task)
+            task.add_done_callback(self.protocol.tasks.discard)
+
+    def _decompress(self, encoding: bytes) -> bytes:
+        limit = self.protocol.shared.limits.max_message_bytes
+        return compression.decompress(self._body, encoding.decode("latin-1"), limit)
+
+    async def _decompress_apart(self, encoding: bytes) -> None:
+        try:
+            body = await asyncio.to_thread(self._decompress, encoding)
+        except SluiceError as error:
+            self.fail(error)
+        else:
+            if not self.disconnected:
+                self._serve(body)
+
+    def _serve(self, body: Buffer) -> None:
+        self._body = b""
+        call = self._call = HttpCall(self, body)
+        self.protocol.shared.pipeline.serve(call)
+
+    def disconnect(self) -> None:
+        """The client is gone: what it asked for need not run."""
+        self.disconnected = True
+        self._release()
+        if self._call is not None:
+            self._call.cancel()
+
+    def _release(self) -> None:
+        self.protocol.shared.body_bytes -= self._counted
+        self._counted = 0
+
+    # --- out
+
+    def send(self, body: bytes, head_length: int | None, response: InferenceResponse) -> None:
+        """Writes a successful answer."""
+        extra = route_headers(response.version, response.route)
+        content_type = JSON_TYPE
+        if head_length is not None:
+            content_type = BINARY_TYPE
+            extra += b"inference-header-content-length: %d\r\n" % head_length
+        accept = self.headers.get(b"accept-encoding")
+        if accept is not None and len(body) >= self.protocol.shared.config.http.compress_from:
+            encoding = compression.accepted(accept.decode("latin-1"))
+            if encoding is not None:
+                self._send_compressed(body, encoding, content_type, extra)
+                return
+        self._write(200, body, content_type, extra)
+
+    def _send_compressed(
+        self, body: bytes, encoding: str, content_type: bytes, extra: bytes
+    ) -> None:
+        extra += b"content-encoding: %s\r\nvary: accept-encoding\r\n" % encoding.encode()
+        if len(body) < IN_THREAD:
+            self._write(200, compression.compress(body, encoding), content_type, extra)
+            return
+
+        async def apart() -> None:
+            packed = await asyncio.to_thread(compression.compress, body, encoding)
+            self._write(200, packed, content_type, extra)
+
+        task = asyncio.get_running_loop().create_task(apart())
+        self.protocol.tasks.add(task)
+        task.add_done_callback(self.protocol.tasks.discard)
+
+    def fail(self, error: SluiceError) -> None:
+        """Writes an error."""
+        body = orjson.dumps({"error": str(error)})
+        self._write(http_status(error), body, ERROR_TYPE, error_headers(error))
+
+    def _write(self, status: int, body: bytes, content_type: bytes, extra: bytes) -> None:
+        self._release()
+        if self.disconnected:
+            return
+        request_id = self.headers.get(b"x-request-id")
+        if request_id is not None:
+            extra += b"x-request-id: %s\r\n" % request_id
+        if not self.keep_alive:
+            extra += b"connection: close\r\n"
+        head = head_of(status, len(body), content_type, extra)
+        transport = self.protocol.transport
+        if len(body) < IN_THREAD:
+            transport.write(head + body)
+        else:
+            transport.write(head)
+            transport.write(body)
+        self.protocol.answered(self)
+
+
+class HttpCall(Call):
+    """The call of an `Exchange`."""
+
+    __slots__ = ("_body", "_exchange", "_form")
+
+    protocol = "http"
+
+    def __init__(self, exchange: Exchange, body: Buffer) -> None:
+        now = perf_counter()
+        super().__init__(now)
+        self._exchange = exchange
+        self._body = body
+        self._form: AnswerForm = JSON_ANSWER
+        exchange.protocol.shared.pipeline.admission.in_flight += 1
+
+    def decode(self) -> InferenceRequest:
+        shared = self._exchange.protocol.shared
+        headers = self._exchange.headers
+        model, version = self._exchange.target
+        body = self._body
+        self._body = b""
+        timeout = headers.get(b"x-request-timeout-ms")
+        if timeout is not None:
+            self.deadline = self.arrived + timeout_ms(timeout) / 1e3
+        length = headers.get(b"inference-header-content-length")
+        if length is None:
+            request, self._form = shared.codec.decode(model, version, body, None)
+            return request
+        if not length.isdigit() or len(length) > 18:
+            raise InvalidRequest(
+                "Inference-Header-Content-Length must be a whole number of at least 0"
+            )
+        if int(length) == 0:
+            contract = shared.facts.servable(model, version).contract
+            request, self._form = shared.codec.decode_raw(model, version, body, contract)
+            return request
+        request, self._form = shared.codec.decode(model, version, body, int(length))
+        return request
+
+    def header(self, name: str) -> str | None:
+        value = self._exchange.headers.get(name.encode("latin-1", "replace"))
+        return None if value is None else value.decode("latin-1")
+
+    def _replied(self, response: InferenceResponse) -> None:
+        exchange = self._exchange
+        exchange.protocol.shared.pipeline.admission.in_flight -= 1
+        try:
+            body, head_length = exchange.protocol.shared.codec.encode(response, self._form)
+        except SluiceError as error:
+            exchange.fail(error)
+            return
+        except Exception as error:
+            log.exception("cannot encode an answer")
+            exchange.fail(InferenceFailed(f"cannot encode the answer: {type(error).__name__}"))
+            return
+        exchange.send(body, head_length, response)
+
+    def _failed(self, error: SluiceError) -> None:
+        self._exchange.protocol.shared.pipeline.admission.in_flight -= 1
+        self._exchange.fail(error)
+
+    def _cancelled(self) -> None:
+        self._exchange.protocol.shared.pipeline.admission.in_flight -= 1
+
+
+def timeout_ms(text: bytes) -> float:
+    """The header ``x-request-timeout-ms`` in milliseconds. Raises `InvalidRequest`."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1e12:
+        raise InvalidRequest("header x-request-timeout-ms must be a number of milliseconds above 0")
+    return value

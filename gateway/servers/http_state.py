@@ -1,0 +1,28 @@
+"""What all HTTP connections share."""
+
+from __future__ import annotations
+
+from gateway.codecs.oip_rest import RestCodec
+from gateway.config import Config
+from gateway.facts import Facts
+from gateway.pipeline import Pipeline
+
+
+class HttpState:
+    """Owned by the event loop."""
+
+    __slots__ = (
+        "body_bytes", "closing", "codec", "config", "facts", "limits", "pipeline", "targets",
+    )  # fmt: skip
+
+    def __init__(self, config: Config, pipeline: Pipeline, codec: RestCodec, facts: Facts) -> None:
+        self.config = config
+        self.limits = config.limits
+        self.pipeline = pipeline
+        self.codec = codec
+        self.facts = facts
+        self.targets: dict[bytes, tuple[str, str] | None] = {}
+        """Request target → model and version, `None` for what is no inference."""
+        self.body_bytes = 0
+        """Bytes of bodies received and not yet answered, over all connections."""
+        self.closing = False

@@ -1,0 +1,190 @@
+"""``/metrics``: our own names, and Triton's beside them for existing dashboards.
+
+Nothing here runs on the hot path: the collector reads the plain numbers of `ServableStats`
+when Prometheus asks. Label values come from the registry and the error tree, never from a
+client.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.samples import Sample
+
+from gateway import __version__
+from gateway.facts import Facts
+from gateway.lifecycle.manager import Manager
+from gateway.lifecycle.states import State
+from gateway.pipeline import Pipeline
+from gateway.servable import Servable
+from gateway.telemetry.stats import Histogram, ServableStats
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+REASONS = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
+_registry = CollectorRegistry()
+
+
+# prometheus-client gives every counter the suffix that Triton's names do not have.
+_TRITON_HEAD = re.compile(rb"^(# (?:HELP|TYPE) nv_\w+)_total ", re.MULTILINE)
+
+
+def render() -> bytes:
+    """All metrics in Prometheus' text format."""
+    return _TRITON_HEAD.sub(rb"\1 ", generate_latest(_registry))
+
+
+class Collector:
+    """Reads the gateway's numbers at scrape time."""
+
+    def __init__(self, facts: Facts, manager: Manager, pipeline: Pipeline) -> None:
+        self._facts = facts
+        self._manager = manager
+        self._pipeline = pipeline
+        self._gone: dict[tuple[str, str], ServableStats] = {}
+
+    def register(self) -> None:
+        for old in list(_registry._collector_to_names):
+            _registry.unregister(old)
+        _registry.register(self)  # type: ignore[arg-type]
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        servables = self._facts.servables()
+        yield from own_metrics(servables)
+        yield from triton_metrics(servables)
+        yield from self._gateway_metrics()
+
+    def _gateway_metrics(self) -> Iterator[Metric]:
+        refused = CounterMetricFamily(
+            "sluice_refused_requests",
+            "Requests that ended before a version was chosen.",
+            labels=["protocol", "code"],
+        )
+        for (protocol, code), count in self._pipeline.refused.items():
+            refused.add_metric([protocol, code], count)
+        yield refused
+        yield GaugeMetricFamily(
+            "sluice_in_flight_requests", "Requests in the gateway now.",
+            self._pipeline.admission.in_flight,
+        )  # fmt: skip
+        loads = CounterMetricFamily(
+            "sluice_loads", "Loads of versions that ended.", labels=["outcome"]
+        )
+        for outcome, count in self._manager.loads.items():
+            loads.add_metric([outcome], count)
+        yield loads
+        yield CounterMetricFamily(
+            "sluice_load_seconds", "Time that successful loads took.", self._manager.load_seconds
+        )
+        states = GaugeMetricFamily(
+            "sluice_version_state",
+            "1 for the state a version is in.",
+            labels=["model", "version", "state"],
+        )
+        for name, record in self._facts.records():
+            if record is not None and record.state != State.UNLOADED:
+                states.add_metric([name, record.version, str(record.state)], 1)
+        yield states
+        info = GaugeMetricFamily("sluice_build_info", "The gateway's version.", labels=["version"])
+        info.add_metric([__version__], 1)
+        yield info
+
+
+def own_metrics(servables: Iterable[Servable]) -> Iterator[Metric]:
+    """Requests, latencies, batches and queues by model and version, in base units."""
+    labels = ["model", "version"]
+    requests = CounterMetricFamily(
+        "sluice_requests", "Requests that ended.", labels=[*labels, "protocol", "code"]
+    )
+    latency = HistogramMetricFamily(
+        "sluice_request_seconds", "From arrival to answer.", labels=[*labels, "protocol"]
+    )
+    queue = HistogramMetricFamily(
+        "sluice_queue_seconds", "Wait of a request for its batch to start (a batch's mean).",
+        labels=labels,
+    )  # fmt: skip
+    execute = HistogramMetricFamily(
+        "sluice_execute_seconds", "Time of a batch in the runtime.", labels=labels
+    )
+    rows = HistogramMetricFamily("sluice_batch_rows", "Rows of a batch.", labels=labels)
+    closed = CounterMetricFamily(
+        "sluice_batches", "Batches by why they were closed.", labels=[*labels, "reason"]
+    )
+    waiting = GaugeMetricFamily("sluice_queue_requests", "Requests that wait now.", labels=labels)
+    waiting_rows = GaugeMetricFamily("sluice_queue_rows", "Rows that wait now.", labels=labels)
+    for servable in servables:
+        key = [servable.name, servable.version]
+        stats = servable.stats
+        for (protocol, code), count in list(stats.requests.items()):
+            requests.add_metric([*key, protocol, code], count)
+        for protocol, histogram in list(stats.request_seconds.items()):
+            add_histogram(latency, [*key, protocol], histogram)
+        add_histogram(queue, key, stats.queue_seconds)
+        add_histogram(execute, key, stats.execute_seconds)
+        add_histogram(rows, key, stats.batch_rows)
+        for reason, count in list(stats.closed.items()):
+            closed.add_metric([*key, reason], count)
+        waiting.add_metric(key, servable.batcher.waiting)
+        waiting_rows.add_metric(key, servable.batcher.waiting_rows)
+    yield from (requests, latency, queue, execute, rows, closed, waiting, waiting_rows)
+
+
+def triton_metrics(servables: Iterable[Servable]) -> Iterator[Metric]:
+    """Triton's counters under their exact names, which have no ``_total``."""
+    durations = (
+        ("request", "success", "Cumulative inference request duration in microseconds"),
+        ("queue", "queue", "Cumulative inference queuing duration in microseconds"),
+        ("compute_input", "compute_input", "Cumulative compute input duration in microseconds"),
+        ("compute_infer", "compute_infer", "Cumulative compute inference duration in microseconds"),
+        ("compute_output", "compute_output", "Cumulative output duration in microseconds"),
+    )
+    success = Metric("nv_inference_request_success", "Successful inference requests", "counter")
+    failure = Metric("nv_inference_request_failure", "Failed inference requests", "counter")
+    count = Metric("nv_inference_count", "Inferences (rows)", "counter")
+    execs = Metric("nv_inference_exec_count", "Model executions (batches)", "counter")
+    pending = Metric("nv_inference_pending_request_count", "Requests waiting", "gauge")
+    families = {
+        name: Metric(f"nv_inference_{name}_duration_us", text, "counter")
+        for name, _, text in durations
+    }
+    for servable in servables:
+        stats = servable.stats
+        labels = {"model": servable.name, "version": servable.version}
+        add(success, labels, stats.success.count)
+        for reason in REASONS:
+            add(failure, {**labels, "reason": reason}, stats.failures[reason])
+        add(count, labels, stats.inference_count)
+        add(execs, labels, stats.execution_count)
+        add(pending, labels, servable.batcher.waiting)
+        for name, attribute, _ in durations:
+            add(families[name], labels, getattr(stats, attribute).ns // 1000)
+    yield from (success, failure, count, execs, pending, *families.values())
+
+
+def add(metric: Metric, labels: dict[str, str], value: float) -> None:
+    """A sample under the metric's own name, without a suffix."""
+    metric.samples.append(Sample(metric.name, labels, value))
+
+
+def add_histogram(
+    family: HistogramMetricFamily, labels: list[str], histogram: Histogram
+) -> None:
+    total = 0
+    buckets: list[tuple[str, float]] = []
+    for bound, count in zip(histogram.bounds, histogram.counts, strict=False):
+        total += count
+        buckets.append((f"{bound:g}", total))
+    total += histogram.counts[-1]
+    buckets.append(("+Inf", total))
+    family.add_metric(labels, buckets, sum_value=histogram.total)
