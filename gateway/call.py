@@ -29,13 +29,16 @@ class Call:
     """
 
     __slots__ = (
-        "arrived", "deadline", "order", "owner", "request", "route", "rows", "size", "state",
+        "arrived", "caller_deadline", "deadline", "order", "owner", "request", "route", "rows",
+        "size", "state",
     )  # fmt: skip
 
     protocol: ClassVar[str] = ""
     """As in the metrics: http, grpc, ... Empty for calls that are part of another."""
     request: InferenceRequest
     owner: Owner | None
+    caller_deadline: float | None
+    """`deadline` without the queue's time limit; set only where a queue has one."""
 
     def __init__(self, arrived: float, deadline: float | None = None) -> None:
         self.arrived = arrived

@@ -20,6 +20,8 @@ from msgspec import Meta
 from gateway.errors import ConfigError
 
 ENV_PREFIX = "SLUICE_"
+NOT_KEYS = frozenset({"SLUICE_URL", "SLUICE_TOKEN"})
+"""Variables with our prefix that the command line reads, as its own options."""
 MIB = 1024 * 1024
 
 
@@ -214,7 +216,7 @@ def load_config(
             put(tree, key, value)
             origin[key] = str(path)
     for name, text in sorted((os.environ if environment is None else environment).items()):
-        if name.startswith(ENV_PREFIX):
+        if name.startswith(ENV_PREFIX) and name not in NOT_KEYS:
             key = name[len(ENV_PREFIX) :].lower().replace("__", ".")
             check_key(key, f"environment variable {name}")
             put(tree, key, text.split(",") if key == "sources" else text)

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from gateway.errors import InvalidRequest, printable
-from gateway.tensors import InferenceRequest, Tensor, TensorSpec
+from gateway.tensors import InferenceRequest, Signature, Tensor, TensorSpec
+
+FOR_THE_GATEWAY: Final = frozenset(
+    (
+        "timeout", "priority", "binary_data_output", "headers",
+        "sequence_id", "sequence_start", "sequence_end",
+    )
+)  # fmt: skip
+"""Reserved parameters: they never say anything to a model."""
 
 
 class Contract:
-    """What a model takes and gives. Shapes have every dimension, -1 for any size."""
+    """What a model takes and gives. Shapes have every dimension, -1 for any size.
+
+    `parameters_matter`: the model looks at them, so only equal ones may share a batch.
+    """
 
     __slots__ = ("_inputs", "_outputs", "batched", "inputs", "outputs", "parameters_matter")
 
@@ -51,6 +63,17 @@ class Contract:
                     f"{', '.join(map(repr, self.inputs))}"
                 )
         self.check_outputs(request)
+
+    def signature(self, request: InferenceRequest) -> Signature:
+        """The request's signature with the parameters that matter to the model."""
+        parameters = request.parameters or {}
+        # The type as well: 1, 1.0 and True are equal, but not the same to a model.
+        matter = sorted(
+            (name, type(value).__name__, value)
+            for name, value in parameters.items()
+            if name not in FOR_THE_GATEWAY
+        )
+        return (*request.signature, *matter)
 
     def check_outputs(self, request: InferenceRequest) -> None:
         """Raises `InvalidRequest` when an output is requested that the model does not have."""

@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from hashlib import blake2b
 from itertools import accumulate
 from random import random
+from types import MappingProxyType
 from typing import Final, Generic, TypeVar
 
 from gateway.errors import ModelNotReady, UnknownModel, UnknownVersion
@@ -51,9 +52,14 @@ class Route(Generic[S]):
     """Why nothing is ready, for the error."""
 
     def __post_init__(self) -> None:
+        # Copies that nobody can write to: a route is a snapshot whatever its maker does next.
+        for name in ("versions", "weights", "labels"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
         effective = effective_weights(self.weights, self.stable, self.versions)
         targets = tuple(self.versions[version] for version in effective)
-        object.__setattr__(self, "effective", effective)
+        declared = {v: float(w) for v, w in self.weights.items() if w > 0}
+        object.__setattr__(self, "declared", MappingProxyType(declared))
+        object.__setattr__(self, "effective", MappingProxyType(effective))
         object.__setattr__(self, "targets", targets)
         object.__setattr__(self, "bounds", tuple(accumulate(effective.values())))
         object.__setattr__(self, "only", targets[0] if len(targets) == 1 else None)
@@ -61,6 +67,7 @@ class Route(Generic[S]):
             self, "fallback", any(w and v not in self.versions for v, w in self.weights.items())
         )
 
+    declared: Mapping[str, float] = field(init=False, repr=False)
     effective: Mapping[str, float] = field(init=False, repr=False)
     targets: tuple[S, ...] = field(init=False, repr=False)
     bounds: tuple[float, ...] = field(init=False, repr=False)
@@ -78,8 +85,14 @@ class Route(Generic[S]):
         if not self.targets:
             raise not_ready(self)
         if key is not None:
-            version = rendezvous(self.model, key, self.effective)
-            return self.versions[version], "sticky"
+            # Among the declared versions, so that one that is not ready moves no other keys.
+            servable = self.versions.get(rendezvous(self.model, key, self.declared))
+            if servable is not None:
+                return servable, "sticky"
+            servable = None if self.stable is None else self.versions.get(self.stable)
+            if servable is None:
+                servable = self.versions[rendezvous(self.model, key, self.effective)]
+            return servable, "fallback"
         bounds = self.bounds
         index = bisect_right(bounds, rng() * bounds[-1])
         return self.targets[min(index, len(bounds) - 1)], "split"

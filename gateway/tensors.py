@@ -26,6 +26,7 @@ Signature = tuple[Any, ...]
 """What must be equal for rows to share a batch: names, datatypes, inner shapes, parameters."""
 
 MAX_RANK: Final = 32
+_MAX_ELEMENTS: Final = 2**59
 _U32 = struct.Struct("<I")
 
 
@@ -216,6 +217,11 @@ def check_shape(name: str, shape: Sequence[object]) -> Shape:
                 f"input '{printable(name)}': dimension {dim} in shape {printable(list(shape))} "
                 f"is not between 0 and 2147483647"
             )
+    if 0 in shape and math.prod([dim or 1 for dim in shape]) > _MAX_ELEMENTS:  # type: ignore[misc]
+        # Nothing to hold, and yet numpy cannot make it.
+        raise InvalidRequest(
+            f"input '{printable(name)}': shape {printable(list(shape))} is too large"
+        )
     return tuple(shape)  # type: ignore[arg-type]
 
 

@@ -6,18 +6,20 @@ import importlib
 import importlib.metadata
 import importlib.util
 import logging
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from gateway.errors import ModelLoadError
 from gateway.model_settings import ModelSettings
+from gateway.tensors import BYTES, DATATYPES
 from runtimes.cpus import usable_cores
 from runtimes.interface import Artifact, Model, Runtime, RuntimeReport
 from runtimes.onnx_file import DEFAULT_FILE, external_files, model_file, unranked_tensors
-from runtimes.onnx_metadata import read_metadata
-from runtimes.onnx_model import BF16, BoundOnnxModel, OnnxModel, one_line
+from runtimes.onnx_metadata import Metadata, read_metadata
+from runtimes.onnx_model import BoundOnnxModel, OnnxModel, one_line
 from runtimes.onnx_options import (
-    CPU,
     CUDA,
     TENSORRT,
     SessionPlan,
@@ -26,6 +28,7 @@ from runtimes.onnx_options import (
     parse_options,
 )
 
+BF16: Final = DATATYPES["BF16"]
 log = logging.getLogger(__name__)
 
 PACKAGES: Final = ("onnxruntime", "onnxruntime-gpu")
@@ -85,23 +88,21 @@ class OnnxRuntime(Runtime):
         providers = choose_providers(
             settings, plan, ort.get_available_providers(), gpu=gpu_visible()
         )
-        on_gpu = CUDA in providers or TENSORRT in providers
         if unused := [name for name in plan.provider_options if name not in providers]:
-            log.warning("%s: options of %s are not used on %s", artifact.model, unused[0], CPU)
-        if on_gpu and hasattr(ort, "preload_dlls"):
-            ort.preload_dlls()  # finds CUDA where pip has put it
-        gpus = (settings.gpus or (0,)) if on_gpu else (0,)
-        instances = settings.instances or len(gpus)
-        gpus = gpus[:instances]
+            log.warning("%s: options of %s are not used", artifact.model, unused[0])
+        make = _SessionMaker(ort, file, settings, plan, providers)
+        gpus = settings.gpus or (0,)
+        instances = settings.instances or (len(gpus) if _on_gpu(providers) else 1)
+        gpus = gpus[:instances] if _on_gpu(providers) else (0,)
         threads = default_threads(usable_cores(), instances, len(gpus))
-        sessions = [_session(ort, file, settings, plan, providers, gpu, threads) for gpu in gpus]
+        sessions = [make(gpus[0], threads)]
+        on_gpu = _on_gpu(sessions[0].get_providers())
+        if on_gpu:
+            sessions += [make(gpu, threads) for gpu in gpus[1:]]
         args = (*sessions[0].get_inputs(), *sessions[0].get_outputs())
         unranked = () if all(arg.shape for arg in args) else unranked_tensors(file)
         metadata = read_metadata(sessions[0], settings, unranked)
-        specs = (*metadata.inputs, *metadata.outputs)
-        bound = on_gpu or any(spec.datatype is BF16 for spec in specs)
-        kind = BoundOnnxModel if bound else OnnxModel
-        return kind(ort, sessions, metadata, instances=instances)
+        return _model_class(metadata, on_gpu=on_gpu)(ort, sessions, metadata, instances=instances)
 
 
 def installed_packages() -> dict[str, str]:
@@ -140,40 +141,60 @@ def default_threads(cores: int, instances: int, sessions: int) -> int:
     return max(1, cores - instances + 1)
 
 
-def _session(
-    ort: Any,
-    file: Path,
-    settings: ModelSettings,
-    plan: SessionPlan,
-    providers: tuple[str, ...],
-    gpu: int,
-    threads: int,
-) -> Any:
-    """A session on GPU `gpu`, or on the CPU. Raises `ModelLoadError`."""
-    options = []
-    for name in providers:
-        own = dict(plan.provider_options.get(name, {}))
-        if name in (CUDA, TENSORRT):
-            own["device_id"] = str(gpu)
-        options.append(own)
-    try:
-        session = ort.InferenceSession(
-            str(file),  # by path: from bytes, loading holds the GIL
-            plan.session_options(ort, threads),
-            providers=list(providers),
-            provider_options=options,
-            enable_fallback=0,  # it would print, and hide that a GPU is not used
-        )
-    except Exception as error:
+def _model_class(metadata: Metadata, *, on_gpu: bool) -> type[OnnxModel]:
+    """Raises `ModelLoadError` for what neither way of calling can do."""
+    bfloat16 = any(spec.datatype is BF16 for spec in (*metadata.inputs, *metadata.outputs))
+    text = any(spec.datatype is BYTES for spec in metadata.inputs)
+    if bfloat16 and text:
         raise ModelLoadError(
-            f"'{file.name}' cannot be loaded: {one_line(error, file.parent)}"
-        ) from error
-    lost = [name for name in providers if name not in session.get_providers()]
-    if lost and (settings.device == "gpu" or plan.providers):
-        raise ModelLoadError(
-            f"{lost[0]} did not start, most likely for want of CUDA's libraries; type: "
-            "pip install 'onnxruntime-gpu[cuda,cudnn]', or set device: cpu"
+            "ONNX Runtime's Python interface cannot take text inputs beside BF16 tensors; "
+            "export the model with FP16 or FP32 instead of BF16"
         )
-    if lost:
-        log.warning("%s did not start; %s runs on %s", lost[0], file.name, CPU)
-    return session
+    return BoundOnnxModel if bfloat16 or (on_gpu and not text) else OnnxModel
+
+
+def _on_gpu(providers: Collection[str]) -> bool:
+    return CUDA in providers or TENSORRT in providers
+
+
+@dataclass(frozen=True)
+class _SessionMaker:
+    ort: Any
+    file: Path
+    settings: ModelSettings
+    plan: SessionPlan
+    providers: tuple[str, ...]
+
+    def __call__(self, gpu: int, threads: int) -> Any:
+        """A session on GPU `gpu`, or on the CPU. Raises `ModelLoadError`."""
+        if _on_gpu(self.providers) and hasattr(self.ort, "preload_dlls"):
+            self.ort.preload_dlls()  # finds CUDA where pip has put it
+        try:
+            session = self.ort.InferenceSession(
+                str(self.file),  # by path: from bytes, loading holds the GIL
+                self.plan.session_options(self.ort, threads),
+                providers=list(self.providers),
+                provider_options=[self._provider_options(name, gpu) for name in self.providers],
+                enable_fallback=0,  # it would print, and hide that a GPU is not used
+            )
+        except Exception as error:
+            cause = one_line(error, self.file.parent)
+            raise ModelLoadError(f"'{self.file.name}' cannot be loaded: {cause}") from error
+        self._check(session.get_providers())
+        return session
+
+    def _provider_options(self, name: str, gpu: int) -> dict[str, str]:
+        device = {"device_id": str(gpu)} if _on_gpu((name,)) else {}
+        return {**self.plan.provider_options.get(name, {}), **device}
+
+    def _check(self, started: Collection[str]) -> None:
+        """A provider that does not start is left out without an error."""
+        lost = [name for name in self.providers if name not in started]
+        if not lost:
+            return
+        if self.settings.device == "gpu" or self.plan.providers:
+            raise ModelLoadError(
+                f"{lost[0]} did not start, most likely for want of CUDA's libraries; type: "
+                "pip install 'onnxruntime-gpu[cuda,cudnn]', or set device: cpu"
+            )
+        log.warning("%s did not start; %s runs on the CPU", lost[0], self.file.name)

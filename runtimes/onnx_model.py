@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from gateway.errors import InferenceFailed, InvalidInput, SluiceError
+from gateway.errors import InferenceFailed, InvalidInput
 from gateway.tensors import BYTES, DATATYPES, Array, Parameter, objects
 from runtimes.interface import Model
 from runtimes.onnx_metadata import Metadata
@@ -46,14 +46,14 @@ class OnnxModel(Model):
         self.outputs = metadata.outputs
         self.batch_dimension = metadata.batch_dimension
         self.instances = instances
-        self._metadata = metadata
+        self._input_reshapes = metadata.input_reshapes
+        self._output_reshapes = metadata.output_reshapes
         self._output_names = [spec.name for spec in metadata.outputs]
         self._strings = frozenset(s.name for s in metadata.inputs if s.datatype is BYTES)
         self._plain = not (self._strings or metadata.input_reshapes)
         self._invalid: type[Exception] = ort.capi.onnxruntime_pybind11_state.InvalidArgument
         # One object for all calls: making one each time costs 1 µs of 6.
         self._run_options = ort.RunOptions()
-        self._run_options.log_severity_level = 4
         self._session: Any = sessions[0]
         self._idle: SimpleQueue[Any] | None = None
         if len(sessions) > 1:
@@ -69,36 +69,38 @@ class OnnxModel(Model):
     ) -> Mapping[str, Array]:
         """As the interface says; BYTES come back as object arrays of `str`."""
         feed = inputs if self._plain else self._prepare(inputs)
-        for array in inputs.values():
+        for array in feed.values():
             if not array.flags.aligned:
                 # A view of received bytes may start anywhere; kernels assume that it does not.
                 feed = {name: np.require(each, None, "A") for name, each in feed.items()}
                 break
         names = outputs or self._output_names
-        if self._idle is None:
-            session = self._session
-            values = self._call(session, names, feed)
-        else:
-            session = self._idle.get()
-            try:
-                values = self._call(session, names, feed)
-            finally:
-                self._idle.put(session)
+        try:
+            if self._idle is None:
+                values = self._run(self._session, names, feed)
+            else:
+                values = self._run_on_idle(self._idle, names, feed)
+        except Exception as error:
+            raise self._failure(error) from error
         results = dict(zip(names, values, strict=True))
-        if self._metadata.output_reshapes:
+        if self._output_reshapes:
             self._reshape_outputs(results)
         return results
 
-    def _call(self, session: Any, names: Sequence[str], feed: Mapping[str, Array]) -> list[Array]:
-        if session is None:
-            raise InferenceFailed("the model is closed")
+    def _run_on_idle(
+        self, idle: SimpleQueue[Any], names: Sequence[str], feed: Mapping[str, Array]
+    ) -> list[Array]:
+        session = idle.get()
         try:
             return self._run(session, names, feed)
-        except SluiceError:
-            raise
-        except Exception as error:
-            kind = InvalidInput if isinstance(error, self._invalid) else InferenceFailed
-            raise kind(one_line(error)) from error
+        finally:
+            idle.put(session)
+
+    def _failure(self, error: Exception) -> InferenceFailed:
+        if self._session is None:
+            return InferenceFailed("the model is closed")
+        kind = InvalidInput if isinstance(error, self._invalid) else InferenceFailed
+        return kind(one_line(error))
 
     def _run(self, session: Any, names: Sequence[str], feed: Mapping[str, Array]) -> list[Array]:
         # Of the three ways to call a session this is the quickest for small models: 5 µs,
@@ -110,14 +112,14 @@ class OnnxModel(Model):
         """Inputs as the model takes them: other shapes, text instead of bytes."""
         feed: dict[str, Array] = {}
         for name, array in inputs.items():
-            reshape = self._metadata.input_reshapes.get(name)
+            reshape = self._input_reshapes.get(name)
             if reshape is not None:
                 array = array.reshape(reshape(array.shape))
             feed[name] = to_text(name, array) if name in self._strings else array
         return feed
 
     def _reshape_outputs(self, results: dict[str, Array]) -> None:
-        for name, reshape in self._metadata.output_reshapes.items():
+        for name, reshape in self._output_reshapes.items():
             array = results.get(name)
             if array is None:
                 continue
@@ -131,15 +133,15 @@ class OnnxModel(Model):
     def close(self) -> None:
         """Drops the sessions; their memory goes with them."""
         self._session = None
-        if self._idle is not None:
-            self._idle = None
+        self._idle = None
 
 
 class BoundOnnxModel(OnnxModel):
     """Calls through IO binding, for what `run` cannot do or does with more copies.
 
     That is bfloat16, which ONNX Runtime's numpy interface does not know, and GPUs. Inputs are
-    bound where they lie, outputs are brought to the CPU. Untried on a GPU.
+    bound where they lie, outputs are brought to the CPU. Text inputs cannot be bound. Untried
+    on a GPU.
     """
 
     def __init__(

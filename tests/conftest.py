@@ -1,4 +1,4 @@
-"""Hypothesis profiles: `ci` is the default; `SLUICE_HYPOTHESIS=deep` looks much further."""
+"""Hypothesis profiles: `ci` is the default; `HYPOTHESIS_PROFILE=deep` looks much further."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)
 
 settings.register_profile(
     "ci",
-    max_examples=60,
+    max_examples=150,
     derandomize=True,
     print_blob=True,
     deadline=None,
@@ -28,4 +28,4 @@ settings.register_profile(
     database=None,
     suppress_health_check=_QUIET,
 )
-settings.load_profile(os.environ.get("SLUICE_HYPOTHESIS", "ci"))
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))

@@ -69,10 +69,9 @@ class Splitter:
         self, calls: Sequence[Call], outputs: Mapping[str, Array]
     ) -> list[InferenceResponse]:
         """One response a call, in the order of `calls`."""
-        datatypes = self._datatypes
         if len(calls) == 1:
             tensors = [
-                Tensor(name, datatypes[name], array.shape, array=array)
+                Tensor(name, self._datatype(name, array), array.shape, array=array)
                 for name, array in outputs.items()
             ]
             return [self._response(calls[0], tensors)]
@@ -82,9 +81,20 @@ class Splitter:
             for call, tensors in zip(calls, zip(*columns, strict=True), strict=True)
         ]
 
+    def _datatype(self, name: str, array: Array) -> Datatype:
+        """The declared datatype of an output. Raises `InferenceFailed` for another one."""
+        datatype = self._datatypes.get(name)
+        if datatype is None:
+            raise InferenceFailed(f"the model returned output '{name}', which it does not declare")
+        if array.dtype != datatype.dtype and not (datatype is BYTES and array.dtype.kind in "SU"):
+            raise InferenceFailed(
+                f"the model returned output '{name}' as {array.dtype}, but declares it {datatype}"
+            )
+        return datatype
+
     def _column(self, name: str, array: Array, calls: Sequence[Call]) -> list[Tensor]:
         """One output cut into the rows of each call."""
-        datatype = self._datatypes[name]
+        datatype = self._datatype(name, array)
         inner = array.shape[1:]
         start = 0
         column: list[Tensor] = []

@@ -15,7 +15,7 @@ from gateway.batching.assembly import Splitter
 from gateway.batching.clock import Clock, Timer
 from gateway.batching.curve import CostCurve
 from gateway.batching.line import Line
-from gateway.batching.policy import BatchPolicy
+from gateway.batching.policy import NEVER, BatchPolicy
 from gateway.batching.runner import Batch, Runner
 from gateway.batching.slices import Slices
 from gateway.call import ENDED, QUEUED, RUNNING, Call
@@ -29,8 +29,9 @@ from gateway.errors import (
     SluiceError,
     WrongRows,
 )
-from gateway.tensors import InferenceResponse, Signature
+from gateway.telemetry.logs import log
 from gateway.telemetry.stats import ServableStats, error_name, failure_reason
+from gateway.tensors import InferenceResponse, Signature
 
 MAX_LINES: Final = 256
 """Most signatures with a line of their own; idle ones are forgotten first."""
@@ -69,6 +70,7 @@ class Batcher:
         self._lines: dict[Signature, Line] = {}
         self._retries: deque[Batch] = deque()
         self._running = 0
+        self._running_rows = 0
         self._flush_due = False
         self._flushing = False
         self._delay_timer: Timer | None = None
@@ -89,6 +91,8 @@ class Batcher:
         request = call.request
         contract = self.contract
         call.owner = self
+        if request.parameters and contract.parameters_matter:
+            request.signature = contract.signature(request)
         line = self._lines.get(request.signature)
         if line is None or not contract.batched:
             contract.check(request)
@@ -128,7 +132,7 @@ class Batcher:
         self._flush_soon()
 
     def _submit_slices(self, call: Call, line: Line) -> None:
-        slices = Slices(call, self.policy.max_rows, self._succeed, self._fail)
+        slices = Slices(call, self.policy.max_rows, self._succeed, self._fail, self)
         call.state = QUEUED
         for piece in slices.slices:
             piece.owner = self
@@ -201,7 +205,9 @@ class Batcher:
         rows = self.waiting_rows
         full = self.curve.predict(most) or 0.0
         rest = (self.curve.predict(rows % most) or 0.0) if rows % most else 0.0
-        running = full if self._running >= self.policy.instances else 0.0
+        running = 0.0
+        if self._running >= self.policy.instances:
+            running = self.curve.predict(self._running_rows // self._running) or 0.0
         return ((rows // most) * full + rest) / self.policy.instances + running
 
     def _queue_full(self, bound: str) -> QueueFull:
@@ -250,21 +256,32 @@ class Batcher:
         """Ends every waiting call whose deadline has passed."""
         self._expiry_timer = None
         now = self._clock.now()
-        nearest: float | None = None
-        for line in self._lines.values():
+        nearest = NEVER
+        # Over copies: whoever hears of an end may cancel or submit others at once.
+        for line in list(self._lines.values()):
             for call in [c for c in line.calls if c.deadline is not None]:
-                assert call.deadline is not None
-                if call.deadline > now:
-                    nearest = call.deadline if nearest is None else min(nearest, call.deadline)
-                elif self.policy.delays_on_timeout(call):
+                if call.state != QUEUED:
+                    continue
+                if call.deadline is not None and call.deadline <= now:
+                    if not self.policy.forgives(call, now):
+                        self._forget(call)
+                        self._fail(call, self._too_late(call, now))
+                        continue
                     line.remove(call)
-                    call.deadline = None
+                    call.deadline = call.caller_deadline
                     call.order = self.policy.last_place(now)
                     line.add(call)
-                elif call.state != ENDED:
-                    self._forget(call)
+                if call.deadline is not None:
+                    nearest = min(nearest, call.deadline)
+        for batch in list(self._retries):
+            for call in batch.calls:
+                if call.state == ENDED or call.deadline is None:
+                    continue
+                if call.deadline > now:
+                    nearest = min(nearest, call.deadline)
+                elif not self.policy.forgives(call, now):
                     self._fail(call, self._too_late(call, now))
-        if nearest is not None:
+        if nearest < NEVER:
             self._watch_deadline(nearest)
 
     # --- forming and running batches
@@ -276,21 +293,24 @@ class Batcher:
             return
         self._flushing = True
         on_loop = 0.0
-        while self._running < self.policy.instances:
-            batch = self._retry() if self._retries else self._next_batch()
-            if batch is None:
-                break
-            if not batch.calls:
-                continue
-            cost = self._cost_here(batch.rows)
-            self._running += 1
-            self._runner.run(batch, self._finished, here=cost is not None)
-            if cost is not None:
-                on_loop += cost
-                if on_loop > LOOP_BUDGET:
-                    self._flush_soon()
+        try:
+            while self._running < self.policy.instances:
+                batch = self._retry() if self._retries else self._next_batch()
+                if batch is None:
                     break
-        self._flushing = False
+                if not batch.calls:
+                    continue
+                cost = self._cost_here(batch.rows)
+                self._running += 1
+                self._running_rows += batch.rows
+                self._runner.run(batch, self._finished, here=cost is not None)
+                if cost is not None:
+                    on_loop += cost
+                    if on_loop > LOOP_BUDGET:
+                        self._flush_soon()
+                        break
+        finally:
+            self._flushing = False
 
     def _flush_soon(self) -> None:
         if not self._flush_due:
@@ -306,6 +326,8 @@ class Batcher:
         """Closes the next batch, or arms the timer of the nearest delay."""
         now = self._clock.now()
         policy = self.policy
+        if policy.ordered_by_arrival:
+            return self._next_in_order(now)
         best: Line | None = None
         wake: float | None = None
         for line in self._lines.values():
@@ -318,12 +340,44 @@ class Batcher:
                 best = line
         if best is None:
             if wake is not None:
-                if self._delay_timer is not None:
-                    self._delay_timer.cancel()
-                self._delay_timer = self._clock.call_later(wake - now, self._delay_over)
+                self._wake_at(wake, now)
             return None
         limit, reason = policy.close(best, now)
-        calls = best.take(limit)
+        return self._batch(best, limit, reason, now)
+
+    def _next_in_order(self, now: float) -> Batch | None:
+        """The next batch where nobody may overtake anybody, of whatever signature."""
+        lines = sorted(
+            (line for line in self._lines.values() if line.calls),
+            key=lambda line: line.calls[0].order,
+        )
+        if not lines:
+            return None
+        first = lines[0]
+        if len(lines) == 1:
+            due = self.policy.due(first, now)
+            if due > now:
+                self._wake_at(due, now)
+                return None
+            limit, reason = self.policy.close(first, now)
+            return self._batch(first, limit, reason, now)
+        # Another signature is next in line: who comes later cannot join, so do not wait.
+        stop = lines[1].calls[0].order
+        rows = sum(call.rows for call in first.calls if call.order < stop)
+        limit, reason = self.policy.close(first, now)
+        if rows < limit:
+            limit, reason = rows, "shape"
+        return self._batch(first, limit, reason, now)
+
+    def _wake_at(self, when: float, now: float) -> None:
+        """Arms the timer of the nearest delay."""
+        if self._delay_timer is not None:
+            self._delay_timer.cancel()
+        self._delay_timer = self._clock.call_later(when - now, self._delay_over)
+
+    def _batch(self, line: Line, limit: int, reason: str, now: float) -> Batch:
+        """Takes a batch off the front of a line, without those that are too late by now."""
+        calls = line.take(limit)
         self._left(calls)
         rows = 0
         expired = False
@@ -342,7 +396,7 @@ class Batcher:
         alive: list[Call] = []
         for call in calls:
             late = call.deadline is not None and call.deadline <= now
-            if late and not self.policy.delays_on_timeout(call):
+            if late and not self.policy.forgives(call, now):
                 self.pending -= 1
                 self._fail(call, self._too_late(call, now))
             else:
@@ -358,9 +412,11 @@ class Batcher:
     def _retry(self) -> Batch:
         """The next half of a failed batch, without those that have ended meanwhile."""
         batch = self._retries.popleft()
-        calls = [call for call in batch.calls if call.state != ENDED]
-        self.pending -= len(batch.calls) - len(calls)
-        return Batch(calls, sum(call.rows for call in calls), batch.reason, self._clock.now())
+        now = self._clock.now()
+        alive = [call for call in batch.calls if call.state != ENDED]
+        self.pending -= len(batch.calls) - len(alive)
+        calls = self._without_expired(alive, now)
+        return Batch(calls, sum(call.rows for call in calls), batch.reason, now)
 
     def _delay_over(self) -> None:
         self._delay_timer = None
@@ -371,6 +427,7 @@ class Batcher:
     def _finished(self, batch: Batch) -> None:
         """Hands the rows of a batch to their callers, or finds out whose fault it was."""
         self._running -= 1
+        self._running_rows -= batch.rows
         calls = batch.calls
         error = batch.error
         responses: list[InferenceResponse] = []
@@ -386,8 +443,10 @@ class Batcher:
             self._flush_soon()
             return
         self.pending -= len(calls)
-        # The runtime gets its next batch before the answers of this one are written.
-        self.flush()
+        ordered = self.policy.ordered_by_arrival
+        if not ordered:
+            # The runtime gets its next batch before the answers of this one are written.
+            self.flush()
         if error is None:
             self._answer(calls, responses)
             self.stats.split(len(calls), batch.rows, self._clock.now() - split_from)
@@ -395,6 +454,8 @@ class Batcher:
             failure = as_sluice_error(error)
             for call in calls:
                 self._fail(call, failure)
+        if ordered:
+            self.flush()
 
     def _account(self, batch: Batch) -> None:
         infer = batch.finished - batch.assembled
@@ -422,7 +483,10 @@ class Batcher:
                 stats.requests[protocol, "ok"] += 1
                 stats.request_seconds[protocol].observe(took)
             response.route = call.route
-            call.reply(response)
+            try:
+                call.reply(response)
+            except Exception:  # the others of the batch have nothing to do with it
+                log.exception("unexpected error while answering")
         stats.success.add(answered, seconds)
 
     def _succeed(self, call: Call, response: InferenceResponse) -> None:
@@ -438,17 +502,24 @@ class Batcher:
                 call.protocol, error_name(error), failure_reason(error),
                 self._clock.now() - call.arrived,
             )  # fmt: skip
-        call.fail(error)
+        try:
+            call.fail(error)
+        except Exception:  # the others of the batch have nothing to do with it
+            log.exception("unexpected error while answering")
 
     def _retry_apart(self, batch: Batch) -> None:
         """Runs the two halves of a failed batch, so that only the culprit fails in the end."""
         alive = [call for call in batch.calls if call.state != ENDED]
         self.pending -= len(batch.calls) - len(alive)
         middle = (len(alive) + 1) // 2
-        for half in (alive[:middle], alive[middle:]):
+        # Depth first, so that the order of arrival is kept.
+        for half in (alive[middle:], alive[:middle]):
             if half:
                 rows = sum(call.rows for call in half)
-                self._retries.append(Batch(half, rows, "retry", self._clock.now()))
+                self._retries.appendleft(Batch(half, rows, "retry", self._clock.now()))
+        for call in alive:
+            if call.deadline is not None:
+                self._watch_deadline(call.deadline)
 
     def close(self) -> None:
         """Gives the threads back. Nothing may be pending."""

@@ -87,6 +87,7 @@ class BatchPolicy:
             if request.timeout_us and self.queue.allow_timeout_override:
                 self._sooner(call, request.timeout_us)
             return
+        call.caller_deadline = call.deadline
         own = self.settings.priority_queues.get(self.level(request.priority))
         limit = self.queue.timeout_us
         override = self.queue.allow_timeout_override
@@ -103,8 +104,15 @@ class BatchPolicy:
         if call.deadline is None or limit < call.deadline:
             call.deadline = limit
 
-    def delays_on_timeout(self, call: Call) -> bool:
-        """Whether a call that waited too long goes to the end of the line instead of failing."""
+    def forgives(self, call: Call, now: float) -> bool:
+        """Whether a call past its deadline goes to the end of the line instead of failing.
+
+        Only the queue's own limit can be forgiven, never a deadline that the caller brought.
+        """
+        if not self._queue_timeouts:
+            return False
+        if call.caller_deadline is not None and call.caller_deadline <= now:
+            return False
         own = self.settings.priority_queues.get(self.level(call.request.priority))
         action = own.timeout_action if own is not None else None
         return (action or self.queue.timeout_action) == "delay"
@@ -112,13 +120,21 @@ class BatchPolicy:
     # --- when a batch is closed, and how large
 
     def due(self, line: Line, now: float) -> float:
-        """When the line may give a batch: `now` or earlier if at once."""
+        """When the line may give a batch: `now` or earlier if at once.
+
+        No call is held for more than half of its time.
+        """
         if not self._delay or self._batch_one or line.rows >= self.max_rows:
             return now
         if self._preferred and line.rows >= self._preferred[0]:
             return now
-        oldest = min(call.arrived for call in line.calls)
-        return oldest + self._delay
+        delay = self._delay
+        return min(
+            call.arrived + delay
+            if call.deadline is None
+            else min(call.arrived + delay, (call.arrived + call.deadline) / 2)
+            for call in line.calls
+        )
 
     def close(self, line: Line, now: float) -> tuple[int, str]:
         """The most rows of the batch that is closed now, and why it is closed."""

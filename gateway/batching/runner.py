@@ -86,8 +86,16 @@ class ModelRunner:
             thread = threading.Thread(
                 target=self._loop, name=f"{self._name}/{len(self._threads)}", daemon=True
             )
-            self._threads.append(thread)
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError as error:  # the system gives no more threads
+                if not self._threads:
+                    self._busy -= 1
+                    batch.error = error
+                    done(batch)
+                    return
+            else:
+                self._threads.append(thread)
         self._work.put((batch, done))
 
     def _loop(self) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gateway.batching.assembly import join_slices
-from gateway.call import Call
-from gateway.errors import SluiceError
+from gateway.call import Call, Owner
+from gateway.errors import InferenceFailed, SluiceError
 from gateway.tensors import InferenceRequest, InferenceResponse
 
 
@@ -18,6 +18,7 @@ class Slice(Call):
     def __init__(self, whole: Slices, index: int, request: InferenceRequest) -> None:
         parent = whole.parent
         super().__init__(parent.arrived, parent.deadline)
+        self.caller_deadline = getattr(parent, "caller_deadline", None)
         self.request = request
         self._whole = whole
         self._index = index
@@ -38,8 +39,10 @@ class Slices:
         limit: int,
         succeed: Callable[[Call, InferenceResponse], None],
         fail: Callable[[Call, SluiceError], None],
+        owner: Owner,
     ) -> None:
         self.parent = parent
+        self._owner = owner
         self._succeed = succeed
         self._fail = fail
         request = parent.request
@@ -68,8 +71,15 @@ class Slices:
         self._missing -= 1
         if not self._missing:
             parts = [part for part in self._answers if part is not None]
+            try:
+                outputs = join_slices(parts)
+            except ValueError as error:
+                text = f"the answers to the slices of a large request do not fit together: {error}"
+                self._fail(self.parent, InferenceFailed(text))
+                return
+            first = parts[0]
             whole = InferenceResponse(
-                parts[0].model, parts[0].version, join_slices(parts), id=self.parent.request.id
+                first.model, first.version, outputs, id=self.parent.request.id
             )
             self._succeed(self.parent, whole)
 
@@ -80,6 +90,8 @@ class Slices:
 
     def cancelled(self, call: Call, *, waiting: bool) -> None:
         self.cancel()
+        # The slices have left the lines by themselves; the whole was never in one.
+        self._owner.cancelled(call, waiting=False)
 
     def cancel(self) -> None:
         for piece in self.slices:

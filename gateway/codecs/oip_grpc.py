@@ -7,6 +7,7 @@ bytes (`Form`), which costs a tenth of parsing it again. Answers likewise.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -215,13 +216,15 @@ class GrpcCodec:
             encoded: bytes = typed_response(response).SerializeToString()
             return encoded
         outputs = response.outputs
-        key = (response.model, response.version, *[(t.name, t.shape) for t in outputs])
+        key = (response.model, response.version, *[(t.name, t.datatype, t.shape) for t in outputs])
         head = self._heads.get(key)
         if head is None:
             head = self._head(key, response)
         parts = [head]
         if response.id:
             parts.append(field(3, response.id.encode()))
+        if response.parameters:
+            parts.append(_parameters_alone(response.parameters))
         for tensor in outputs:
             data = tensor.data
             size = len(data)
@@ -241,6 +244,18 @@ class GrpcCodec:
             self._heads.clear()
         self._heads[key] = head
         return head
+
+
+def _parameters_alone(parameters: Mapping[str, Parameter]) -> bytes:
+    message = ModelInferResponse()
+    _put_parameters(message, parameters)
+    encoded: bytes = message.SerializeToString()
+    return encoded
+
+
+def _put_parameters(message: Any, parameters: Mapping[str, Parameter]) -> None:
+    for name, value in parameters.items():
+        message.parameters[name].CopyFrom(parameter_message(value))
 
 
 _LENGTHS: Final = tuple(varint(size) for size in range(1024))
@@ -358,4 +373,6 @@ def typed_response(response: InferenceResponse) -> Any:
         if tensor.datatype is BYTES:
             values = [as_bytes(value) for value in values]
         getattr(output.contents, _CONTENTS[tensor.datatype.name]).extend(values)
+    if response.parameters:
+        _put_parameters(message, response.parameters)
     return message

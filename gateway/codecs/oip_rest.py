@@ -180,7 +180,8 @@ class RestCodec:
         at = 0
         for each in inputs_json:
             tensor, size = _input(each, binary[at:])
-            count += len(each.get("parameters") or ())
+            if "parameters" in each:
+                count += len(each["parameters"] or ())
             inputs.append(tensor)
             if size is not None:
                 sizes.append(size)
@@ -190,7 +191,8 @@ class RestCodec:
                 f"the body has {len(binary) - at} bytes more than its inputs' binary_data_size say"
             )
         answer, names = self._answer(outputs_json, parameters)
-        count += sum(len(each.get("parameters") or ()) for each in outputs_json)
+        for each in outputs_json:
+            count += len(each.get("parameters") or ())
         if count > limits.max_parameters:
             raise InvalidRequest(
                 f"the request has {count} parameters, more than limits.max_parameters = "
@@ -227,8 +229,8 @@ class RestCodec:
         named: dict[str, bool] = {}
         for each in outputs:
             name = _name(each, "output")
-            refuse_unknown(each, _OUTPUT_KEYS, f"output '{printable(name)}'")
-            own = _parameters(each, f"output '{printable(name)}'")
+            refuse_unknown(each, _OUTPUT_KEYS, "output", name)
+            own = _parameters(each, "output", name)
             refuse_tensor_parameters(name, own, "output")
             binary = own.get("binary_data", default)
             if type(binary) is not bool:
@@ -247,7 +249,7 @@ class RestCodec:
 
         Raises `Unsupported` for what JSON cannot say.
         """
-        if form is BINARY_ANSWER and not response.id:
+        if form is BINARY_ANSWER and not response.id and not response.parameters:
             return self._encode_binary(response)
         outputs: list[dict[str, Any]] = []
         binary: list[Buffer] = []
@@ -273,7 +275,10 @@ class RestCodec:
         key = (
             response.model,
             response.version,
-            *[(t.name, t.shape, len(d)) for t, d in zip(response.outputs, data, strict=True)],
+            *[
+                (t.name, t.datatype, t.shape, len(d))
+                for t, d in zip(response.outputs, data, strict=True)
+            ],
         )
         head = self._answers.get(key)
         if head is None:
@@ -307,22 +312,33 @@ class RestCodec:
         return orjson.dumps(tree, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def refuse_unknown(tree: dict[str, Any], known: frozenset[str], what: str) -> None:
+def refuse_unknown(
+    tree: dict[str, Any], known: frozenset[str], what: str, whose: str | None = None
+) -> None:
     """Raises `InvalidRequest` for a key that the protocol does not have."""
     if not known.issuperset(tree):
         name = next(key for key in tree if key not in known)
         raise InvalidRequest(
-            f"{what} has an unknown key '{printable(name)}'; known: {', '.join(sorted(known))}"
+            f"{described(what, whose)} has an unknown key '{printable(name)}'; known: {', '.join(sorted(known))}"
         )
+
+
+def described(what: str, whose: str | None) -> str:
+    """``input 'x'``, or just ``the request``; made only when there is an error to tell."""
+    return what if whose is None else f"{what} '{printable(whose)}'"
 
 
 def _list_of_objects(tree: dict[str, Any], key: str) -> list[dict[str, Any]]:
     value = tree.get(key)
     if value is None:
         return []
-    if type(value) is not list or any(type(each) is not dict for each in value):
-        raise InvalidRequest(f"'{key}' must be a list of objects")
-    return value
+    if type(value) is list:
+        for each in value:
+            if type(each) is not dict:
+                break
+        else:
+            return value
+    raise InvalidRequest(f"'{key}' must be a list of objects")
 
 
 def _name(tree: dict[str, Any], what: str) -> str:
@@ -332,16 +348,18 @@ def _name(tree: dict[str, Any], what: str) -> str:
     return name
 
 
-def _parameters(tree: dict[str, Any], what: str) -> dict[str, Parameter]:
+def _parameters(
+    tree: dict[str, Any], what: str, whose: str | None = None
+) -> dict[str, Parameter]:
     parameters = tree.get("parameters")
     if parameters is None:
         return {}
     if type(parameters) is not dict:
-        raise InvalidRequest(f"the parameters of {what} must be an object")
+        raise InvalidRequest(f"the parameters of {described(what, whose)} must be an object")
     for name, value in parameters.items():
         if type(value) not in (str, int, float, bool):
             raise InvalidRequest(
-                f"parameter '{printable(name)}' of {what} must be a string, number or boolean"
+                f"parameter '{printable(name)}' of {described(what, whose)} must be a string, number or boolean"
             )
     return parameters
 
@@ -349,13 +367,13 @@ def _parameters(tree: dict[str, Any], what: str) -> dict[str, Parameter]:
 def _input(tree: dict[str, Any], binary: memoryview) -> tuple[Tensor, int | None]:
     """One input, and its size in bytes if it is binary."""
     name = _name(tree, "input")
-    refuse_unknown(tree, _INPUT_KEYS, f"input '{printable(name)}'")
+    refuse_unknown(tree, _INPUT_KEYS, "input", name)
     shape_json = tree.get("shape")
     if type(shape_json) is not list:
         raise InvalidRequest(f"input '{printable(name)}' needs a 'shape' that is a list")
     shape = check_shape(name, shape_json)
     kind = datatype(tree.get("datatype", ""))
-    parameters = _parameters(tree, f"input '{printable(name)}'")
+    parameters = _parameters(tree, "input", name)
     if parameters:
         refuse_tensor_parameters(name, parameters, "input")
     size = parameters.get("binary_data_size")

@@ -41,7 +41,8 @@ class DirectoryRegistry:
         self._settled: dict[tuple[str, str], AspiredVersion] = {}
         self._seen: dict[tuple[str, str], Hashable] = {}
         self._good: dict[str, AspiredModel] = {}
-        self._ignored: set[str] = set()
+        self.ignored: dict[str, str] = {}
+        """Folders that are no models, and why."""
         self.unsettled = False
 
     # --- reading
@@ -83,8 +84,8 @@ class DirectoryRegistry:
         return found
 
     def _ignore(self, name: str, why: str) -> None:
-        if name not in self._ignored:
-            self._ignored.add(name)
+        if name not in self.ignored:
+            self.ignored[name] = why
             log.warning("%s: ignoring folder '%s': %s", self.source, name, why)
 
     def _model(self, name: str, folder: Path, *, settle: bool) -> AspiredModel | None:

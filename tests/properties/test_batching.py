@@ -142,7 +142,7 @@ def play(sim: Simulation, scenario: list[Arrival]) -> list[SimCall]:
         )
         if each.fault == "poison":
             model.poison.add(call.first_id)
-        elif each.fault == "short":
+        elif each.fault == "short" and sim.batched:
             model.short.add(call.first_id)
         if each.at_end == "cancel":
             call.at_end = lambda: cancel(index + 1)
@@ -175,7 +175,7 @@ def test_every_call_ends_once_with_its_own_rows(
         if isinstance(call.error, WrongRows):
             assert short
         if call.response is not None:
-            assert each.fault == ""
+            assert each.fault == "" or (each.fault == "short" and not sim.batched)
         if isinstance(call.error, DeadlineExceeded) and call.accepted:
             assert call.deadline is not None and call.ended_at is not None
             # Time may pass in one step where the model runs on the loop.
@@ -322,18 +322,18 @@ def test_wrong_rows_fail_the_whole_batch_and_say_why() -> None:
 
 def test_a_call_whose_deadline_passes_between_retries_is_not_executed() -> None:
     sim = Simulation(max_rows=8)
-    bad = sim.call()
+    bad = sim.call(deadline=18 * MS)
     sim.model.poison.add(bad.first_id)  # type: ignore[attr-defined]
     sim.submit(bad)
-    hasty = sim.arrive(deadline=15 * MS)
-    patient = sim.arrive()
-    last = sim.arrive(deadline=25 * MS)
+    hasty, waits, patient = (sim.arrive(deadline=each * MS) for each in (22, 25, 500))
     sim.run()
-    assert hasty.ends == ["DeadlineExceeded"] or hasty.ends == ["reply"]
-    assert bad.ends == ["InvalidInput"]
+    # All four until 10, the first two until 20; then the first is too late, the second runs
+    # until 30, and the third ends at its deadline although the runtime is busy.
+    assert bad.ends == ["DeadlineExceeded"]
+    assert hasty.ends == ["reply"]
+    assert waits.ends == ["DeadlineExceeded"]
+    assert waits.ended_at == pytest.approx(1000.025, abs=2 * TICK)
     assert patient.ends == ["reply"]
-    assert last.ends == ["DeadlineExceeded"]
-    assert last.ended_at == pytest.approx(1000.025, abs=2 * TICK)
 
 
 def test_a_caller_that_breaks_while_it_is_answered_harms_nobody_else(
@@ -398,14 +398,12 @@ def test_a_model_that_breaks_its_word_fails_calls_but_not_the_batcher(how: str, 
     assert sim.counters() == (0, 0, 0, 0)
     for call in calls:
         assert len(call.ends) == 1
-    if how in ("type", "missing"):
+    if how in ("type", "missing", "extra"):
         for call in calls:
             assert isinstance(call.error, InferenceFailed)
             assert "output" in str(call.error)
     if how == "columns" and rows == 6:
         assert isinstance(calls[0].error, InferenceFailed)
-    if how == "extra":
-        assert calls[0].ends == ["reply"]
 
 
 # --- deadlines
@@ -490,17 +488,17 @@ def test_nobody_is_overtaken_by_who_came_much_later(
     setup["settings"] = BatchingSettings(priority_levels=3, priority_ageing_us=20_000)
     setup["limits"] = None
     sim = Simulation(**setup)
-    play(sim, [Arrival(**{**vars(a), "width": 1}) for a in scenario])
+    play(sim, [Arrival(**{**vars(a), "width": 1, "fault": ""}) for a in scenario])
     started = {
         id(call): position for position, batch in enumerate(sim.runner.log) for call in batch.calls
     }
     for a in sim.calls:
         for b in sim.calls:
-            if id(a) in started and id(b) in started and started[id(b)] < started[id(a)]:
+            both = id(a) in started and id(b) in started
+            if both and b.arrived > a.arrived and started[id(b)] < started[id(a)]:
                 levels = sim.policy.level(a.request.priority) - sim.policy.level(b.request.priority)
                 horizon = 0.0 if b.deadline is None else HORIZON
-                retried = a.error is not None or b.error is not None
-                assert retried or b.arrived <= a.arrived + levels * ageing + horizon + TICK
+                assert b.arrived <= a.arrived + levels * ageing + horizon + TICK
 
 
 def test_the_urgent_overtake_and_those_who_wait_long_are_not_overtaken() -> None:
@@ -786,7 +784,7 @@ def test_parameters_that_matter_keep_batches_apart() -> None:
 
 def test_many_signatures_are_forgotten_when_idle() -> None:
     sim = Simulation()
-    for width in range(1, 600):
+    for width in range(1, 300):
         sim.arrive(1, width)
         sim.run()
     assert len(sim.batcher._lines) <= 257

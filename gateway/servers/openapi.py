@@ -1,0 +1,229 @@
+"""The OpenAPI 3.0 document of everything that the HTTP port answers.
+
+A test compares its paths with the routes, so that neither can run ahead of the other.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from gateway import __version__
+from gateway.tensors import DATATYPES
+
+Json = dict[str, Any]
+
+
+def _ref(name: str) -> Json:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _object(properties: Json, *required: str, text: str = "") -> Json:
+    schema: Json = {"type": "object", "properties": properties}
+    if required:
+        schema["required"] = list(required)
+    if text:
+        schema["description"] = text
+    return schema
+
+
+def _list(items: Json) -> Json:
+    return {"type": "array", "items": items}
+
+
+_STRING: Json = {"type": "string"}
+_BOOL: Json = {"type": "boolean"}
+_NUMBER: Json = {"type": "number"}
+_PARAMETERS: Json = {
+    "type": "object",
+    "additionalProperties": {"oneOf": [_STRING, _NUMBER, _BOOL]},
+}
+_DATA: Json = {"type": "array", "items": {}, "description": "Row-major, flat or nested."}
+_TENSOR: Json = {
+    "name": _STRING,
+    "shape": _list({"type": "integer"}),
+    "datatype": {"type": "string", "enum": list(DATATYPES)},
+    "parameters": _PARAMETERS,
+    "data": _DATA,
+}
+_SPEC = _object(
+    {"name": _STRING, "datatype": _STRING, "shape": _list({"type": "integer"})},
+    text="-1 is a dimension of any size.",
+)
+
+SCHEMAS: Json = {
+    "Error": _object({"error": _STRING}, "error"),
+    "InferenceRequest": _object(
+        {
+            "id": _STRING,
+            "parameters": _PARAMETERS,
+            "inputs": _list(_object(_TENSOR, "name", "shape", "datatype")),
+            "outputs": _list(_object({"name": _STRING, "parameters": _PARAMETERS}, "name")),
+        },
+        "inputs",
+    ),
+    "InferenceResponse": _object(
+        {
+            "model_name": _STRING,
+            "model_version": _STRING,
+            "id": _STRING,
+            "parameters": _PARAMETERS,
+            "outputs": _list(_object(_TENSOR)),
+        },
+    ),
+    "ModelMetadata": _object(
+        {
+            "name": _STRING,
+            "versions": _list(_STRING),
+            "platform": _STRING,
+            "inputs": _list(_SPEC),
+            "outputs": _list(_SPEC),
+        }
+    ),
+    "Split": _object(
+        {
+            "weights": {"type": "object", "additionalProperties": _NUMBER},
+            "stable": _STRING,
+            "sticky": _object({"header": _STRING, "parameter": _STRING}),
+        },
+        "weights",
+    ),
+    "Promote": _object({"version": _STRING}, "version"),
+    "Labels": _object({"labels": {"type": "object", "additionalProperties": _STRING}}, "labels"),
+    "V1Request": _object({"instances": _list({}), "inputs": {}}, text="One of the two."),
+    "V1Response": _object({"predictions": {}}),
+    "Anything": {"type": "object"},
+}
+
+_INFER_HEADERS = [
+    ("Inference-Header-Content-Length", "Length of the JSON part where binary tensors follow it."),
+    ("x-request-timeout-ms", "Milliseconds after which the answer is of no use any more."),
+    ("x-sluice-key", "Keeps all requests with this key on one version of a split."),
+]
+
+
+def _operation(
+    tag: str,
+    summary: str,
+    answer: str = "Anything",
+    body: str | None = None,
+    statuses: tuple[int, ...] = (),
+) -> Json:
+    responses: Json = {
+        "200": {
+            "description": "OK",
+            "content": {"application/json": {"schema": _ref(answer)}},
+        }
+    }
+    for status in statuses:
+        responses[str(status)] = {
+            "description": _STATUSES[status],
+            "content": {"application/json": {"schema": _ref("Error")}},
+        }
+    operation: Json = {"tags": [tag], "summary": summary, "responses": responses}
+    if body is not None:
+        operation["requestBody"] = {
+            "required": True,
+            "content": {"application/json": {"schema": _ref(body)}},
+        }
+    return operation
+
+
+_STATUSES = {
+    400: "Something in the request is wrong",
+    403: "Not allowed",
+    404: "No such model or version",
+    413: "Too large",
+    429: "Too much work; see Retry-After",
+    501: "Not supported",
+    503: "Not ready",
+    504: "The deadline passed in the queue",
+}
+_INFER = (400, 404, 413, 429, 501, 503, 504)
+
+
+def _paths() -> Json:
+    paths: Json = {
+        "/": {"get": _operation("server", "KServe V1 liveness")},
+        "/v2": {"get": _operation("server", "Name, version and extensions of the server")},
+        "/v2/health/live": {"get": _operation("server", "Is the process alive?")},
+        "/v2/health/ready": {
+            "get": _operation("server", "Is it ready for traffic?", statuses=(503,))
+        },
+        "/v2/models": {"get": _operation("models", "Names of the models that can answer")},
+        "/v2/models/stats": {"get": _operation("models", "Statistics of every version")},
+        "/v2/repository/index": {
+            "post": _operation("models", "Every version and its state", body="Anything"),
+            "get": _operation("models", "Every version and its state"),
+        },
+        "/v1/models": {"get": _operation("v1", "Names of the models that can answer")},
+        "/v1/models/{model}": {
+            "get": _operation("v1", "Is the model ready?", statuses=(404, 503))
+        },
+        "/v1/models/{model}:predict": {
+            "post": _operation("v1", "Inference by KServe V1", "V1Response", "V1Request", _INFER)
+        },
+        "/metrics": {"get": _operation("server", "Metrics in Prometheus' text format")},
+        "/admin/v1/status": {"get": _operation("admin", "The gateway", statuses=(403,))},
+        "/admin/v1/models": {"get": _operation("admin", "Every model", statuses=(403,))},
+        "/admin/v1/models/{model}": {
+            "get": _operation("admin", "One model", statuses=(403, 404))
+        },
+        "/admin/v1/models/{model}/split": {
+            "put": _operation("admin", "Set the split", body="Split", statuses=(400, 403, 404))
+        },
+        "/admin/v1/models/{model}/promote": {
+            "post": _operation(
+                "admin", "Give one version everything", body="Promote", statuses=(403, 404, 503)
+            )
+        },
+        "/admin/v1/models/{model}/labels": {
+            "put": _operation("admin", "Set the labels", body="Labels", statuses=(400, 403, 404))
+        },
+    }
+    for prefix in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
+        paths[prefix] = {
+            "get": _operation("models", "Metadata", "ModelMetadata", statuses=(404, 503))
+        }
+        paths[f"{prefix}/ready"] = {
+            "get": _operation("models", "Can it answer?", statuses=(404, 503))
+        }
+        paths[f"{prefix}/config"] = {
+            "get": _operation("models", "Configuration in Triton's form", statuses=(404, 503))
+        }
+        paths[f"{prefix}/stats"] = {
+            "get": _operation("models", "Statistics", statuses=(404, 503))
+        }
+        infer = _operation(
+            "inference", "Inference", "InferenceResponse", "InferenceRequest", _INFER
+        )
+        infer["parameters"] = [
+            {"name": name, "in": "header", "schema": _STRING, "description": text}
+            for name, text in _INFER_HEADERS
+        ]
+        paths[f"{prefix}/infer"] = {"post": infer}
+    for path, operations in paths.items():
+        named = [name for name in ("model", "version") if f"{{{name}}}" in path]
+        for operation in operations.values():
+            operation.setdefault("parameters", [])
+            operation["parameters"] = [
+                {"name": name, "in": "path", "required": True, "schema": _STRING} for name in named
+            ] + operation["parameters"]
+    return paths
+
+
+@cache
+def document() -> Json:
+    """The OpenAPI document."""
+    return {
+        "openapi": "3.0.3",
+        "info": {
+            "title": "Sluicegate",
+            "version": __version__,
+            "description": "Open Inference Protocol, KServe V1, admin API and metrics. gRPC is on "
+            "a port of its own.",
+            "license": {"name": "Apache-2.0"},
+        },
+        "paths": _paths(),
+        "components": {"schemas": SCHEMAS},
+    }
