@@ -436,8 +436,8 @@ class Batcher:
             self._account(batch)
             try:
                 responses = self._splitter.split(calls, batch.outputs)
-            except Exception as failure:
-                error = failure
+            except Exception as broken:
+                error = broken
         if error is not None and len(calls) > 1 and not isinstance(error, WrongRows):
             self._retry_apart(batch)
             self._flush_soon()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 from gateway.batching.clock import LoopClock
@@ -32,7 +34,15 @@ def check_sources(sources: Iterable[str], *, load: bool) -> list[Finding]:
     # What is ignored is in the report; no need to log it as well.
     logging.getLogger("sluice").setLevel(logging.ERROR)
     runtimes = load_runtimes()
-    loader = Loader(runtimes, BatchingConfig(), LoopClock(None)) if load else None
+    with closing(asyncio.new_event_loop()) as loop:
+        loader = Loader(runtimes, BatchingConfig(), LoopClock(loop)) if load else None
+        return look_through(sources, runtimes, loader)
+
+
+def look_through(
+    sources: Iterable[str], runtimes: dict[str, Runtime], loader: Loader | None
+) -> list[Finding]:
+    """The findings of all sources, in their order."""
     findings: list[Finding] = []
     owners: dict[str, str] = {}
     for source in sources:

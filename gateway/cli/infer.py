@@ -26,7 +26,12 @@ if TYPE_CHECKING:
     "--input", "source", metavar="JSON", help="A request body: a file, '-', or the JSON itself."
 )
 @click.option(
-    "-n", "count", type=click.IntRange(min=1), default=1, help="How many requests to send."
+    "-n",
+    "count",
+    type=click.IntRange(min=1),
+    default=1,
+    metavar="N",
+    help="How many requests to send.",
 )
 @click.option("--version", default="", metavar="VERSION", help="A version or a label.")
 @click.option(

@@ -43,7 +43,8 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], indent
 
 def plain_lines(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> list[str]:
     """The table in columns of equal width, two spaces apart."""
-    table = [[column.name for column in columns], *rows]
+    head = [column.name for column in columns]
+    table = [head, *rows] if any(head) else list(rows)
     widths = [max(len(row[i]) for row in table) for i in range(len(columns))]
     return [
         "  ".join(
@@ -61,7 +62,8 @@ def print_rich(columns: Sequence[Column], rows: Sequence[Sequence[str]], indent:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    named = any(column.name for column in columns)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", show_header=named)
     for column in columns:
         table.add_column(Text(column.name), justify="right" if column.right else "left")
     for row in rows:

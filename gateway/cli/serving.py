@@ -40,7 +40,7 @@ async def serve(config: Config) -> int:
     gateway = Gateway(config)
     try:
         if await stop.unless(gateway.start(announce=lambda: announce(gateway))):
-            print(welcome(gateway), flush=True)
+            welcome(gateway)
             await stop.asked.wait()
             await drain(gateway, stop)
     except ModelLoadError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from heapq import heappop, heappush
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ from runtimes.interface import Model
 TICK = 1e-6
 """Granularity of simulated timers, seconds."""
 MS = 1e-3
+DEFAULTS = BatchingSettings()
 _MOST_EVENTS = 100_000
 
 
@@ -214,7 +216,7 @@ class Simulation:
 
     def __init__(
         self,
-        settings: BatchingSettings = BatchingSettings(),
+        settings: BatchingSettings = DEFAULTS,
         *,
         max_rows: int = 4,
         instances: int = 1,
@@ -341,7 +343,7 @@ class Simulation:
         if any(each.timeout_action for each in self.settings.priority_queues.values()):
             return
         if self.settings.preserve_ordering:
-            order: Callable[[Call], float] = lambda call: call.order  # noqa: E731
+            order: Callable[[Call], float] = attrgetter("order")
             others = self.waiting()
         else:
             order = self.due

@@ -43,7 +43,9 @@ TYPED = {
     "FP32": "fp32_contents", "FP64": "fp64_contents", "BYTES": "bytes_contents",
 }  # fmt: skip
 SHAPES = st.lists(st.integers(0, 4), max_size=4).map(tuple)
-RAW_ELEMENTS = st.sampled_from([b"", b"\0", b"\0\0a", b"\xff\xfe", b"text", "héllo ☃".encode(), b"x" * 300])
+RAW_ELEMENTS = st.sampled_from(
+    [b"", b"\0", b"\0\0a", b"\xff\xfe", b"text", "héllo ☃".encode(), b"x" * 300]
+)
 TEXT_ELEMENTS = st.sampled_from(["", "\0", "text", "héllo ☃ \U0001f600", '"\\ : {', "x" * 300])
 
 
@@ -195,7 +197,12 @@ def test_grpc_requests_of_tritonclient(found: np.ndarray) -> None:
     )  # fmt: skip
     decoded, typed = GrpcCodec(LIMITS).decode(request.SerializeToString())
     assert same(found, decoded.inputs[0]) and not typed
-    assert (decoded.id, decoded.outputs, decoded.priority, decoded.timeout_us) == ("r", ("y",), 2, 7)
+    assert (decoded.id, decoded.outputs, decoded.priority, decoded.timeout_us) == (
+        "r",
+        ("y",),
+        2,
+        7,
+    )
 
 
 def outcome(codec: Any, *payload: Any) -> Any:
@@ -233,7 +240,9 @@ def mutated(draw: Any, payload: bytes) -> bytes:
     return bytes(data)
 
 
-@given(data=st.data(), found=st.lists(arrays(), max_size=3), large=st.booleans(), typed=st.booleans())
+@given(
+    data=st.data(), found=st.lists(arrays(), max_size=3), large=st.booleans(), typed=st.booleans()
+)
 def test_grpc_fast_path_is_never_taken_for_another_head(
     data: st.DataObject, found: list[np.ndarray], large: bool, typed: bool
 ) -> None:
@@ -305,7 +314,9 @@ def rest_input(index: int, array: np.ndarray, binary: bool, nested: bool) -> tup
         raw = bytes(to_wire(array))
         return tree | {"parameters": {"binary_data_size": len(raw)}}, raw
     if kind.name == "BYTES":
-        array = objects([], array.shape) if not array.size else np.vectorize(bytes.decode, "O")(array)
+        array = (
+            objects([], array.shape) if not array.size else np.vectorize(bytes.decode, "O")(array)
+        )
     tree["data"] = array.tolist() if nested and array.ndim else array.ravel().tolist()
     return tree, b""
 
@@ -313,13 +324,17 @@ def rest_input(index: int, array: np.ndarray, binary: bool, nested: bool) -> tup
 def rest_body(
     found: list[np.ndarray], binary: list[bool], *, nested: bool = False, **fields: Any
 ) -> tuple[bytes, int | None]:
-    pieces = [rest_input(i, a, b, nested) for i, (a, b) in enumerate(zip(found, binary, strict=True))]
+    pieces = [
+        rest_input(i, a, b, nested) for i, (a, b) in enumerate(zip(found, binary, strict=True))
+    ]
     head = json.dumps({**fields, "inputs": [tree for tree, _ in pieces]}).encode()
     body = head + b"".join(raw for _, raw in pieces)
     return body, len(head) if any(binary) else None
 
 
-@given(found=st.lists(arrays(json_able=True), max_size=3), nested=st.booleans(), id=IDS, data=st.data())
+@given(
+    found=st.lists(arrays(json_able=True), max_size=3), nested=st.booleans(), id=IDS, data=st.data()
+)
 def test_rest_requests_json_binary_and_mixed(
     found: list[np.ndarray], nested: bool, id: str, data: st.DataObject
 ) -> None:
@@ -337,7 +352,9 @@ def test_rest_requests_json_binary_and_mixed(
 
 @given(found=st.lists(arrays(), min_size=1, max_size=3), id=IDS)
 def test_rest_binary_requests_of_any_bytes(found: list[np.ndarray], id: str) -> None:
-    body, head = rest_body(found, [True] * len(found), id=id, parameters={"binary_data_output": True})
+    body, head = rest_body(
+        found, [True] * len(found), id=id, parameters={"binary_data_output": True}
+    )
     for kind in (bytes, bytearray, memoryview):
         codec = RestCodec(LIMITS)
         for _ in range(2):
@@ -360,7 +377,12 @@ def test_rest_requests_of_tritonclient(found: np.ndarray, binary: bool) -> None:
     body = body.encode() if isinstance(body, str) else body
     decoded, form = RestCodec(LIMITS).decode("m", "", body, head)
     assert same(found, decoded.inputs[0]) and form.is_binary("y")
-    assert (decoded.id, decoded.outputs, decoded.priority, decoded.timeout_us) == ("r", ("y",), 2, 7)
+    assert (decoded.id, decoded.outputs, decoded.priority, decoded.timeout_us) == (
+        "r",
+        ("y",),
+        2,
+        7,
+    )
 
 
 @given(found=st.lists(arrays(json_able=True), max_size=3), id=IDS, data=st.data())
@@ -424,17 +446,25 @@ def test_json_answers_say_null_for_what_json_cannot_say() -> None:
         RestCodec(LIMITS).encode(response_of([objects([b"\xff"], (1,))]), JSON_ANSWER)
 
 
-@given(data=st.data(), found=st.lists(arrays(json_able=True), min_size=1, max_size=2), some=st.booleans())
+@given(
+    data=st.data(),
+    found=st.lists(arrays(json_able=True), min_size=1, max_size=2),
+    some=st.booleans(),
+)
 def test_rest_fast_path_is_never_taken_for_another_head(
     data: st.DataObject, found: list[np.ndarray], some: bool
 ) -> None:
     binary = [True] * len(found) if some else [data.draw(st.booleans()) for _ in found]
-    body, head = rest_body(found, binary, outputs=[{"name": "y", "parameters": {"binary_data": True}}])
+    body, head = rest_body(
+        found, binary, outputs=[{"name": "y", "parameters": {"binary_data": True}}]
+    )
     warm = RestCodec(LIMITS)
     warm.decode("m", "1", body, head)
     for _ in range(3):
         changed = data.draw(mutated(body))
-        length = None if head is None else data.draw(st.sampled_from([head, head, head - 1, head + 1]))
+        length = (
+            None if head is None else data.draw(st.sampled_from([head, head, head - 1, head + 1]))
+        )
         for names in (("m", "1"), ("m", ""), ("n", "1")):
             new = RestCodec(LIMITS)
             assert outcome(warm, *names, changed, length) == outcome(new, *names, changed, length)
@@ -470,7 +500,9 @@ def test_rest_garbage_is_refused(body: bytes) -> None:
                     st.fixed_dictionaries(
                         {"name": st.one_of(st.just("x"), JSON_VALUES)},
                         optional={
-                            "shape": st.one_of(st.lists(st.integers(-1, 3), max_size=3), JSON_VALUES),
+                            "shape": st.one_of(
+                                st.lists(st.integers(-1, 3), max_size=3), JSON_VALUES
+                            ),
                             "datatype": st.one_of(st.sampled_from(NAMES), JSON_VALUES),
                             "parameters": JSON_VALUES,
                             "data": JSON_VALUES,
@@ -489,13 +521,17 @@ def test_rest_json_of_the_wrong_form_is_refused(tree: dict[str, Any]) -> None:
 
 
 @given(shape=SHAPES, data=JSON_VALUES, name=st.sampled_from(NAMES))
-def test_rest_data_of_the_wrong_form_is_refused(shape: tuple[int, ...], data: Any, name: str) -> None:
+def test_rest_data_of_the_wrong_form_is_refused(
+    shape: tuple[int, ...], data: Any, name: str
+) -> None:
     each = {"name": "x", "shape": shape, "datatype": name, "data": data}
     outcome(RestCodec(LIMITS), "m", "", json.dumps({"inputs": [each]}).encode(), None)
 
 
 def infer(text: str, kind: str = "FP32", shape: str = "[2]") -> InferenceRequest:
-    body = f'{{"inputs": [{{"name": "x", "shape": {shape}, "datatype": "{kind}", "data": {text}}}]}}'
+    body = (
+        f'{{"inputs": [{{"name": "x", "shape": {shape}, "datatype": "{kind}", "data": {text}}}]}}'
+    )
     return RestCodec(LIMITS).decode("m", "", body.encode(), None)[0]
 
 
@@ -589,7 +625,9 @@ def test_json_without_repeated_keys_is_never_refused_for_them(tree: Any, spaces:
 
 
 @given(
-    pairs=st.lists(st.tuples(st.sampled_from("abc:"), st.sampled_from(['"x:y"', "1", '"\\":"'])), max_size=5),
+    pairs=st.lists(
+        st.tuples(st.sampled_from("abc:"), st.sampled_from(['"x:y"', "1", '"\\":"'])), max_size=5
+    ),
     deep=st.integers(0, 3),
 )
 def test_repeated_keys_are_found_at_any_depth(pairs: list[tuple[str, str]], deep: int) -> None:

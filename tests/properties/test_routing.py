@@ -21,7 +21,9 @@ READY = st.sets(VERSIONS)
 KEYS = [f"user-{number}" for number in range(400)]
 
 
-def route(weights: dict[str, float], ready: set[str], stable: str | None = None, **more: Any) -> Any:
+def route(
+    weights: dict[str, float], ready: set[str], stable: str | None = None, **more: Any
+) -> Any:
     return Route("m", {v: f"servable {v}" for v in ready}, weights, stable, **more)
 
 
@@ -111,7 +113,9 @@ def test_a_canary_that_grows_takes_keys_and_gives_none_back(first: int, second: 
             assert rendezvous("m", key, {"1": 100 - large, "2": large}) == "2"
 
 
-@pytest.mark.parametrize("weights", [{"1": 50, "2": 50}, {"1": 90, "2": 10}, {"1": 5, "2": 3, "3": 2}])
+@pytest.mark.parametrize(
+    "weights", [{"1": 50, "2": 50}, {"1": 90, "2": 10}, {"1": 5, "2": 3, "3": 2}]
+)
 def test_the_share_of_keys_is_the_weight(weights: dict[str, float]) -> None:
     count = 20_000
     found = Counter(rendezvous("m", str(number), weights) for number in range(count))
