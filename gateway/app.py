@@ -33,6 +33,7 @@ from gateway.servers.grpc_service import GrpcService
 from gateway.servers.http import HttpServer, MetricsServer
 from gateway.servers.http_app import make_app
 from gateway.servers.http_state import HttpState
+from gateway.telemetry.access import access_log
 from gateway.telemetry.logs import log
 from gateway.telemetry.metrics import Collector
 from runtimes.discovery import load_runtimes
@@ -111,6 +112,7 @@ class Gateway:
         if self.config.registry.watch:
             for registry in self.registries:
                 self._watchers.append(asyncio.create_task(self._watch(registry)))
+        access_log.start(self.config.telemetry.access_log)
         # What lives until the end need not be looked at by every collection.
         gc.collect()
         gc.freeze()
@@ -245,6 +247,7 @@ class Gateway:
         if self.metrics is not None:
             await self.metrics.close()
         await self.manager.close()
+        access_log.stop()
         if self._socket_folder is not None:
             self._socket_folder.cleanup()
 

@@ -33,7 +33,7 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Base of every section: immutable, unknown keys are refused."""
 
 
-class HttpConfig(Section, kw_only=True):
+class HttpConfig(Section, frozen=True, kw_only=True):
     """The HTTP port: Open Inference Protocol, KServe V1, admin API, metrics."""
 
     address: Annotated[str, doc("Host and port to listen on; port 0 picks a free one.")] = (
@@ -51,7 +51,7 @@ class HttpConfig(Section, kw_only=True):
     ] = 60.0
 
 
-class GrpcConfig(Section, kw_only=True):
+class GrpcConfig(Section, frozen=True, kw_only=True):
     """The gRPC port."""
 
     address: Annotated[str, doc("Host and port to listen on; port 0 picks a free one.")] = (
@@ -71,7 +71,7 @@ class GrpcConfig(Section, kw_only=True):
     io_threads: Annotated[int, doc("Threads of the native server's I/O.", ge=1, le=64)] = 1
 
 
-class LimitsConfig(Section, kw_only=True):
+class LimitsConfig(Section, frozen=True, kw_only=True):
     """Bounds on what one request, and all together, may take."""
 
     max_message_bytes: Annotated[
@@ -97,7 +97,7 @@ class LimitsConfig(Section, kw_only=True):
     max_connections: Annotated[int, doc("Most HTTP connections open at the same time.", ge=1)] = 8192
 
 
-class BatchingConfig(Section, kw_only=True):
+class BatchingConfig(Section, frozen=True, kw_only=True):
     """What holds for the batching of every model."""
 
     max_batch_size: Annotated[
@@ -113,7 +113,7 @@ class BatchingConfig(Section, kw_only=True):
     ] = 500
 
 
-class LifecycleConfig(Section, kw_only=True):
+class LifecycleConfig(Section, frozen=True, kw_only=True):
     """Loading, warming up and unloading of versions."""
 
     load_threads: Annotated[int, doc("Versions that may load at the same time.", ge=1, le=64)] = 2
@@ -129,7 +129,7 @@ class LifecycleConfig(Section, kw_only=True):
     ] = 10.0
 
 
-class RegistryConfig(Section, kw_only=True):
+class RegistryConfig(Section, frozen=True, kw_only=True):
     """How a source is watched for changes."""
 
     watch: Annotated[bool, doc("Follow changes while serving.")] = True
@@ -139,7 +139,7 @@ class RegistryConfig(Section, kw_only=True):
     ] = 5.0
 
 
-class AdminConfig(Section, kw_only=True):
+class AdminConfig(Section, frozen=True, kw_only=True):
     """The control API under `/admin/v1`."""
 
     token: Annotated[
@@ -150,7 +150,7 @@ class AdminConfig(Section, kw_only=True):
     ] = ""
 
 
-class TelemetryConfig(Section, kw_only=True):
+class TelemetryConfig(Section, frozen=True, kw_only=True):
     """Logs and metrics."""
 
     log_level: Annotated[
@@ -166,7 +166,7 @@ class TelemetryConfig(Section, kw_only=True):
     ] = ""
 
 
-class DrainConfig(Section, kw_only=True):
+class DrainConfig(Section, frozen=True, kw_only=True):
     """What happens at SIGTERM. (At Ctrl-C `grace` counts as 0.)"""
 
     grace: Annotated[
@@ -178,7 +178,7 @@ class DrainConfig(Section, kw_only=True):
     ] = 30.0
 
 
-class Config(Section, kw_only=True):
+class Config(Section, frozen=True, kw_only=True):
     """The whole configuration."""
 
     sources: Annotated[

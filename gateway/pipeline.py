@@ -21,6 +21,7 @@ from gateway.errors import Cancelled, InferenceFailed, SluiceError
 from gateway.routing import Route, Router
 from gateway.servable import Servable
 from gateway.tensors import InferenceRequest, InferenceResponse
+from gateway.telemetry.access import access_log
 from gateway.telemetry.logs import log
 from gateway.telemetry.stats import error_name, failure_reason
 
@@ -68,9 +69,13 @@ class Pipeline:
     def _refuse(self, call: Call, servable: Servable | None, error: SluiceError) -> None:
         if servable is None:
             self.refused[call.protocol, error_name(error)] += 1
+            seconds = 0.0
         else:
             seconds = max(servable.batcher.now() - call.arrived, 0.0)
             servable.stats.failed(call.protocol, error_name(error), failure_reason(error), seconds)
+        if access_log.share:
+            version = "" if servable is None else servable.version
+            access_log.record(call, version, error_name(error), seconds)
         call.fail(error)
 
     async def infer(self, call: AwaitableCall) -> InferenceResponse:

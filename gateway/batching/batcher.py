@@ -30,6 +30,7 @@ from gateway.errors import (
     WrongRows,
 )
 from gateway.telemetry.logs import log
+from gateway.telemetry.access import access_log
 from gateway.telemetry.stats import ServableStats, error_name, failure_reason
 from gateway.tensors import InferenceResponse, Signature
 
@@ -54,6 +55,7 @@ class Batcher:
         curve: CostCurve,
     ) -> None:
         self.name = name
+        self._version = name.rpartition("/")[2]
         self.contract = contract
         self.policy = policy
         self.stats = stats
@@ -223,9 +225,10 @@ class Batcher:
         if waiting:
             self._forget(call)
         if call.protocol:
-            self.stats.failed(
-                call.protocol, "cancelled", "CANCELED", self._clock.now() - call.arrived
-            )
+            took = self._clock.now() - call.arrived
+            self.stats.failed(call.protocol, "cancelled", "CANCELED", took)
+            if access_log.share:
+                access_log.record(call, self._version, "cancelled", took)
 
     def _forget(self, call: Call) -> None:
         signature = call.request.signature if self.contract.batched else ()
@@ -482,6 +485,8 @@ class Batcher:
                 answered += 1
                 stats.requests[protocol, "ok"] += 1
                 stats.request_seconds[protocol].observe(took)
+                if access_log.share:
+                    access_log.record(call, response.version, "ok", took)
             response.route = call.route
             try:
                 call.reply(response)
@@ -498,10 +503,10 @@ class Batcher:
         if call.state == ENDED:
             return
         if call.protocol:
-            self.stats.failed(
-                call.protocol, error_name(error), failure_reason(error),
-                self._clock.now() - call.arrived,
-            )  # fmt: skip
+            took = self._clock.now() - call.arrived
+            self.stats.failed(call.protocol, error_name(error), failure_reason(error), took)
+            if access_log.share:
+                access_log.record(call, self._version, error_name(error), took)
         try:
             call.fail(error)
         except Exception:  # the others of the batch have nothing to do with it

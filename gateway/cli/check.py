@@ -43,4 +43,5 @@ def print_findings(findings: list[Finding]) -> None:
     print_table([Column(n) for n in ("", "MODEL", "VERSIONS", "RUNTIME", "NOTE")], rows)
     models = {f.model for f in findings if f.state != "ignored" and f.model}
     wrong = sum(f.state == "wrong" for f in findings)
-    click.echo(f"{plural(len(models), 'model')}, {plural(wrong, 'problem') if wrong else 'all well'}")
+    problems = plural(wrong, "problem") if wrong else "all well"
+    click.echo(f"{plural(len(models), 'model')}, {problems}")

@@ -49,9 +49,8 @@ def look_through(
         registry = open_registry(source, RegistryConfig())
         snapshot = registry.scan()
         if not snapshot:
-            findings.append(
-                Finding("wrong", "", f"{source} holds no model; one is <model>/<version>/model.onnx")
-            )
+            text = f"{source} holds no model; one is <model>/<version>/model.onnx"
+            findings.append(Finding("wrong", "", text))
         for name, model in snapshot.items():
             if name in owners:
                 text = f"it is in {owners[name]} too, and only that one is served; rename one"

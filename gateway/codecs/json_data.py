@@ -117,7 +117,9 @@ def tensor_from_json(name: str, kind: Datatype, shape: Shape, data: object) -> T
         return Tensor(name, kind, shape, packed)
     array = _strings(name, data, shape) if kind is BYTES else _numbers(name, kind, data)
     expected = element_count(shape)
-    if array.size != expected or (array.ndim > 1 and array.shape != shape):
+    # Nested lists end at the first dimension of size 0.
+    nested = shape if array.size else shape[: array.ndim]
+    if array.size != expected or (array.ndim > 1 and array.shape != nested):
         raise InvalidRequest(
             f"input '{printable(name)}': data of shape {list(array.shape)} does not fit shape "
             f"{printable(list(shape))}, which takes {expected} elements"
@@ -163,7 +165,7 @@ def _numbers(name: str, kind: Datatype, data: list[Any]) -> Array:
             "rows of different depth"
         ) from None
     try:
-        array: Array = np.array(data) if data else np.empty(0, kind.dtype)
+        array: Array = np.array(data)
         if array.dtype.kind == "f" and kind.dtype == np.uint64:
             array = _large_integers(data, array)
     except (ValueError, OverflowError):
@@ -171,6 +173,8 @@ def _numbers(name: str, kind: Datatype, data: list[Any]) -> Array:
             f"input '{printable(name)}': data is not a regular list of numbers; rows differ in "
             "length or depth"
         ) from None
+    if not array.size:
+        return np.empty(array.shape, kind.dtype)
     found = array.dtype.kind
     if kind.kind == "bool":
         fits = found == "b"

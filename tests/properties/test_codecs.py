@@ -578,6 +578,14 @@ def test_large_and_small_unsigned_integers_together() -> None:
     assert request.inputs[0].array.tolist() == [[2**63], [3]]
 
 
+@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize(("text", "shape"), [("[]", "[0]"), ("[[], []]", "[2, 0]"), ("[]", "[2, 0]")])
+def test_empty_data_is_of_every_type(text: str, shape: str, kind: str) -> None:
+    tensor = infer(text, kind, shape).inputs[0]
+    assert tensor.array.size == 0
+    assert tensor.array.dtype == DATATYPES[kind].dtype
+
+
 def test_a_long_string_among_numbers_costs_no_memory() -> None:
     # As strings of one width this would take 400 GB.
     text = "[0," * 1 + '"' + "x" * 1_000_000 + '"' + ",0" * 100_000 + "]"

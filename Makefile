@@ -1,0 +1,65 @@
+# make run    serve examples/models, until Ctrl-C
+# make test   run the tests; PYTEST_ARGS='-k word' for some of them
+# make lint   ruff, mypy, import-linter
+# make bench  compare with a Triton server; BENCH_ARGS='--list' and so on
+# make docs   write the pages that are made from the code
+# PYTHON=python3.12 chooses the interpreter of .venv; ARGS='--http :8000' goes to `sluice serve`
+
+SHELL := /bin/sh
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(shell $(p) -c '$(NEW_ENOUGH)' 2>/dev/null && echo $(p))) python3)
+
+# $(call debian,COMMAND,PACKAGE): installs what is missing where that is possible
+debian = command -v $(1) >/dev/null || { \
+	[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && { \
+		apt-get install -qq -y --no-install-recommends $(2) >/dev/null 2>&1 || \
+		{ apt-get update -qq && apt-get install -qq -y --no-install-recommends $(2); } \
+	} >/dev/null; } || echo "$(1) is missing, what needs it is skipped; type: apt-get install $(2)" >&2
+
+.PHONY: run test lint bench docs clean
+.DEFAULT_GOAL := run
+
+run: $(VENV)/.run
+	@exec $(BIN)/sluice serve examples/models $(ARGS)
+
+test: $(VENV)/.test
+	@$(call debian,h2load,nghttp2-client)
+	@$(call debian,promtool,prometheus)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.bench
+	@$(call debian,h2load,nghttp2-client)
+	$(BIN)/python -m loadtests.compare $(BENCH_ARGS)
+
+docs: $(VENV)/.run
+	$(BIN)/python -m gateway.cli.docs > docs/cli.md
+	$(BIN)/python -m gateway.config_docs > docs/configuration.md
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+# The environment is made once; a stamp for each set of extras makes the next run instant.
+$(BIN)/python:
+	@$(PYTHON) -c '$(NEW_ENOUGH)' 2>/dev/null || { \
+		echo "Sluicegate needs Python 3.11 or newer, and '$(PYTHON)' is" \
+			"$$($(PYTHON) --version 2>/dev/null || echo missing);" \
+			"type: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+$(VENV)/.run: EXTRAS = onnx,image
+$(VENV)/.test: EXTRAS = onnx,image,test
+$(VENV)/.dev: EXTRAS = onnx,image,test,dev
+$(VENV)/.bench: EXTRAS = onnx,bench
+$(VENV)/.%: $(BIN)/python pyproject.toml constraints.txt
+	@echo "Installing sluicegate[$(EXTRAS)] into $(VENV) ..."
+	@$(PIP) --editable '.[$(EXTRAS)]'
+	@touch $@
