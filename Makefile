@@ -8,7 +8,7 @@
 SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(shell $(p) -c '$(NEW_ENOUGH)' 2>/dev/null && echo $(p))) python3)
 
@@ -22,8 +22,11 @@ debian = command -v $(1) >/dev/null || { \
 .PHONY: run test lint bench docs clean
 .DEFAULT_GOAL := run
 
+# In a terminal the gateway gets a process group of its own: Ctrl-C reaches it and not make, which
+# would end with an error where the gateway ends with 0.
 run: $(VENV)/.run
-	@exec $(BIN)/sluice serve examples/models $(ARGS)
+	@if [ -t 0 ]; then set -m; $(BIN)/sluice serve examples/models $(ARGS); \
+	else exec $(BIN)/sluice serve examples/models $(ARGS); fi
 
 test: $(VENV)/.test
 	@$(call debian,h2load,nghttp2-client)

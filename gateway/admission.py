@@ -31,9 +31,10 @@ class Admission:
         """Raises `Draining`, `QueueFull`, `Unsupported` or `InvalidRequest`."""
         if self.draining:
             raise Draining
-        if self.in_flight >= self._limits.max_in_flight:
+        # The request itself is counted already.
+        if self.in_flight > self._limits.max_in_flight:
             raise QueueFull(
-                f"{self.in_flight} requests are in flight, the most that limits.max_in_flight "
+                f"{self.in_flight - 1} requests are in flight, the most that limits.max_in_flight "
                 "allows; try again later"
             )
         if not request.inputs:

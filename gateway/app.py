@@ -23,6 +23,7 @@ from gateway.lifecycle.loader import Loader
 from gateway.lifecycle.manager import Manager
 from gateway.pipeline import Pipeline
 from gateway.registries.base import Registry, Snapshot
+from gateway.registries.merged import Merged
 from gateway.registries.sources import open_registry
 from gateway.routing import Router
 from gateway.servable import Servable
@@ -52,8 +53,7 @@ class Gateway:
         self.registries: list[Registry] = [
             open_registry(source, config.registry) for source in config.sources
         ]
-        self._owner: dict[str, Registry] = {}
-        self._snapshots: dict[int, Snapshot] = {}
+        self._models = Merged(self.registries)
 
         # core: routing table, admission, lifecycle
         self.router: Router[Servable] = Router()
@@ -66,7 +66,7 @@ class Gateway:
 
         # edges: HTTP and gRPC over the same pipeline
         shared = HttpState(config, self.pipeline, RestCodec(config.limits), self.facts)
-        admin = Admin(config, self.facts, self.manager, self._owner.__getitem__, self.status)
+        admin = Admin(config, self.facts, self.manager, self._models.owner, self.status)
         app = make_app(shared, [*admin.routes(), *documentation_routes()])
         self.http = HttpServer(shared, app)
         self.metrics = (
@@ -100,6 +100,9 @@ class Gateway:
             self._apply(registry, snapshot)
         if announce is not None:
             announce()
+        if self.config.registry.watch:
+            for registry in self.registries:
+                self._watchers.append(asyncio.create_task(self._watch(registry)))
         settled = await self.manager.wait_settled(self.config.startup_timeout)
         if not settled:
             log.warning("some models are still loading after %g s", self.config.startup_timeout)
@@ -109,9 +112,6 @@ class Gateway:
                 "; ".join(f"{name}: {cause}" for name, cause in failed.items())
                 or "some models did not load in time (startup_timeout)"
             )
-        if self.config.registry.watch:
-            for registry in self.registries:
-                self._watchers.append(asyncio.create_task(self._watch(registry)))
         access_log.start(self.config.telemetry.access_log)
         # What lives until the end need not be looked at by every collection.
         gc.collect()
@@ -155,23 +155,8 @@ class Gateway:
     # --- the wanted state
 
     def _apply(self, registry: Registry, snapshot: Snapshot) -> None:
-        """Hands a registry's wanted state to the lifecycle; the first to name a model owns it."""
-        mine = {}
-        for name, model in snapshot.items():
-            owner = self._owner.setdefault(name, registry)
-            if owner is registry:
-                mine[name] = model
-            else:
-                log.error(
-                    "%s: model '%s' is in %s already; rename one", registry.source, name,
-                    owner.source,
-                )  # fmt: skip
-        before = self._snapshots.get(id(registry), {})
-        gone = [name for name in before if name not in mine]
-        self._snapshots[id(registry)] = mine
-        self.manager.apply(mine.values(), gone)
-        for name in gone:
-            self._owner.pop(name, None)
+        """Hands a registry's wanted state to the lifecycle."""
+        self.manager.apply(*self._models.take(registry, snapshot))
 
     async def _watch(self, registry: Registry) -> None:
         async def changed(snapshot: Snapshot) -> None:

@@ -32,6 +32,8 @@ fails when a class is missing from a table or from the documentation.
 
 from __future__ import annotations
 
+import re
+
 
 class SluiceError(Exception):
     """Base of all errors that the gateway raises on purpose. ``str(error)`` is for the user."""
@@ -162,3 +164,11 @@ def printable(text: object, limit: int = 80) -> str:
     if len(line) > limit:
         line = line[: limit - 1] + "…"
     return line if line.isprintable() else "".join(c if c.isprintable() else "?" for c in line)
+
+
+_FOLDERS = re.compile(r"(?<![\w/.:-])/(?:[^\s/'\":]+/)+|\b[A-Za-z]:\\(?:[^\s\\'\":]+\\)+")
+
+
+def without_folders(text: str) -> str:
+    """``text`` with paths cut down to their last part: callers need not know our folders."""
+    return _FOLDERS.sub("", text)

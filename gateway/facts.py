@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from gateway.errors import ModelNotReady, SluiceError, UnknownModel
-from gateway.lifecycle.manager import ManagedModel, Manager
+from gateway.errors import ModelNotReady, SluiceError, UnknownModel, without_folders
+from gateway.lifecycle.manager import Manager
+from gateway.lifecycle.model import ManagedModel
 from gateway.lifecycle.states import Record, State
 from gateway.registries.config_pbtxt_message import model_config_message
 from gateway.routing import Router
@@ -141,14 +142,18 @@ class Facts:
             if record is None:
                 if not only_ready:
                     error = self._manager.models[name].aspired.error
-                    found.append({"name": name, "state": "UNAVAILABLE", "reason": error})
+                    found.append(
+                        {"name": name, "state": "UNAVAILABLE", "reason": without_folders(error)}
+                    )
             elif not only_ready or record.state == State.READY:
                 found.append(
                     {
                         "name": name,
                         "version": record.version,
                         "state": _TRITON_STATES[record.state],
-                        "reason": record.cause if record.state == State.FAILED else "",
+                        "reason": without_folders(record.cause)
+                        if record.state == State.FAILED
+                        else "",
                     }
                 )
         return found

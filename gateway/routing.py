@@ -17,9 +17,11 @@ from random import random
 from types import MappingProxyType
 from typing import Final, Generic, TypeVar
 
-from gateway.errors import ModelNotReady, UnknownModel, UnknownVersion
+from gateway.errors import ModelNotReady, UnknownModel, UnknownVersion, without_folders
 
 DEFAULT_STICKY_HEADER: Final = "x-sluice-key"
+MAX_SUGGESTED: Final = 64
+"""Most models among which the nearest name is looked for: it takes 0.1 ms each."""
 
 S = TypeVar("S")
 """The servable; routing never looks into it."""
@@ -117,7 +119,7 @@ class Route(Generic[S]):
 
 
 def not_ready(route: Route[S]) -> ModelNotReady:
-    why = f": {route.reason}" if route.reason else ""
+    why = f": {without_folders(route.reason)}" if route.reason else ""
     return ModelNotReady(f"model '{route.model}' has no version that is ready{why}")
 
 
@@ -178,5 +180,5 @@ class Router(Generic[S]):
             return self.table[model]
         except KeyError:
             pass
-        close = get_close_matches(model[:100], list(self.table)[:2000], n=1)
+        close = get_close_matches(model[:100], list(self.table)[:MAX_SUGGESTED], n=1)
         raise UnknownModel(model, tuple(close))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
+import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -28,21 +29,32 @@ Signature = tuple[Any, ...]
 MAX_RANK: Final = 32
 _MAX_ELEMENTS: Final = 2**59
 _U32 = struct.Struct("<I")
+_NATIVE: Final = (
+    dict(
+        BOOL="?", INT8="b", INT16="h", INT32="i", INT64="q", UINT8="B", UINT16="H", UINT32="I",
+        UINT64="Q", FP32="f", FP64="d",
+    )
+    if sys.byteorder == "little"
+    else {}
+)  # fmt: skip
+"""Memory formats of the datatypes, where the machine's byte order is that of the wire."""
 
 
 class Datatype:
     """One Open Inference Protocol datatype.
 
     `itemsize` is in bytes, 0 for BYTES, whose elements have each a length of their own.
+    `any_bytes`: whatever bytes come are elements, so that their number is all there is to check.
     """
 
-    __slots__ = ("dtype", "itemsize", "kind", "name")
+    __slots__ = ("any_bytes", "dtype", "itemsize", "kind", "name")
 
     def __init__(self, name: str, dtype: npt.DTypeLike, kind: str) -> None:
         self.name = name
         self.dtype = np.dtype(dtype)
         self.kind = kind
         self.itemsize = 0 if name == "BYTES" else self.dtype.itemsize
+        self.any_bytes = kind not in ("bytes", "bool")
 
     def __repr__(self) -> str:
         return self.name
@@ -163,6 +175,14 @@ class Tensor:
             data = self._data = to_wire(self._array)
         return data
 
+    def short_list(self) -> list[Any] | None:
+        """The elements as plain values, row-major, if that is quicker without numpy."""
+        data = self._data
+        code = _NATIVE.get(self.datatype.name)
+        if data is None or code is None or len(data) > 1024:
+            return None
+        return memoryview(data).cast("B").cast(code).tolist()  # type: ignore[call-overload, no-any-return]
+
     @property
     def nbytes(self) -> int:
         """Size in bytes on the wire (for BYTES arrays: of the elements and their lengths)."""
@@ -171,6 +191,18 @@ class Tensor:
         if self.datatype.itemsize:
             return element_count(self.shape) * self.datatype.itemsize
         return len(self.data)
+
+    def check_data(self) -> None:
+        """Raises `InvalidRequest` unless the bytes are a tensor of this shape and datatype.
+
+        Looked into here, so that a broken one harms nobody else's batch.
+        """
+        if self.datatype is BYTES:
+            _ = self.array
+            return
+        self.check_size()
+        if not self.datatype.any_bytes and bytes(self.data).translate(None, b"\0\1"):
+            raise InvalidRequest(f"input '{printable(self.name)}' is BOOL, but has bytes above 1")
 
     def check_size(self) -> None:
         """Raises `InvalidRequest` unless the bytes have the size that shape and datatype say."""
@@ -242,7 +274,7 @@ def decode_bytes_elements(name: str, data: Buffer, shape: Shape) -> Array:
     elements: list[bytes] = []
     view = memoryview(data)
     offset = 0
-    while offset < total:
+    while offset < total and len(elements) < expected:
         if offset + 4 > total:
             raise InvalidRequest(
                 f"input '{printable(name)}': BYTES data ends inside the length of element "
@@ -255,8 +287,6 @@ def decode_bytes_elements(name: str, data: Buffer, shape: Shape) -> Array:
                 f"input '{printable(name)}': BYTES element {len(elements)} says it has {length} "
                 f"bytes, but only {total - offset} are left"
             )
-        if len(elements) == expected:
-            break
         elements.append(bytes(view[offset : offset + length]))
         offset += length
     if len(elements) != expected or offset != total:

@@ -28,14 +28,18 @@ from gateway.errors import (
     QueueFull,
     SluiceError,
     WrongRows,
+    printable,
+    without_folders,
 )
-from gateway.telemetry.logs import log
 from gateway.telemetry.access import access_log
+from gateway.telemetry.logs import log
 from gateway.telemetry.stats import ServableStats, error_name, failure_reason
 from gateway.tensors import InferenceResponse, Signature
 
 MAX_LINES: Final = 256
 """Most signatures with a line of their own; idle ones are forgotten first."""
+MAX_REQUEST_ROWS: Final = 2**20
+"""Most rows of a request where the model sets no bound: each slice of it takes memory."""
 LOOP_BUDGET: Final = 0.002
 """Most seconds of model time on the loop before others get a turn."""
 
@@ -158,10 +162,11 @@ class Batcher:
     def _check_bounds(self, call: Call) -> None:
         policy = self.policy
         queue = policy.queue
-        if policy.max_request_rows and call.rows > policy.max_request_rows:
+        most = policy.max_request_rows or MAX_REQUEST_ROWS
+        if call.rows > most:
             raise InvalidRequest(
                 f"the request has {call.rows} rows; model '{call.request.model}' takes at most "
-                f"{policy.max_request_rows} (limits.max_rows in its model.yaml)"
+                f"{most} (limits.max_rows in its model.yaml)"
             )
         if self.waiting:
             # A request of any size may wait alone; together they are bounded.
@@ -329,6 +334,10 @@ class Batcher:
         """Closes the next batch, or arms the timer of the nearest delay."""
         now = self._clock.now()
         policy = self.policy
+        if self._expiry_timer is not None and self._expiry_at <= now:
+            # The loop is late: nobody is to be chosen for a call that has expired.
+            self._expiry_timer.cancel()
+            self._expire()
         if policy.ordered_by_arrival:
             return self._next_in_order(now)
         best: Line | None = None
@@ -538,4 +547,5 @@ def as_sluice_error(error: Exception) -> SluiceError:
     """What the caller is told of a failure in the runtime."""
     if isinstance(error, SluiceError):
         return error
-    return InferenceFailed(f"the runtime failed: {type(error).__name__}: {error}")
+    text = printable(without_folders(" ".join(str(error).split())), 400)
+    return InferenceFailed(f"the runtime failed: {type(error).__name__}: {text}")

@@ -93,7 +93,8 @@ class BatchPolicy:
         override = self.queue.allow_timeout_override
         if own is not None:
             limit = limit if own.timeout_us is None else own.timeout_us
-            override = override if own.allow_timeout_override is None else own.allow_timeout_override
+            if own.allow_timeout_override is not None:
+                override = own.allow_timeout_override
         if request.timeout_us and override:
             limit = min(limit, request.timeout_us) if limit else request.timeout_us
         if limit:

@@ -50,9 +50,7 @@ class GatewayClient:
 
     def promote(self, name: str, version: str) -> dict[str, Any]:
         """Gives one version all traffic and returns the model."""
-        return self._call(
-            "POST", f"/admin/v1/models/{quoted(name)}/promote", {"version": version}
-        )
+        return self._call("POST", f"/admin/v1/models/{quoted(name)}/promote", {"version": version})
 
     def _call(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
         try:

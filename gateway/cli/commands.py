@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -24,6 +25,9 @@ from gateway.errors import SluiceError
 EPILOG = "\b\nExit codes:\n" + "\n".join(
     f"  {code:3}  {text.replace('`', '')}" for code, text in exits.MEANINGS.items()
 )
+
+
+DID_YOU_MEAN = re.compile(r"\. \(?Did you mean (?:one of: )?(.*)\?\)?$")
 
 
 class InOrder(click.Group):
@@ -80,7 +84,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def usage_line(error: click.UsageError) -> str:
     """What is wrong and what to type, on one line."""
     text = " ".join(error.format_message().split()).rstrip(".")
-    text = text.replace(". Did you", "; did you")
+    text = DID_YOU_MEAN.sub(lambda m: f"; did you mean {m[1]}?".replace("', '", "' or '"), text)
     path = error.ctx.command_path if error.ctx is not None else "sluice"
     see = " See" if text.endswith("?") else "; see"
     return f"{text[:1].lower()}{text[1:]}{see} '{path} --help'"

@@ -43,8 +43,7 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], indent
 
 def plain_lines(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> list[str]:
     """The table in columns of equal width, two spaces apart."""
-    head = [column.name for column in columns]
-    table = [head, *rows] if any(head) else list(rows)
+    table = [[column.name for column in columns], *rows]
     widths = [max(len(row[i]) for row in table) for i in range(len(columns))]
     return [
         "  ".join(
@@ -62,13 +61,12 @@ def print_rich(columns: Sequence[Column], rows: Sequence[Sequence[str]], indent:
     from rich.table import Table
     from rich.text import Text
 
-    named = any(column.name for column in columns)
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", show_header=named)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
         table.add_column(Text(column.name), justify="right" if column.right else "left")
     for row in rows:
         table.add_row(*(Text(cell, STYLES.get(cell, "")) for cell in row))
-    Console().print(Padding(table, (0, 0, 0, indent)))
+    Console().print(Padding(table, (0, 0, 0, indent), expand=False))
 
 
 def clean(text: str) -> str:

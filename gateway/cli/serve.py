@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,8 @@ def serve(
     if not config.sources:
         raise click.UsageError("give a SOURCE, such as examples/models")
 
+    # grpcio's C++ core writes lines of its own; what matters comes back as errors.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from gateway.cli.serving import run
 
     return run(config)

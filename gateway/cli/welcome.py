@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from gateway.cli.examples import Example, curl_line, infer_line, python_line
-from gateway.cli.output import Column, print_table
 from gateway.cli.tables import print_start
 from gateway.facts import tensor_json
 
@@ -50,13 +49,11 @@ def print_addresses(gateway: Gateway) -> None:
     """Where the gateway listens, one line each."""
     where = gateway.addresses()
     carrier = {"native": "unary calls by pygrpc-native", "grpcio": "all calls by grpcio"}
-    rows = [
-        ["HTTP", where["http"], ""],
-        ["gRPC", where["grpc"], f"{carrier[gateway.grpc_server]}: {gateway.grpc_why}"],
-        ["Metrics", where["metrics"], ""],
-        ["API docs", f"{where['http']}/docs", ""],
-    ]
-    print_table([Column(""), Column(""), Column("")], rows)
+    why = f"{carrier[gateway.grpc_server]}: {gateway.grpc_why}"
+    click.echo(f"HTTP      {where['http']}")
+    click.echo(f"gRPC      {where['grpc']}  ({why})")
+    click.echo(f"Metrics   {where['metrics']}")
+    click.echo(f"API docs  {where['http']}/docs")
 
 
 def paste_lines(gateway: Gateway) -> list[str]:

@@ -124,6 +124,8 @@ class GrpcCodec:
 
     def __init__(self, limits: LimitsConfig) -> None:
         self._limits = limits
+        # Inputs, outputs and raw contents; parameters; model, version, id, and what we do not know.
+        self._max_fields = 3 * limits.max_tensors + limits.max_parameters + 64
         self._forms: dict[int, list[Form]] = {}
         self._heads: dict[tuple[object, ...], bytes] = {}
 
@@ -142,7 +144,7 @@ class GrpcCodec:
         return self._decode(payload)
 
     def _decode(self, payload: bytes) -> tuple[InferenceRequest, bool]:
-        message, raws, spans = parse(payload)
+        message, raws, spans = parse(payload, self._max_fields)
         request = self.request_of(message, raws)
         if raws and spans is not None and not request.id:
             self._remember(payload, spans, request)
@@ -151,8 +153,8 @@ class GrpcCodec:
     def _remember(
         self, payload: bytes, spans: list[tuple[int, int]], request: InferenceRequest
     ) -> None:
-        # BYTES must be looked into each time, so they gain nothing.
-        if any(t.datatype is BYTES for t in request.inputs) or spans[0][0] > 4096:
+        # BYTES and BOOL must be looked into each time, so they gain nothing.
+        if not all(t.datatype.any_bytes for t in request.inputs) or spans[0][0] > 4096:
             return
         alike = self._forms.get(len(payload))
         if alike is None:
@@ -232,6 +234,11 @@ class GrpcCodec:
             parts.append(data)  # type: ignore[arg-type]
         return b"".join(parts)
 
+    def encode_for_stream(self, response: InferenceResponse, *, typed: bool) -> bytes:
+        """The serialized ModelStreamInferResponse. Each answer is the only one of its request,
+        and says so: clients of models that answer several times wait for that."""
+        return field(2, self.encode(response, typed=typed) + _FINAL)
+
     def _head(self, key: tuple[object, ...], response: InferenceResponse) -> bytes:
         """Everything but the id and the tensors' bytes; protobuf allows any order of fields."""
         message = ModelInferResponse(model_name=response.model, model_version=response.version)
@@ -262,11 +269,11 @@ _LENGTHS: Final = tuple(varint(size) for size in range(1024))
 
 
 def parse(
-    payload: bytes,
+    payload: bytes, max_fields: int
 ) -> tuple[Any, list[bytes | memoryview], list[tuple[int, int]] | None]:
     """The message without raw contents, those contents, and their places where the message ends
     with them. Raises `InvalidRequest`."""
-    spans, rest = raw_spans(payload)
+    spans, rest = raw_spans(payload, max_fields)
     try:
         if len(payload) < LARGE:
             message = ModelInferRequest.FromString(payload)
@@ -296,11 +303,7 @@ def _input(message: Any, raw: bytes | memoryview | None) -> Tensor:
                 "use one of the two for all inputs"
             )
         tensor = Tensor(name, kind, shape, raw)
-        if kind is BYTES:
-            # Looked into here, so that a broken one harms nobody else's batch.
-            _ = tensor.array
-        else:
-            tensor.check_size()
+        tensor.check_data()
         return tensor
     return _typed_input(name, kind, shape, message)
 
@@ -358,6 +361,9 @@ def parameter_message(value: Parameter) -> Any:
     if isinstance(value, float):
         return InferParameter(double_param=value)
     return InferParameter(string_param=value)
+
+
+_FINAL: Final = _parameters_alone({"triton_final_response": True})
 
 
 def typed_response(response: InferenceResponse) -> Any:

@@ -11,7 +11,8 @@ from typing import Any, Final
 
 import orjson
 
-from gateway.codecs.json_data import json_data, parse_json, tensor_from_json
+from gateway.codecs.json_data import has_booleans, json_data, parse_json, tensor_from_json
+from gateway.codecs.json_frames import JsonFrames, without_data
 from gateway.codecs.parameters import refuse_tensor_parameters, timeout_and_priority
 from gateway.config import LimitsConfig
 from gateway.contract import Contract
@@ -76,7 +77,9 @@ class RestCodec:
     def __init__(self, limits: LimitsConfig) -> None:
         self._limits = limits
         self._heads: dict[tuple[str, str, bytes], Head] = {}
+        self._frames = JsonFrames(limits.max_json_depth)
         self._answers: dict[tuple[object, ...], bytes] = {}
+        self._json_answers: dict[tuple[object, ...], list[bytes]] = {}
 
     # --- in
 
@@ -86,8 +89,14 @@ class RestCodec:
         """The request in `body`, and the form of its answer. `head_length` is the JSON part's
         length in bytes where there are binary tensors. Raises `RequestError`."""
         if head_length is None:
+            known = self._frames.request(model, version, body)
+            if known is not None:
+                return known
             tree = parse_json(body, self._limits.max_json_depth)
-            request, answer, _ = self._request(model, version, tree, memoryview(b""))
+            request, answer, _ = self._request(
+                model, version, tree, memoryview(b""), has_booleans(body)
+            )
+            self._frames.remember(body, tree, request, answer)
             return request, answer
         if head_length > len(body):
             raise InvalidRequest(
@@ -101,20 +110,10 @@ class RestCodec:
         tree = parse_json(text, self._limits.max_json_depth)
         rest = memoryview(body)[head_length:]
         request, answer, sizes = self._request(model, version, tree, rest)
-        if sizes is not None and not request.id and head_length <= MAX_HEAD:
+        if sizes is not None and not request.id and len(model) + head_length <= MAX_HEAD:
             if len(self._heads) >= MAX_HEADS:
                 self._heads.pop(next(iter(self._heads)))
-            empty = InferenceRequest(
-                model,
-                version,
-                tuple(Tensor(t.name, t.datatype, t.shape, b"") for t in request.inputs),
-                outputs=request.outputs,
-                parameters=request.parameters,
-                signature=request.signature,
-                timeout_us=request.timeout_us,
-                priority=request.priority,
-            )
-            self._heads[model, version, text] = Head(empty, sizes, answer)
+            self._heads[model, version, text] = Head(without_data(request), sizes, answer)
         return request, answer
 
     def _filled(self, head: Head, body: Buffer, at: int) -> InferenceRequest:
@@ -162,7 +161,12 @@ class RestCodec:
         return InferenceRequest(model, version, (tensor,)), BINARY_ANSWER
 
     def _request(
-        self, model: str, version: str, tree: dict[str, Any], binary: memoryview
+        self,
+        model: str,
+        version: str,
+        tree: dict[str, Any],
+        binary: memoryview,
+        booleans: bool = True,
     ) -> tuple[InferenceRequest, AnswerForm, tuple[int, ...] | None]:
         """The request of a parsed body, and the tensors' sizes if all are binary."""
         refuse_unknown(tree, _REQUEST_KEYS, "the request")
@@ -179,7 +183,7 @@ class RestCodec:
         sizes: list[int] = []
         at = 0
         for each in inputs_json:
-            tensor, size = _input(each, binary[at:])
+            tensor, size = _input(each, binary[at:], booleans)
             if "parameters" in each:
                 count += len(each["parameters"] or ())
             inputs.append(tensor)
@@ -215,7 +219,7 @@ class RestCodec:
             timeout_us=timeout_us,
             priority=priority,
         )
-        all_binary = len(sizes) == len(inputs) and all(t.datatype is not BYTES for t in inputs)
+        all_binary = len(sizes) == len(inputs) and all(t.datatype.any_bytes for t in inputs)
         return request, answer, tuple(sizes) if all_binary else None
 
     def _answer(
@@ -251,6 +255,8 @@ class RestCodec:
         """
         if form is BINARY_ANSWER and not response.id and not response.parameters:
             return self._encode_binary(response)
+        if form is JSON_ANSWER and not response.id and not response.parameters:
+            return self._encode_json(response), None
         outputs: list[dict[str, Any]] = []
         binary: list[Buffer] = []
         for tensor in response.outputs:
@@ -269,6 +275,33 @@ class RestCodec:
         if not binary:
             return head, None
         return b"".join([head, *binary]), len(head)
+
+    def _encode_json(self, response: InferenceResponse) -> bytes:
+        """All outputs as JSON: the texts between their data are kept, too."""
+        outputs = response.outputs
+        key = (
+            response.model,
+            response.version,
+            *[(t.name, t.datatype, t.shape) for t in outputs],
+        )
+        texts = self._json_answers.get(key)
+        if texts is None:
+            marked = [
+                {"name": t.name, "datatype": t.datatype.name, "shape": t.shape, "data": None}
+                for t in outputs
+            ]
+            head = self._head(response, [])[: -len(b"]}")]
+            texts = [orjson.dumps(each)[: -len(b"null}")] for each in marked]
+            texts = [(b"}," if index else head) + text for index, text in enumerate(texts)]
+            if len(self._json_answers) >= MAX_HEADS:
+                self._json_answers.clear()
+            self._json_answers[key] = texts
+        parts: list[bytes] = []
+        for text, tensor in zip(texts, outputs, strict=True):
+            parts.append(text)
+            parts.append(orjson.dumps(json_data(tensor), option=orjson.OPT_SERIALIZE_NUMPY))
+        parts.append(b"}]}" if outputs else b"]}")
+        return b"".join(parts)
 
     def _encode_binary(self, response: InferenceResponse) -> tuple[bytes, int]:
         data = [tensor.data for tensor in response.outputs]
@@ -364,7 +397,7 @@ def _parameters(
     return parameters
 
 
-def _input(tree: dict[str, Any], binary: memoryview) -> tuple[Tensor, int | None]:
+def _input(tree: dict[str, Any], binary: memoryview, booleans: bool) -> tuple[Tensor, int | None]:
     """One input, and its size in bytes if it is binary."""
     name = _name(tree, "input")
     refuse_unknown(tree, _INPUT_KEYS, "input", name)
@@ -382,7 +415,7 @@ def _input(tree: dict[str, Any], binary: memoryview) -> tuple[Tensor, int | None
             raise InvalidRequest(
                 f"input '{printable(name)}' has neither 'data' nor the parameter 'binary_data_size'"
             )
-        return tensor_from_json(name, kind, shape, tree["data"]), None
+        return tensor_from_json(name, kind, shape, tree["data"], booleans=booleans), None
     if "data" in tree:
         raise InvalidRequest(
             f"input '{printable(name)}' has both 'data' and 'binary_data_size'; send one of them"
@@ -401,9 +434,5 @@ def _input(tree: dict[str, Any], binary: memoryview) -> tuple[Tensor, int | None
 
 def _binary(name: str, kind: Datatype, shape: Shape, data: memoryview) -> Tensor:
     tensor = Tensor(name, kind, shape, data if len(data) >= VIEW else bytes(data))
-    if kind is BYTES:
-        # Looked into here, so that a broken one harms nobody else's batch.
-        _ = tensor.array
-    else:
-        tensor.check_size()
+    tensor.check_data()
     return tensor

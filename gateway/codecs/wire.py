@@ -45,18 +45,28 @@ def _read_varint(data: bytes, at: int, end: int) -> tuple[int, int]:
     raise InvalidRequest("the message is not a ModelInferRequest: broken varint")
 
 
-def raw_spans(data: bytes) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+def raw_spans(
+    data: bytes, most: int = 2**30
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """Where the raw input contents of a ModelInferRequest are, and everything else.
 
     Returns (start, stop) of each `raw_input_contents` payload, and of each stretch of other
-    top-level fields. Raises `InvalidRequest` for what is not protobuf.
+    top-level fields. Raises `InvalidRequest` for what is not protobuf, and for more than `most`
+    fields: hundreds of megabytes of tiny ones would take minutes.
     """
     raws: list[tuple[int, int]] = []
     rest: list[tuple[int, int]] = []
     at = 0
     end = len(data)
+    fields = 0
     while at < end:
         start = at
+        fields += 1
+        if fields > most:
+            raise InvalidRequest(
+                f"the message has more than {most} fields, more than limits.max_tensors and "
+                "limits.max_parameters allow"
+            )
         key, at = _read_varint(data, at, end)
         kind = key & 7
         if kind == 2:

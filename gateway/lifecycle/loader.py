@@ -74,7 +74,12 @@ class Loader:
         """The servable over a loaded model; on the event loop."""
         model = loaded.model
         batched = loaded.findings.max_batch_size > 0
-        contract = Contract(model.inputs, model.outputs, batched=batched)
+        contract = Contract(
+            model.inputs,
+            model.outputs,
+            batched=batched,
+            parameters_matter=model.parameters_matter,
+        )
         batching = settings.batching
         if not batched:
             # One request at a time; everything else about waiting stays as it was set.

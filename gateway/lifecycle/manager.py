@@ -8,47 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Final
 
 from gateway.config import LifecycleConfig
 from gateway.errors import SluiceError
 from gateway.lifecycle.loader import Loaded, Loader, one_line
+from gateway.lifecycle.model import ManagedModel
 from gateway.lifecycle.policy import Load, Unload, next_action
+from gateway.lifecycle.routes import lost_lines, lost_shares, route_of, traffic_line
 from gateway.lifecycle.states import Record, State
 from gateway.registries.base import AspiredModel
 from gateway.registries.traffic import Traffic
-from gateway.routing import DEFAULT_STICKY_HEADER, Route, Router, Sticky
+from gateway.routing import Router
 from gateway.servable import Servable
 from gateway.telemetry.logs import log
 
 DRAIN_POLL: Final = 0.02
 
 
-class ManagedModel:
-    """One model: what is wanted of it and what there is."""
-
-    __slots__ = ("aspired", "records", "traffic")
-
-    def __init__(self, aspired: AspiredModel) -> None:
-        self.aspired = aspired
-        self.traffic: Traffic = aspired.traffic
-        self.records: list[Record] = []
-
-    @property
-    def settled(self) -> bool:
-        """Whether every aspired version is ready or failed."""
-        done = {r.version for r in self.records if r.state in (State.READY, State.FAILED)}
-        return done.issuperset(self.aspired.versions)
-
-    @property
-    def ready(self) -> bool:
-        return any(record.state == State.READY for record in self.records)
-
-    def current(self) -> dict[str, Record]:
-        """Version → its newest record that is not on its way out."""
-        return {r.version: r for r in self.records if r.state != State.DRAINING}
+class Dropped(Exception):
+    """A version is not wanted any more before its loading began."""
 
 
 class Manager:
@@ -66,6 +48,7 @@ class Manager:
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._unsettled: set[str] = set()
+        self._was_settled = False
         self._closing = False
 
     # --- what is wanted
@@ -76,30 +59,33 @@ class Manager:
             model = self.models.get(aspired.name)
             if model is None:
                 model = self.models[aspired.name] = ManagedModel(aspired)
+                traffic, error = Traffic(), ""
             elif model.aspired == aspired:
                 continue
-            if aspired.error and aspired.error != model.aspired.error:
-                log.error("%s: %s; what is loaded stays as it is", aspired.name, aspired.error)
-            elif aspired.error:
-                log.error("%s: %s", aspired.name, aspired.error)
-            if aspired.traffic != model.traffic:
+            else:
+                traffic, error = model.traffic, model.aspired.error
+            if aspired.error and aspired.error != error:
+                kept = "; what is loaded stays as it is" if model.records else ""
+                log.error("%s: %s%s", aspired.name, aspired.error, kept)
+            elif error and not aspired.error:
+                log.info("%s: its documents can be read again", aspired.name)
+            if aspired.traffic != traffic:
                 log.info("%s: %s", aspired.name, traffic_line(aspired.traffic))
             model.aspired = aspired
-            model.traffic = aspired.traffic
             self._reconcile(aspired.name)
         for name in gone:
             if name in self.models:
                 log.info("%s is gone from its registry; unloading it", name)
                 old = self.models[name].aspired
-                self.models[name].aspired = AspiredModel(name, {}, old.settings)
+                self.models[name].aspired = AspiredModel(name, {}, old.settings, old.traffic)
                 self._reconcile(name)
 
     def set_traffic(self, name: str, traffic: Traffic) -> None:
         """Lets a split take effect now; the registry has stored it already."""
         model = self.models[name]
-        model.traffic = traffic
-        self._publish(model)
+        model.aspired = replace(model.aspired, traffic=traffic)
         log.info("%s: %s", name, traffic_line(traffic))
+        self._publish(model)
 
     async def wait_settled(self, timeout: float) -> bool:
         """Waits until every aspired version is ready or failed; False if that takes too long."""
@@ -111,6 +97,7 @@ class Manager:
                 await asyncio.wait_for(self._changed.wait(), max(left, 0.0))
             except TimeoutError:
                 return self.settled
+        self._was_settled = True
         return True
 
     @property
@@ -119,9 +106,9 @@ class Manager:
 
     @property
     def ready(self) -> bool:
-        """Ready for traffic: everything ready or failed, and at least one model ready."""
-        models = self.models.values()
-        return self.settled and any(model.ready for model in models)
+        """Ready for traffic: at least one model is, and there was a moment at which everything
+        was ready or failed. What is loaded or tried again later does not matter any more."""
+        return self._was_settled and any(model.ready for model in self.models.values())
 
     def failed(self) -> dict[str, str]:
         """Model or model/version → why it cannot serve."""
@@ -142,7 +129,7 @@ class Manager:
             return
         while True:
             action = next_action(
-                model.aspired.versions, model.records, time.monotonic(), self._config.policy
+                model.desired, model.records, time.monotonic(), self._config.policy
             )
             if action is None:
                 break
@@ -166,6 +153,7 @@ class Manager:
         record = Record(action.aspired)
         if action.retry is not None:
             record.attempts = action.retry.attempts
+            record.cause = action.retry.cause
             model.records.remove(action.retry)
         model.records.append(record)
         self._spawn(self._load(model, record))
@@ -173,41 +161,59 @@ class Manager:
     async def _load(self, model: ManagedModel, record: Record) -> None:
         name, settings = model.aspired.name, model.aspired.settings
         loop = asyncio.get_running_loop()
-        label = f"{name}/{record.version}"
         started = time.monotonic()
-        loaded: Loaded | None = None
 
         def warming(runtime: str) -> None:
             record.runtime = runtime
-            record.move(State.WARMING)
+            record.move(State.WARMING, record.cause)
 
         def work() -> Loaded:
-            record.move(State.LOADING)
+            if record.state == State.UNLOADED:
+                raise Dropped
+            record.move(State.LOADING, record.cause)
             return self._loader.load(
                 name, record.aspired, settings, lambda r: loop.call_soon_threadsafe(warming, r)
             )
 
+        future = self._pool.submit(work)
         try:
-            loaded = await loop.run_in_executor(self._pool, work)
-            record.runtime = loaded.runtime
-            record.servable = self._loader.servable(name, record.version, loaded, settings)
+            loaded = await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            future.add_done_callback(close_model)
+            raise
+        except Dropped:
+            return
         except Exception as error:
-            if loaded is not None:
-                loaded.model.close()
-            self._load_failed(label, record, error)
+            self._load_failed(name, record, error)
         else:
-            took = time.monotonic() - started
-            self.loads["ok"] += 1
-            self.load_seconds += took
-            record.move(State.READY, "; ".join(loaded.findings.notes))
-            size = loaded.findings.max_batch_size
-            batches = f"batches up to {size}" if size else "; ".join(loaded.findings.notes) or (
-                "not batched"
-            )
-            log.info("%s is ready (%s, %.2f s, %s)", label, loaded.runtime, took, batches)
+            try:
+                if record not in model.records:
+                    raise Dropped
+                record.servable = self._loader.servable(name, record.version, loaded, settings)
+            except Exception as error:
+                close_model(future)
+                if isinstance(error, Dropped):
+                    return
+                self._load_failed(name, record, error)
+            else:
+                self._loaded(name, record, loaded, time.monotonic() - started)
         self._reconcile(name)
+        self._was_settled = self._was_settled or self.settled
 
-    def _load_failed(self, label: str, record: Record, error: Exception) -> None:
+    def _loaded(self, name: str, record: Record, loaded: Loaded, took: float) -> None:
+        self.loads["ok"] += 1
+        self.load_seconds += took
+        record.runtime = loaded.runtime
+        notes = "; ".join(loaded.findings.notes)
+        record.move(State.READY, notes)
+        size = loaded.findings.max_batch_size
+        batches = f"batches up to {size}" if size else "not batched"
+        log.info(
+            "%s/%s is ready (%s, %.2f s, %s)",
+            name, record.version, loaded.runtime, took, notes or batches,
+        )  # fmt: skip
+
+    def _load_failed(self, name: str, record: Record, error: Exception) -> None:
         record.attempts += 1
         self.loads["failed"] += 1
         pause = self._config.retry_seconds * 2 ** min(record.attempts - 1, 5)
@@ -216,24 +222,26 @@ class Manager:
             f"{type(error).__name__}: {one_line(error)}"
         )
         record.move(State.FAILED, cause)
-        log.error("%s failed to load: %s (next try in %.0f s)", label, cause, pause)
-        name = label.rpartition("/")[0]
+        log.error(
+            "%s/%s failed to load: %s (next try in %.0f s)", name, record.version, cause, pause
+        )
         asyncio.get_running_loop().call_later(pause + 0.01, self._reconcile, name)
 
     def _start_unload(self, model: ManagedModel, action: Unload) -> None:
         record = action.record
         if record.servable is None:
             model.records.remove(record)
+            record.move(State.UNLOADED)
             return
         record.move(State.DRAINING)
         self._spawn(self._unload(model, record, record.servable))
 
     async def _unload(self, model: ManagedModel, record: Record, servable: Servable) -> None:
-        # Out of the table first; whoever holds a handle keeps the version alive.
-        self._publish(model)
+        # It is out of the table already; whoever holds a handle keeps the version alive.
         while not servable.idle:
             await asyncio.sleep(DRAIN_POLL)
-        await asyncio.get_running_loop().run_in_executor(self._pool, servable.close)
+        # Not in the pool: what is loading there must not keep this one's memory.
+        await asyncio.to_thread(servable.close)
         model.records.remove(record)
         record.servable = None
         record.move(State.UNLOADED)
@@ -243,47 +251,21 @@ class Manager:
     # --- routes
 
     def _publish(self, model: ManagedModel) -> None:
-        name = model.aspired.name
-        versions: dict[str, Servable] = {}
-        for record in model.records:
-            if record.state == State.READY and record.servable is not None:
-                versions[record.version] = record.servable
-        traffic = model.traffic
-        settings = model.aspired.settings
-        stable = traffic.stable_version()
-        weights = dict(traffic.weights)
-        if not weights:
-            newest = newest_version(versions, model.aspired.versions)
-            stable = stable or newest
-            weights = {stable: 1.0} if stable is not None else {}
-        labels: dict[str, str] = {}
-        if stable is not None:
-            labels["stable"] = stable
-        canary = traffic.canary_version()
-        if canary is not None:
-            labels["canary"] = canary
-        labels.update(settings.labels)
-        labels.update(traffic.labels)
-        causes = [r.cause for r in model.records if r.state == State.FAILED]
-        self._router.publish(
-            Route(
-                name,
-                versions,
-                weights,
-                stable,
-                labels,
-                sticky_of(traffic),
-                known_versions=tuple(
-                    sorted({*model.aspired.versions, *versions}, key=lambda v: (len(v), v))
-                ),
-                reason=model.aspired.error or (causes[0] if causes else "it is still loading"),
-            )
-        )
+        route = route_of(model)
+        if route.stable in route.versions:
+            model.acting = route.stable
+        self._router.publish(route)
+        if model.settled:  # before that, loading is all there is to say
+            lost = lost_shares(route)
+            new = {v: share for v, share in lost.items() if model.lost.get(v) != share}
+            model.lost = lost
+            for line in lost_lines(model, route, new):
+                log.warning("%s: %s", model.name, line)
 
     # --- the end
 
-    def _spawn(self, work: object) -> None:
-        task = asyncio.get_running_loop().create_task(work)  # type: ignore[arg-type]
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -300,24 +282,7 @@ class Manager:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def newest_version(versions: Iterable[str], aspired: Iterable[str]) -> str | None:
-    """The newest ready version that is wanted, else the newest ready one."""
-    ready = sorted(versions, key=lambda v: (len(v), v))
-    wanted = [version for version in ready if version in set(aspired)]
-    return (wanted or ready or [None])[-1]
-
-
-def sticky_of(traffic: Traffic) -> Sticky:
-    own = traffic.sticky
-    if own is None or (own.header is None and own.parameter is None):
-        return Sticky(DEFAULT_STICKY_HEADER)
-    return Sticky(own.header.lower() if own.header else None, own.parameter)
-
-
-def traffic_line(traffic: Traffic) -> str:
-    """A split in words, for the log."""
-    if not traffic.weights:
-        return "all traffic goes to the newest ready version"
-    total = sum(traffic.weights.values())
-    parts = [f"{v} {w / total:.4g}".replace("e+00", "") for v, w in traffic.weights.items()]
-    return f"split {', '.join(parts)}; stable is {traffic.stable_version()}"
+def close_model(future: Future[Loaded]) -> None:
+    """Gives back a model that was loaded for nothing."""
+    if not future.cancelled() and future.exception() is None:
+        future.result().model.close()

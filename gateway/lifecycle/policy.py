@@ -13,7 +13,9 @@ from typing import Literal
 from gateway.lifecycle.states import Record, State
 from gateway.registries.base import AspiredVersion
 
-_WORKING = (State.KNOWN, State.LOADING, State.WARMING)
+WORKING = (State.KNOWN, State.LOADING, State.WARMING)
+
+Versions = Mapping[str, AspiredVersion]
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Unload:
 
 
 def next_action(
-    aspired: Mapping[str, AspiredVersion],
+    desired: Versions,
     records: Sequence[Record],
     now: float,
     policy: Literal["availability", "resource"] = "availability",
@@ -42,50 +44,78 @@ def next_action(
     Availability first: a version in use goes only when what replaces it is ready, so a
     broken version never replaces a good one. Resource first: it goes before.
     """
-    unload = _unload(aspired, records, patient=policy == "availability")
-    if unload is not None and policy == "resource":
-        return unload
-    if policy == "resource" and any(record.state == State.DRAINING for record in records):
-        return None
-    load = _load(aspired, records, now)
+    unload = _unload(desired, records, patient=policy == "availability")
+    if policy == "resource":
+        if unload is not None:
+            return unload
+        if any(r.state == State.DRAINING or _superfluous(r, desired) for r in records):
+            return None
+    load = _load(desired, records, now)
     return load if load is not None else unload
 
 
-def _wanted(record: Record, aspired: Mapping[str, AspiredVersion]) -> bool:
-    want = aspired.get(record.version)
+def with_stand_in(aspired: Versions, stand_ins: Versions, records: Sequence[Record]) -> Versions:
+    """What should be loaded: the aspired versions and, while not one of them can be, the first
+    of the `stand_ins` that can.
+
+    Else a broken newest version would leave a gateway that starts with nothing to serve,
+    beside one that has been running for longer and still has the version before.
+    """
+    hopeless = {
+        record.version
+        for record in records
+        if record.attempts
+        and record.state in (State.FAILED, *WORKING)
+        and (is_current(record, aspired) or is_current(record, stand_ins))
+    }
+    if not aspired or not hopeless.issuperset(aspired):
+        return aspired
+    desired = dict(aspired)
+    for version, stand_in in stand_ins.items():
+        desired = {version: stand_in, **desired}
+        if version not in hopeless:
+            break
+    return desired
+
+
+def is_current(record: Record, desired: Versions) -> bool:
+    """Whether a record is of a wanted version, with the files that it has now."""
+    want = desired.get(record.version)
     return want is not None and want.fingerprint == record.aspired.fingerprint
 
 
-def _load(
-    aspired: Mapping[str, AspiredVersion], records: Sequence[Record], now: float
-) -> Load | None:
-    current = {r.version: r for r in records if _wanted(r, aspired) and r.state != State.DRAINING}
+def _superfluous(record: Record, desired: Versions) -> bool:
+    return record.state in WORKING and not is_current(record, desired)
+
+
+def _load(desired: Versions, records: Sequence[Record], now: float) -> Load | None:
+    current = {
+        r.version: r for r in records if is_current(r, desired) and r.state != State.DRAINING
+    }
     # The newest first: it is what most callers wait for.
-    for version in reversed(aspired):
+    for version in reversed(list(desired)):
         record = current.get(version)
         if record is None:
-            return Load(aspired[version])
+            return Load(desired[version])
         if record.state == State.FAILED and record.retry_at <= now:
-            return Load(aspired[version], record)
+            return Load(desired[version], record)
     return None
 
 
-def _unload(
-    aspired: Mapping[str, AspiredVersion], records: Sequence[Record], *, patient: bool
-) -> Unload | None:
-    ready = {r.version for r in records if r.state == State.READY and _wanted(r, aspired)}
-    working = any(r.state in _WORKING and _wanted(r, aspired) for r in records)
+def _unload(desired: Versions, records: Sequence[Record], *, patient: bool) -> Unload | None:
+    ready = {r.version for r in records if r.state == State.READY and is_current(r, desired)}
+    working = any(r.state in WORKING and is_current(r, desired) for r in records)
     for record in records:
-        if _wanted(record, aspired) or record.state in (*_WORKING, State.DRAINING):
+        if is_current(record, desired):
             continue
-        if record.state == State.FAILED:
+        if record.state in (State.LOADING, State.WARMING, State.DRAINING):
+            continue  # has to end first
+        if record.state in (State.KNOWN, State.FAILED) or not (patient and desired):
             return Unload(record)
-        if patient and aspired:
-            if record.version in aspired:
-                replaced = record.version in ready
-            else:
-                replaced = bool(ready) and not working
-            if not replaced:
-                continue
-        return Unload(record)
+        if record.version in desired:
+            replaced = record.version in ready
+        else:
+            replaced = bool(ready) and not working
+        if replaced:
+            return Unload(record)
     return None

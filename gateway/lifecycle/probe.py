@@ -1,19 +1,21 @@
 """Finds out at load time whether rows may be batched, and what batches cost.
 
-Two made-up rows run apart and together; only if the answers agree is the first dimension
-taken for a batch. (A state ``[2, N, 128]`` has a symbolic dimension too, and a model may mix
-rows, with a softmax over the wrong axis, say.)
+Made-up rows run apart and together; only if the answers agree is the first dimension taken
+for a batch. (A state ``[2, N, 128]`` has a symbolic dimension too, and a model may mix rows,
+with a softmax over the wrong axis, say.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Final
 
 import numpy as np
+from ml_dtypes import finfo
 
 from gateway.batching.curve import CostCurve
 from gateway.errors import InvalidModelSettings, ModelLoadError
@@ -29,11 +31,32 @@ from gateway.tensors import (
 )
 from runtimes.interface import Model
 
+ROWS: Final = 3
 OPEN_SIZES: Final = (8, 1, 32, 224)
 """Sizes tried for inner dimensions of any size."""
 MAX_ELEMENTS: Final = 16_000_000
+PROBE_SECONDS: Final = 1.0
+"""After this long no further values are tried; one set of values is always tried."""
 WARMUP_SECONDS: Final = 1.0
 """Most seconds for the largest batch of the warm-up."""
+
+
+class Values(Enum):
+    """Kinds of made-up values. Models differ in what they take: all that run are compared."""
+
+    PLAIN = "floats around 0, integers 1 and 2, letters"
+    SMALL = "floats from 0 to 1, integers 0 and 1, digits"
+
+
+class Verdict(Enum):
+    """What running rows apart and together showed."""
+
+    APART = "rows do not depend on each other"
+    MIXED = "rows together give other answers than rows apart"
+    ROWLESS = "answers do not have one row for each row of the input"
+    SINGLE = "two rows do not run together"
+    RANDOM = "the same input gives different answers"
+    UNKNOWN = "made-up rows do not run"
 
 
 @dataclass
@@ -50,71 +73,100 @@ def examine(model: Model, settings: ModelSettings, default_max: int, folder: Pat
 
     Raises `ModelLoadError` when a declared warm-up fails or a declared batch is impossible.
     """
-    declared = settings.max_batch_size
     findings = Findings(0)
-    if declared is None:
-        findings.max_batch_size = default_max if model.batch_dimension else 0
-        if not model.batch_dimension:
-            findings.notes.append("not batched: inputs and outputs share no symbolic first dimension")
+    if settings.max_batch_size is not None:
+        findings.max_batch_size = declared_batch(model, settings.max_batch_size, findings.notes)
+    elif not model.batch_dimension:
+        findings.notes.append(
+            "not batched: inputs and outputs share no symbolic first dimension"
+        )
     else:
-        findings.max_batch_size = declared
-        if declared:
-            check_batch_dimension(model, declared)
-    if findings.max_batch_size:
-        verdict = rows_are_independent(model)
-        if verdict is False:
-            findings.max_batch_size = 0
-            findings.notes.append("not batched: rows together give other answers than rows apart")
-        elif verdict is None and declared is None:
-            findings.max_batch_size = 0
+        verdict = compare_rows(model)
+        if verdict is Verdict.APART:
+            findings.max_batch_size = default_max
+        elif verdict in (Verdict.UNKNOWN, Verdict.RANDOM):
             findings.notes.append(
-                "not batched: made-up rows do not run; set max_batch_size in model.yaml"
+                f"not batched: {verdict.value}; set max_batch_size in model.yaml if rows are "
+                "independent"
             )
+        else:
+            findings.notes.append(f"not batched: {verdict.value}")
     if settings.warmup:
         for each in settings.warmup:
             run_warmup(model, each, folder)
-    elif findings.max_batch_size:
-        learn(model, findings)
+    elif not learn(model, findings):
+        findings.notes.append("not warmed up: made-up input does not run")
     return findings
 
 
-def check_batch_dimension(model: Model, declared: int) -> None:
-    """Raises `ModelLoadError` when a tensor's first dimension cannot be a batch."""
+# --- may rows be batched?
+
+
+def declared_batch(model: Model, declared: int, notes: list[str]) -> int:
+    """The declared batch size. Raises `ModelLoadError` when the model shows that it is wrong."""
+    if declared == 0:
+        return 0
     for what, specs in (("input", model.inputs), ("output", model.outputs)):
         for spec in specs:
-            if not spec.shape or (spec.shape[0] not in (-1, declared) and declared != 1):
+            if not spec.shape or spec.shape[0] not in (-1, *((1,) if declared == 1 else ())):
                 raise ModelLoadError(
                     f"max_batch_size is {declared}, but {what} '{spec.name}' has shape "
                     f"{list(spec.shape)}, whose first dimension is no batch; set max_batch_size: 0"
                 )
+    if declared == 1:
+        return 1
+    verdict = compare_rows(model)
+    if verdict in (Verdict.MIXED, Verdict.ROWLESS, Verdict.SINGLE):
+        raise ModelLoadError(
+            f"max_batch_size is {declared}, but {verdict.value}; set max_batch_size: 0"
+        )
+    if verdict is not Verdict.APART:
+        notes.append(f"batched unchecked, as max_batch_size says: {verdict.value}")
+    return declared
 
 
-def rows_are_independent(model: Model) -> bool | None:
-    """Whether two rows together give what they give apart; `None` if they do not run at all."""
+def compare_rows(model: Model) -> Verdict:
+    """Runs made-up rows apart and together, with every kind of values that the model takes."""
+    verdict = Verdict.UNKNOWN
+    started = perf_counter()
+    for values in Values:
+        for size in open_sizes(model.inputs):
+            found = compare_some(model, size, values)
+            if found is Verdict.UNKNOWN:
+                continue
+            if found is not Verdict.APART:
+                return found
+            verdict = found
+            break
+        if verdict is Verdict.APART and perf_counter() - started > PROBE_SECONDS:
+            break
+    return verdict
+
+
+def compare_some(model: Model, size: int, values: Values) -> Verdict:
+    """As `compare_rows`, for one size of open dimensions and one kind of values."""
     rng = np.random.default_rng(20240229)
-    for size in open_sizes(model):
-        pair = made_up(model.inputs, 2, size, rng)
-        if pair is None:
-            continue
-        try:
-            apart = [
-                model.infer({name: array[row : row + 1] for name, array in pair.items()}, (), {})
-                for row in range(2)
-            ]
-        except Exception:
-            continue
-        try:
-            together = model.infer(pair, (), {})
-        except Exception:
-            return False
-        return all(
-            same(
-                np.concatenate([np.atleast_1d(a[name]) for a in apart]), np.atleast_1d(array)
-            )
-            for name, array in together.items()
-            if all(np.ndim(a[name]) == np.ndim(array) for a in apart)
-        ) and all(np.ndim(array) > 0 and len(array) == 2 for array in together.values())
-    return None
+    rows = made_up(model.inputs, ROWS, size, values, rng)
+    if rows is None:
+        return Verdict.UNKNOWN
+    single = [{name: array[n : n + 1] for name, array in rows.items()} for n in range(ROWS)]
+    try:
+        apart = [dict(model.infer(row, (), {})) for row in single]
+    except Exception:
+        return Verdict.UNKNOWN
+    try:
+        together = dict(model.infer(rows, (), {}))
+    except Exception:
+        return Verdict.SINGLE
+    for outputs, count in (*((each, 1) for each in apart), (together, ROWS)):
+        if any(np.ndim(array) == 0 or len(array) != count for array in outputs.values()):
+            return Verdict.ROWLESS
+    if all(same(np.concatenate([a[name] for a in apart]), together[name]) for name in together):
+        return Verdict.APART
+    again = model.infer(single[0], (), {})
+    if all(same(apart[0][name], array) for name, array in again.items()):
+        return Verdict.MIXED
+    return Verdict.RANDOM
 
 
 def same(apart: Array, together: Array) -> bool:
@@ -123,54 +175,78 @@ def same(apart: Array, together: Array) -> bool:
         return False
     if apart.dtype.kind not in "fcV":
         return bool(np.array_equal(apart, together))
+    step = float(finfo(apart.dtype).eps)  # type: ignore[no-untyped-call]
     left, right = apart.astype(np.float64), together.astype(np.float64)
     finite = np.abs(right[np.isfinite(right)])
     scale = float(finite.max()) if finite.size else 1.0
-    return bool(np.allclose(left, right, rtol=1e-3, atol=1e-4 * scale + 1e-7, equal_nan=True))
+    rtol, atol = max(1e-3, 8 * step), max(1e-4, 4 * step) * scale + 1e-7
+    return bool(np.allclose(left, right, rtol=rtol, atol=atol, equal_nan=True))
 
 
-def open_sizes(model: Model) -> tuple[int, ...]:
-    if any(-1 in spec.shape[1:] for spec in model.inputs):
-        return OPEN_SIZES
-    return (1,)
+# --- made-up input
+
+
+def open_sizes(specs: tuple[TensorSpec, ...], *, rows: bool = True) -> tuple[int, ...]:
+    """The sizes worth trying; with `rows` the first dimension is not open."""
+    inner = (spec.shape[1:] if rows else spec.shape for spec in specs)
+    return OPEN_SIZES if any(-1 in shape for shape in inner) else (1,)
 
 
 def made_up(
-    specs: tuple[TensorSpec, ...], rows: int, size: int, rng: np.random.Generator
+    specs: tuple[TensorSpec, ...],
+    rows: int,
+    size: int,
+    values: Values,
+    rng: np.random.Generator,
 ) -> dict[str, Array] | None:
-    """Inputs of `rows` random rows, `size` for inner dimensions of any size; `None` if huge."""
+    """Inputs of `rows` rows (0: the first dimension is one like the others), `size` for other
+    dimensions of any size. `None` if that is too much."""
     inputs: dict[str, Array] = {}
     for spec in specs:
-        shape = (rows, *(size if dim == -1 else dim for dim in spec.shape[1:]))
+        if spec.optional:
+            continue
+        shape = tuple(size if dim == -1 else dim for dim in spec.shape)
+        if rows:
+            shape = (rows, *shape[1:])
         if element_count(shape) > MAX_ELEMENTS:
             return None
-        inputs[spec.name] = random_array(spec.datatype.name, shape, rng)
+        inputs[spec.name] = made_up_array(spec.datatype.name, shape, values, rng)
     return inputs
 
 
-def random_array(kind: str, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
-    """Small values that most models take: indices 0 and 1, floats around 0, one-letter strings."""
-    dtype: Any = datatype(kind).dtype
+def made_up_array(
+    kind: str, shape: tuple[int, ...], values: Values, rng: np.random.Generator
+) -> Array:
+    """Values that many models take: integers may be indices, texts may be numbers."""
+    plain = values is Values.PLAIN
     count = element_count(shape)
     if kind == "BYTES":
-        return objects([bytes([97 + n]) for n in rng.integers(0, 26, count)], shape)
+        first, numbers = (97, 26) if plain else (48, 10)
+        return objects([bytes([first + n]) for n in rng.integers(0, numbers, count)], shape)
+    dtype: Any = datatype(kind).dtype
     if datatype(kind).kind == "float":
-        return rng.standard_normal(shape).astype(dtype)
-    return rng.integers(0, 2, shape).astype(dtype)
+        made = rng.standard_normal(shape) if plain else rng.random(shape)
+        return np.asarray(made).astype(dtype)
+    lowest = 1 if plain and kind != "BOOL" else 0
+    return np.asarray(rng.integers(lowest, lowest + 2, shape)).astype(dtype)
 
 
-def learn(model: Model, findings: Findings) -> None:
-    """Runs small and full batches, so that the first callers meet a warm model of known cost."""
-    rng = np.random.default_rng(7)
+# --- warming up
+
+
+def learn(model: Model, findings: Findings) -> bool:
+    """Runs small and full batches, so that the first callers meet a warm model of known cost.
+
+    False if the model takes none of the made-up inputs.
+    """
     largest = findings.max_batch_size
-    for rows in sorted({1, min(8, largest), largest}):
-        expected = findings.curve.predict(rows)
+    sizes = sorted({1, min(8, largest), largest}) if largest else [0]
+    ran = False
+    for rows in sizes:
+        expected = findings.curve.predict(rows or 1)
         if expected is not None and expected > WARMUP_SECONDS:
-            return
-        for size in open_sizes(model):
-            inputs = made_up(model.inputs, rows, size, rng)
-            if inputs is None:
-                continue
+            break
+        for inputs in attempts(model, rows):
             try:
                 # The first run at a size allocates; the second is what it costs.
                 for _ in range(2):
@@ -179,8 +255,19 @@ def learn(model: Model, findings: Findings) -> None:
                     seconds = perf_counter() - started
             except Exception:
                 continue
-            findings.curve.observe(rows, seconds)
+            findings.curve.observe(rows or 1, seconds)
+            ran = True
             break
+    return ran
+
+
+def attempts(model: Model, rows: int) -> Iterator[dict[str, Array]]:
+    """Inputs to try one after the other."""
+    for values in Values:
+        for size in open_sizes(model.inputs, rows=bool(rows)):
+            inputs = made_up(model.inputs, rows, size, values, np.random.default_rng(7))
+            if inputs is not None:
+                yield inputs
 
 
 def run_warmup(model: Model, settings: WarmupSettings, folder: Path) -> None:
@@ -203,6 +290,8 @@ def warmup_array(
 ) -> Array:
     kind = datatype(settings.datatype)
     shape = (*((rows,) if rows else ()), *settings.dims)
+    if any(dim < 0 for dim in shape):
+        raise InvalidModelSettings(f"warm-up: dims {list(shape)} of '{name}' must all be sizes")
     if settings.file is not None:
         path = (folder / "warmup" / settings.file).resolve()
         if not path.is_relative_to((folder / "warmup").resolve()):
@@ -223,4 +312,4 @@ def warmup_array(
         if kind is BYTES:
             return objects([b""] * element_count(shape), shape)
         return np.zeros(shape, kind.dtype)
-    return random_array(settings.datatype, shape, rng)
+    return made_up_array(settings.datatype, shape, Values.SMALL, rng)

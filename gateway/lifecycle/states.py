@@ -24,7 +24,9 @@ class State(StrEnum):
 class Record:
     """One load of one version: its state, since when (Unix seconds), and why."""
 
-    __slots__ = ("attempts", "aspired", "cause", "retry_at", "runtime", "servable", "since", "state")
+    __slots__ = (
+        "aspired", "attempts", "cause", "retry_at", "runtime", "servable", "since", "state",
+    )  # fmt: skip
 
     def __init__(self, aspired: AspiredVersion) -> None:
         self.aspired = aspired

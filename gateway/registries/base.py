@@ -22,9 +22,11 @@ class AspiredVersion:
 
 @dataclass(frozen=True)
 class AspiredModel:
-    """One model: the versions wanted, its settings and its traffic.
+    """One model: the versions wanted (oldest first), its settings and its traffic.
 
-    `error` is set when its documents cannot be read; then whatever is served goes on.
+    `error` says what of its documents cannot be read; what they said before still holds.
+    `stand_ins` are versions that nobody asked for (newest first), to be loaded while none of
+    those wanted can be.
     """
 
     name: str
@@ -33,7 +35,7 @@ class AspiredModel:
     traffic: Traffic = field(default_factory=Traffic)
     on_disk: tuple[str, ...] = ()
     error: str = ""
-    writable: bool = True
+    stand_ins: Mapping[str, AspiredVersion] = field(default_factory=dict)
 
 
 Snapshot = Mapping[str, AspiredModel]

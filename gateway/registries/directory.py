@@ -9,251 +9,305 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Awaitable, Callable, Hashable
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Final
-
-import msgspec
-from watchfiles import DefaultFilter, awatch
+from typing import Final, Literal
 
 from gateway.config import RegistryConfig
 from gateway.errors import InvalidModelSettings, RegistryError
-from gateway.model_settings import ModelSettings, VersionPolicy
+from gateway.model_settings import ModelSettings
 from gateway.registries.base import AspiredModel, AspiredVersion, Snapshot
+from gateway.registries.choice import loading_key, stand_ins, wanted_versions
+from gateway.registries.files import (
+    SETTLE_SECONDS,
+    Cached,
+    Folder,
+    Mark,
+    Settling,
+    file_mark,
+    fingerprint,
+    in_order,
+    look_into,
+)
 from gateway.registries.model_documents import CONFIG_PBTXT, MODEL_YAML, read_settings
-from gateway.registries.traffic import Traffic, read_traffic, write_traffic
+from gateway.registries.notices import notices_of
+from gateway.registries.traffic import TRAFFIC_YAML, Traffic, read_traffic, write_traffic
 from gateway.telemetry.logs import log
 
-SETTLE_SECONDS: Final = 0.3
-"""A version that appears while serving must look the same for this long before it is loaded."""
+DOCUMENTS: Final = frozenset((MODEL_YAML, CONFIG_PBTXT, TRAFFIC_YAML))
+NO_VERSIONS: Final = "it has no version folders such as 1/"
 
-_VERSION = re.compile(r"[1-9][0-9]{0,17}")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,254}")
+_LIKE_A_VERSION = re.compile(r"[vV]?[0-9].*")
 
 
 class DirectoryRegistry:
     """Models below one local path."""
 
-    def __init__(self, path: Path, config: RegistryConfig) -> None:
+    def __init__(
+        self, path: Path, config: RegistryConfig, now: Callable[[], float] = time.monotonic
+    ) -> None:
         self.source = str(path)
-        self._path = path
-        self._config = config
-        self._settled: dict[tuple[str, str], AspiredVersion] = {}
-        self._seen: dict[tuple[str, str], Hashable] = {}
-        self._good: dict[str, AspiredModel] = {}
         self.ignored: dict[str, str] = {}
-        """Folders that are no models, and why."""
-        self.unsettled = False
+        """Folders that are no models or versions, and why."""
+        self._path = path
+        self._poll_seconds = config.poll_seconds
+        self._now = now
+        self._kind: Literal["file", "model", "models"] | None = None
+        self._good: dict[str, AspiredModel] = {}
+        self._settling: dict[str, Settling] = {}
+        self._settings: Cached[ModelSettings] = Cached()
+        self._traffic: Cached[Traffic] = Cached()
+        self._writes = 0
+        self._trouble = ""
 
     # --- reading
 
     def scan(self) -> Snapshot:
-        """See `Registry.scan`. What is found first counts as settled."""
-        return self._scan(settle=False)
-
-    def _scan(self, *, settle: bool) -> Snapshot:
-        self.unsettled = False
+        """See `Registry.scan`. What is found at the first look counts as settled."""
+        first = self._kind is None
+        folders = self._folders()
         snapshot: dict[str, AspiredModel] = {}
-        for name, folder in self._folders():
-            model = self._model(name, folder, settle=settle)
+        for name in (*folders, *(self._good.keys() - folders.keys())):
+            model = self._model(name, folders.get(name), settle=not first)
             if model is not None:
                 snapshot[name] = model
-        self._good = {name: m for name, m in self._good.items() if name in snapshot}
+        for name in self._settling.keys() - snapshot.keys() - folders.keys():
+            del self._settling[name]
+        self._good = {name: model for name, model in self._good.items() if name in snapshot}
+        self._settings.keep(folders)
+        self._traffic.keep(folders)
         return snapshot
 
-    def _folders(self) -> list[tuple[str, Path]]:
+    @property
+    def unsettled(self) -> bool:
+        """Whether something was still changing when it was last looked at."""
+        return any(model.waiting for model in self._settling.values())
+
+    def _folders(self) -> dict[str, Path]:
+        """Name → folder (or file) of everything that may be a model."""
         path = self._path
-        if path.is_file():
-            return [(path.stem, path)]
-        if not path.is_dir():
-            raise RegistryError(f"'{path}' is no directory; give a directory of models")
-        if version_folders(path):
-            return [(path.resolve().name, path)]
-        found: list[tuple[str, Path]] = []
         try:
-            entries = sorted(os.scandir(path), key=lambda entry: entry.name)
+            if self._kind is None:
+                self._kind = kind_of(path)
+            if not path.exists():
+                raise RegistryError(f"'{path}' does not exist")
+            if self._kind == "file":
+                return {path.stem: path}
+            if self._kind == "model":
+                # As it was given: what a link leads to changes.
+                return {os.path.basename(os.path.abspath(path)): path}
+            with os.scandir(path) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except NotADirectoryError:
+            raise RegistryError(f"'{path}' is no directory; give a directory of models") from None
         except OSError as error:
             raise RegistryError(f"cannot read '{path}': {error.strerror}") from None
+        folders: dict[str, Path] = {}
         for entry in entries:
             if entry.name.startswith(".") or not entry.is_dir():
                 continue
-            if not _NAME.fullmatch(entry.name):
+            if _NAME.fullmatch(entry.name):
+                folders[entry.name] = Path(entry.path)
+            else:
                 self._ignore(entry.name, "a model's name has letters, digits, '.', '_' and '-'")
-                continue
-            found.append((entry.name, Path(entry.path)))
-        return found
+        return folders
 
     def _ignore(self, name: str, why: str) -> None:
         if name not in self.ignored:
             self.ignored[name] = why
             log.warning("%s: ignoring folder '%s': %s", self.source, name, why)
 
-    def _model(self, name: str, folder: Path, *, settle: bool) -> AspiredModel | None:
-        if folder.is_file():
-            return single_file(name, folder)
-        versions = version_folders(folder)
-        documents = any((folder / each).is_file() for each in (MODEL_YAML, CONFIG_PBTXT))
-        if not versions and not documents:
-            self._ignore(name, "it has no version folders such as 1/, and no model.yaml")
-            return None
+    def _model(self, name: str, path: Path | None, *, settle: bool) -> AspiredModel | None:
+        """One model; `path` is `None` when it is not there any more."""
+        good = self._good.get(name)
         try:
-            settings = read_settings(folder, name)
-            traffic = read_traffic(folder)
-        except InvalidModelSettings as error:
-            # What is served goes on as it was; the error shows in the model's status.
-            good = self._good.get(name)
-            if good is not None:
-                return msgspec_replace(good, error=str(error))
-            return AspiredModel(name, {}, on_disk=tuple(versions), error=str(error))
-        wanted = wanted_versions(versions, settings.versions, traffic, settings)
-        key = loading_key(settings)
-        aspired: dict[str, AspiredVersion] = {}
-        for version in wanted:
-            path = versions[version]
-            candidate = AspiredVersion(version, path, (key, fingerprint(path)))
-            settled = self._settle(name, candidate) if settle else self._accept(name, candidate)
-            if settled is not None:
-                aspired[version] = settled
-        error = "" if versions else "it has no version folders such as 1/"
-        model = AspiredModel(
-            name, aspired, settings, traffic, on_disk=tuple(versions), error=error
-        )
-        self._good[name] = model
+            folder = self._look_into(path)
+        except OSError as error:
+            text = f"its folder cannot be read: {error.strerror}"
+            return replace(good, error=text) if good else AspiredModel(name, {}, error=text)
+        for other in folder.others:
+            if _LIKE_A_VERSION.fullmatch(other):
+                why = "a version is a whole number from 1 on, without zeros in front"
+                self._ignore(f"{name}/{other}", why)
+        settling = self._settling.setdefault(name, Settling(self._now))
+        missing = [
+            version
+            for version in settling.believed.keys() - folder.versions.keys()
+            if settling.show(version, None) is None
+        ]
+        present = {v: p for v, p in settling.believed.items() if v not in missing}
+        if not folder.versions and not folder.documents and not present:
+            if path is not None:
+                self._ignore(name, "it has no version folders such as 1/, and no model.yaml")
+            return None
+        self.ignored.pop(name, None)
+        model = self._documented(name, path, folder, settling, settle=settle)
+        if model.versions or not model.error:
+            self._good[name] = replace(model, error="")
         return model
 
-    def _accept(self, name: str, candidate: AspiredVersion) -> AspiredVersion:
-        key = (name, candidate.version)
-        self._seen[key] = candidate.fingerprint
-        self._settled[key] = candidate
-        return candidate
+    def _look_into(self, path: Path | None) -> Folder:
+        if path is None:
+            return Folder()
+        if self._kind == "file":
+            return Folder({"1": path.parent})
+        try:
+            return look_into(path, DOCUMENTS)
+        except FileNotFoundError:  # since the directory was listed
+            return Folder()
 
-    def _settle(self, name: str, candidate: AspiredVersion) -> AspiredVersion | None:
-        """The version if it has stopped changing, else what it was before, if anything."""
-        key = (name, candidate.version)
-        if self._seen.get(key) == candidate.fingerprint:
-            self._settled[key] = candidate
-            return candidate
-        self._seen[key] = candidate.fingerprint
-        self.unsettled = True
-        return self._settled.get(key)
+    def _documented(
+        self, name: str, path: Path | None, folder: Folder, settling: Settling, *, settle: bool
+    ) -> AspiredModel:
+        """The model as its documents want it; where one cannot be read, as it was."""
+        good = self._good.get(name)
+        on_disk = tuple(folder.versions)
+        marks = folder.documents
+        traffic = good.traffic if good is not None else Traffic()
+        settings = good.settings if good is not None else ModelSettings()
+        errors = []
+        if path is not None and self._kind != "file":
+            at = path
+            try:
+                own = only(marks, TRAFFIC_YAML)
+                traffic = self._traffic.get(name, own, lambda: read_traffic(at))
+            except InvalidModelSettings as error:
+                errors.append(str(error))
+            try:
+                own = only(marks, MODEL_YAML, CONFIG_PBTXT)
+                settings = self._settings.get(name, own, lambda: read_settings(at, name))
+            except InvalidModelSettings as error:
+                errors.append(str(error))
+                versions = good.versions if good is not None else {}
+                return AspiredModel(
+                    name, versions, settings, traffic, on_disk, "; ".join(errors),
+                    good.stand_ins if good is not None else {},
+                )  # fmt: skip
+        elif path is not None:
+            settings = ModelSettings(file=path.name)
+        versions, stand_ins = self._versions(folder, settings, traffic, settling, settle=settle)
+        if not on_disk and not versions:
+            errors.append(NO_VERSIONS)
+        elif not versions and not settling.waiting:
+            errors.append(f"its version policy chooses none of the versions {', '.join(on_disk)}")
+        return AspiredModel(
+            name, versions, settings, traffic, on_disk, "; ".join(errors), stand_ins
+        )
+
+    def _versions(
+        self,
+        folder: Folder,
+        settings: ModelSettings,
+        traffic: Traffic,
+        settling: Settling,
+        *,
+        settle: bool,
+    ) -> tuple[dict[str, AspiredVersion], dict[str, AspiredVersion]]:
+        """The versions to load, and those that may stand in for them."""
+        key = loading_key(settings)
+        # What is missing, but not for long enough, is as it was.
+        known = {v: a for v, a in settling.believed.items() if v not in folder.versions}
+        present = in_order({**folder.versions, **{v: a.path for v, a in known.items()}})
+        while True:
+            wanted = wanted_versions(present, settings, traffic)
+            spare = stand_ins(present, wanted, settings.versions)
+            new = [version for version in (*wanted, *spare) if version not in known]
+            if not new:
+                break
+            for version in new:
+                path = present[version]
+                files = fingerprint(path) if self._kind != "file" else file_mark(self._path)
+                found = AspiredVersion(version, path, (key, files))
+                believed = settling.show(version, found) if settle else settling.believe(found)
+                if believed is not None:
+                    known[version] = believed
+                else:
+                    # Not there yet, so that "the newest" is still the one before.
+                    del present[version]
+        settling.keep(known)
+        return {v: known[v] for v in wanted}, {v: known[v] for v in spare}
 
     # --- watching
 
     async def watch(self, changed: Callable[[Snapshot], Awaitable[None]]) -> None:
         """Follows the system's notices of change, and looks for itself now and then."""
-        stop = asyncio.Event()
-        notices = aiter(
-            awatch(
-                self._path,
-                watch_filter=_NoTemporary(),
-                debounce=200,
-                step=50,
-                stop_event=stop,
-                yield_on_timeout=True,
-                rust_timeout=int(self._config.poll_seconds * 1000),
-                ignore_permission_denied=True,
-            )
-        )
         last: Snapshot | None = None
+        notices = notices_of(self._path, self._poll_seconds, recursive=self._kind != "file")
+        # Asked for before looking, so that nothing falls between the two.
+        notice = asyncio.ensure_future(anext(notices))
         try:
             while True:
-                if not self.unsettled:
-                    try:
-                        await anext(notices)
-                    except FileNotFoundError:
-                        await asyncio.sleep(self._config.poll_seconds)
-                else:
-                    await asyncio.sleep(SETTLE_SECONDS)
-                try:
-                    snapshot = await asyncio.to_thread(self._scan, settle=True)
-                except RegistryError as error:
-                    # The registry being gone is no reason to stop serving.
-                    log.error("%s; serving goes on with what is loaded", error)
-                    await asyncio.sleep(self._config.poll_seconds)
-                    continue
-                if snapshot != last:
+                await asyncio.sleep(0)
+                started = self._now()
+                snapshot = await self._look()
+                if snapshot is not None and snapshot != last:
                     last = snapshot
                     await changed(snapshot)
+                if snapshot is not None and self.unsettled:
+                    # A long copy into a large directory must not keep a processor busy.
+                    await asyncio.sleep(max(SETTLE_SECONDS, 4 * (self._now() - started)))
+                else:
+                    await notice
+                    notice = asyncio.ensure_future(anext(notices))
         finally:
-            stop.set()
+            notice.cancel()
+            await asyncio.gather(notice, return_exceptions=True)
+            await notices.aclose()
+
+    async def _look(self) -> Snapshot | None:
+        """A new snapshot; `None`, with one line in the log, while the source cannot be read."""
+        try:
+            while True:
+                writes = self._writes
+                snapshot = await asyncio.to_thread(self.scan)
+                if writes == self._writes:  # else a split may be older than the one in effect
+                    break
+        except RegistryError as error:
+            if self._trouble != str(error):
+                self._trouble = str(error)
+                log.error("%s; serving goes on with what is loaded", error)
+            return None
+        if self._trouble:
+            self._trouble = ""
+            log.info("%s can be read again", self.source)
+        return snapshot
 
     # --- writing
 
     def write_traffic(self, model: str, traffic: Traffic) -> None:
-        if self._path.is_file():
+        """See `Registry.write_traffic`."""
+        if self._kind == "file":
             raise RegistryError(
                 f"{self._path.name} is a single file with one version; put it into a directory "
                 f"{model}/1/ to split traffic"
             )
-        folder = self._path if version_folders(self._path) else self._path / model
-        write_traffic(folder, traffic)
+        write_traffic(self._path if self._kind == "model" else self._path / model, traffic)
+        self._writes += 1
 
 
-class _NoTemporary(DefaultFilter):
-    """Everything but our own half-written traffic files and caches."""
+def kind_of(path: Path) -> Literal["file", "model", "models"]:
+    """What a source is. Raises `OSError` for what cannot be read.
 
-    ignore_entity_patterns = (*DefaultFilter.ignore_entity_patterns, r"^\.traffic\.yaml\.")
-
-
-def msgspec_replace(model: AspiredModel, *, error: str) -> AspiredModel:
-    return AspiredModel(
-        model.name, model.versions, model.settings, model.traffic, model.on_disk, error
-    )
-
-
-def single_file(name: str, path: Path) -> AspiredModel:
-    """One file as a model with version 1."""
-    settings = ModelSettings(file=path.name)
-    version = AspiredVersion("1", path.parent, (loading_key(settings), file_mark(path)))
-    return AspiredModel(name, {"1": version}, settings, on_disk=("1",), writable=False)
-
-
-def version_folders(folder: Path) -> dict[str, Path]:
-    """Version → folder, oldest first. Other names are no versions, nor are ``01`` and ``0``."""
-    found: dict[str, Path] = {}
-    try:
-        for entry in os.scandir(folder):
-            if _VERSION.fullmatch(entry.name) and entry.is_dir():
-                found[entry.name] = Path(entry.path)
-    except OSError:
-        return {}
-    return dict(sorted(found.items(), key=lambda item: int(item[0])))
+    Decided once: a folder ``1`` that appears later must not turn a directory of models into
+    one model.
+    """
+    if path.is_file():
+        return "file"
+    found = look_into(path, DOCUMENTS)
+    if not found.versions:
+        return "models"
+    if found.documents:
+        return "model"
+    for name in found.others:
+        inner = look_into(path / name, DOCUMENTS)
+        if inner.versions or inner.documents:
+            return "models"
+    return "model"
 
 
-def wanted_versions(
-    versions: dict[str, Path], policy: VersionPolicy, traffic: Traffic, settings: ModelSettings
-) -> list[str]:
-    """The versions to load: those of the policy, and those that split or labels name."""
-    if policy.all:
-        return list(versions)
-    names = list(versions)
-    chosen = set(map(str, policy.specific))
-    if policy.latest is not None:
-        chosen.update(names[-policy.latest :])
-    chosen |= traffic.named() | set(settings.labels.values())
-    return [version for version in names if version in chosen]
-
-
-def loading_key(settings: ModelSettings) -> Hashable:
-    """What of the settings makes a version load anew when it changes."""
-    still = msgspec.structs.replace(settings, labels={}, image=None, versions=VersionPolicy())
-    return msgspec.json.encode(still)
-
-
-def fingerprint(folder: Path) -> Hashable:
-    """Names, sizes and times of all files of a version."""
-    marks: list[Hashable] = []
-    for root, folders, files in os.walk(folder, followlinks=True):
-        folders.sort()
-        if len(marks) > 10_000:
-            break
-        marks.extend((os.path.join(root, name), file_mark(Path(root, name))) for name in sorted(files))
-    return tuple(marks)
-
-
-def file_mark(path: Path) -> Hashable:
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+def only(marks: Mapping[str, Mark], *names: str) -> dict[str, Mark]:
+    """The marks of these documents."""
+    return {name: marks[name] for name in names if name in marks}

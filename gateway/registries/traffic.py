@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 import yaml
@@ -14,7 +14,7 @@ from msgspec import Meta
 from gateway.config import read_yaml
 from gateway.errors import ConfigError, InvalidModelSettings, RegistryError
 
-FILE = "traffic.yaml"
+TRAFFIC_YAML: Final = "traffic.yaml"
 
 
 class StickyKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -24,7 +24,9 @@ class StickyKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     parameter: str | None = None
 
 
-class Traffic(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+class Traffic(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
+):
     """The split of one model. Without weights, the newest ready version takes everything."""
 
     weights: dict[str, Annotated[float, Meta(ge=0)]] = {}
@@ -83,14 +85,14 @@ def read_traffic(folder: Path) -> Traffic:
 
     Raises `InvalidModelSettings`.
     """
-    path = folder / FILE
+    path = folder / TRAFFIC_YAML
     if not path.is_file():
         return Traffic()
     try:
         tree = read_yaml(path)
     except ConfigError as error:
         raise InvalidModelSettings(str(error)) from None
-    return parse_traffic(tree, f"{folder.name}/{FILE}")
+    return parse_traffic(tree, f"{folder.name}/{TRAFFIC_YAML}")
 
 
 def write_traffic(folder: Path, traffic: Traffic) -> None:
@@ -104,14 +106,14 @@ def write_traffic(folder: Path, traffic: Traffic) -> None:
     text = "# Owned by the gateway: change it with `sluice split` or `sluice promote`.\n"
     text += yaml.safe_dump(tree, sort_keys=False)
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{FILE}.", dir=folder)
+        handle, name = tempfile.mkstemp(prefix=f".{TRAFFIC_YAML}.", dir=folder)
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
                 os.fchmod(file.fileno(), 0o644)
                 os.fsync(file.fileno())
-            os.replace(name, folder / FILE)
+            os.replace(name, folder / TRAFFIC_YAML)
         except BaseException:
             os.unlink(name)
             raise
@@ -122,8 +124,8 @@ def write_traffic(folder: Path, traffic: Traffic) -> None:
             os.close(directory)
     except OSError as error:
         raise RegistryError(
-            f"cannot write {folder.name}/{FILE}: {error.strerror}; make the directory writable, or "
-            "change the file where it comes from"
+            f"cannot write {folder.name}/{TRAFFIC_YAML}: {error.strerror}; make the directory "
+            "writable, or change the file where it comes from"
         ) from None
 
 

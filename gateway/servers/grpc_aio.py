@@ -80,6 +80,7 @@ class GrpcioServer:
         self._pipeline = pipeline
         self._codec = codec
         self._manager = manager
+        self._service = service
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", limits.max_message_bytes),
@@ -107,9 +108,9 @@ class GrpcioServer:
         self.port = self._server.add_insecure_port(address)
 
     async def start(self) -> None:
+        await self.refresh_health(ready=self._service.ready())
         await self._server.start()
         self._manager.on_change.append(self._model_changed)
-        await self.refresh_health(ready=self._manager.ready)
 
     def _model_changed(self, name: str) -> None:
         if self._health_task is None:
@@ -117,13 +118,12 @@ class GrpcioServer:
 
     async def _refresh(self) -> None:
         self._health_task = None
-        await self.refresh_health(ready=self._manager.ready)
+        await self.refresh_health(ready=self._service.ready())
 
     async def refresh_health(self, *, ready: bool) -> None:
         """Sets the status of the server, the service and every model."""
         status = health_pb2.HealthCheckResponse
         word = {True: status.SERVING, False: status.NOT_SERVING}
-        ready = ready and not self._pipeline.admission.draining
         now = {name: ready and model.ready for name, model in self._manager.models.items()}
         for name in self._names - now.keys():
             await self._health.set(name, status.SERVICE_UNKNOWN)
@@ -138,8 +138,8 @@ class GrpcioServer:
         try:
             response = await self._pipeline.infer(call)
             encoded = self._codec.encode(response, typed=call.typed)
-        except SluiceError as error:
-            await abort(context, error)
+        except Exception as error:
+            await abort(context, told(error))
             raise AssertionError("abort raises") from None
         context.set_trailing_metadata(answer_trailers(response))
         return encoded
@@ -148,8 +148,8 @@ class GrpcioServer:
         async def handle(payload: bytes, context: Any) -> bytes:
             try:
                 return handler(payload)
-            except SluiceError as error:
-                await abort(context, error)
+            except Exception as error:
+                await abort(context, told(error))
                 raise AssertionError("abort raises") from None
 
         return handle
@@ -166,7 +166,11 @@ class GrpcioServer:
                         self._pipeline, self._codec, payload, headers, context.time_remaining()
                     )
                     self._pipeline.serve(call)
-                    await under_way.put(call)
+                    try:
+                        await under_way.put(call)
+                    except asyncio.CancelledError:
+                        abandon(call)
+                        raise
             except Exception:
                 log.debug("a gRPC stream broke off", exc_info=True)
             await under_way.put(None)
@@ -180,16 +184,17 @@ class GrpcioServer:
             while not under_way.empty():
                 left = under_way.get_nowait()
                 if left is not None:
-                    left.cancel()
+                    abandon(left)
 
     async def _stream_answer(self, call: GrpcioCall) -> bytes:
         try:
             response = await call.future
-            encoded = self._codec.encode(response, typed=call.typed)
+            return self._codec.encode_for_stream(response, typed=call.typed)
         except asyncio.CancelledError:
             call.cancel()
             raise
-        except SluiceError as error:
+        except Exception as failure:
+            error = told(failure)
             message = ModelStreamInferResponse(error_message=str(error))
             request = getattr(call, "request", None)
             if request is not None:
@@ -197,18 +202,33 @@ class GrpcioServer:
                 message.infer_response.id = request.id
             failed: bytes = message.SerializeToString()
             return failed
-        answer = ModelStreamInferResponse()
-        answer.infer_response.ParseFromString(encoded)
-        whole: bytes = answer.SerializeToString()
-        return whole
 
     async def close(self, grace: float = 1.0) -> None:
         await self._server.stop(grace)
 
 
+def told(error: Exception) -> SluiceError:
+    """What the caller hears of an error: grpcio itself would send the text of any exception."""
+    if isinstance(error, SluiceError):
+        return error
+    log.error("unexpected error in a gRPC call", exc_info=error)
+    return InferenceFailed(f"internal error: {type(error).__name__}")
+
+
+def abandon(call: GrpcioCall) -> None:
+    """Nobody waits for this call any more."""
+    call.cancel()
+    if call.future.done() and not call.future.cancelled():
+        call.future.exception()
+
+
 async def abort(context: Any, error: SluiceError) -> None:
     """Ends an RPC with the status of an error."""
-    await context.abort(_CODES[grpc_status(error)], str(error), error_trailers(error) or ())
+    trailers = error_trailers(error)
+    if trailers:
+        # For gRPC's own retries. The native server keeps such names to itself.
+        trailers += (("grpc-retry-pushback-ms", f"{trailers[0][1]}000"),)
+    await context.abort(_CODES[grpc_status(error)], str(error), trailers or ())
 
 
 def metadata_of(context: Any) -> dict[str, str]:

@@ -18,7 +18,7 @@ from gateway.codecs import compression
 from gateway.codecs.json_data import parse_json
 from gateway.codecs.statuses import http_status, retry_after
 from gateway.codecs.v1_rest import decode_v1, encode_v1
-from gateway.errors import InvalidRequest, RequestTooLarge, SluiceError
+from gateway.errors import InvalidRequest, RequestTooLarge, SluiceError, without_folders
 from gateway.facts import EXTENSIONS, NAME, Facts, statistics_json, tensor_json
 from gateway.pipeline import AwaitableCall
 from gateway.registries.config_pbtxt_message import to_json
@@ -46,8 +46,21 @@ def error_answer(error: SluiceError) -> Response:
 class V1Call(AwaitableCall):
     """A call that came by KServe V1."""
 
-    __slots__ = ()
+    __slots__ = ("_body", "_model", "_shared")
     protocol = "v1"
+
+    def __init__(self, shared: HttpState, model: str, body: bytes, headers: dict[str, str]) -> None:
+        super().__init__(None, perf_counter(), None, headers)
+        self._shared = shared
+        self._model = model
+        self._body = body
+
+    def decode(self) -> InferenceRequest:
+        timeout = self.headers.get("x-request-timeout-ms")
+        if timeout is not None:
+            self.deadline = self.arrived + timeout_ms(timeout.encode("latin-1")) / 1e3
+        contract = self._shared.facts.servable(self._model).contract
+        return decode_v1(self._model, "", self._body, contract, self._shared.limits)
 
 
 class HttpApp:
@@ -80,6 +93,8 @@ class HttpApp:
                 Route(prefix + "/ready", self.model_ready),
                 Route(prefix + "/config", self.model_config),
                 Route(prefix + "/stats", self.statistics),
+                # Answered before it gets here; the route is for those who GET it.
+                Route(prefix + "/infer", self.no_inference, methods=["POST"]),
             ]
         return routes
 
@@ -99,7 +114,7 @@ class HttpApp:
         body: dict[str, Any] = {"ready": ready}
         failed = self._facts.failed()
         if failed:
-            body["failed"] = failed
+            body["failed"] = {name: without_folders(cause) for name, cause in failed.items()}
         return answer(body, 200 if ready else 503)
 
     async def models(self, request: Request) -> Response:
@@ -147,6 +162,9 @@ class HttpApp:
     async def all_statistics(self, request: Request) -> Response:
         return answer({"model_stats": [statistics_json(s) for s in self._facts.servables()]})
 
+    async def no_inference(self, request: Request) -> Response:
+        raise HTTPException(404)
+
     # --- KServe V1
 
     async def v1_models(self, request: Request) -> Response:
@@ -162,17 +180,7 @@ class HttpApp:
         model = request.path_params["model"]
         body = await read_body(request, shared.limits.max_message_bytes)
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in request.scope["headers"]}
-        now = perf_counter()
-        call = V1Call(None, now, None, headers)
-        timeout = headers.get("x-request-timeout-ms")
-        if timeout is not None:
-            call.deadline = now + timeout_ms(timeout.encode()) / 1e3
-
-        def decode() -> InferenceRequest:
-            contract = shared.facts.servable(model).contract
-            return decode_v1(model, "", body, contract, shared.limits)
-
-        call.decode = decode  # type: ignore[method-assign]
+        call = V1Call(shared, model, body, headers)
         response = await until_disconnect(request, shared, call)
         extra = {"x-sluice-version": response.version, "x-sluice-route": response.route}
         return answer(encode_v1(response), headers=extra)

@@ -174,13 +174,16 @@ class Exchange:
         self._write(http_status(error), body, ERROR_TYPE, error_headers(error))
 
     def _write(self, status: int, body: bytes, content_type: bytes, extra: bytes) -> None:
+        # The two know each other; without this every request would be left to the collector,
+        # whose pauses all connections would feel.
+        self._call = None
         self._release()
         if self.disconnected:
             return
         request_id = self.headers.get(b"x-request-id")
         if request_id is not None:
             extra += b"x-request-id: %s\r\n" % request_id
-        if not self.keep_alive:
+        if not self.keep_alive or self.protocol.shared.closing:
             extra += b"connection: close\r\n"
         head = head_of(status, len(body), content_type, extra)
         transport = self.protocol.transport

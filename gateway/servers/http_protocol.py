@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 import httptools
 import orjson
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from gateway.codecs.statuses import http_status
 from gateway.errors import InvalidRequest, QueueFull, RequestTooLarge, SluiceError
@@ -23,7 +23,9 @@ from gateway.servers.http_answer import ERROR_TYPE, error_headers, head_of
 from gateway.servers.http_call import Exchange
 from gateway.servers.http_state import HttpState
 
-_TARGET: Final = re.compile(rb"/v2/models/([^/?]+)(?:/versions/([^/?]+))?/infer/?(?:\?.*)?")
+_TARGET: Final = re.compile(
+    rb"(?:https?://[^/?]+)?/v2/models/([^/?]+)(?:/versions/([^/?]+))?/infer/?(?:\?.*)?"
+)
 _MAX_TARGETS: Final = 4096
 # Headers that mean something else when they are there twice.
 _SINGLE: Final = (
@@ -32,6 +34,22 @@ _SINGLE: Final = (
     b"inference-header-content-length",
     b"x-request-timeout-ms",
 )
+
+
+class Refusal:
+    """The last answer on a connection, behind those that are due before it."""
+
+    __slots__ = ("_answer", "_protocol", "disconnected", "response_complete")
+
+    def __init__(self, protocol: SluiceHttpProtocol, answer: bytes) -> None:
+        self._protocol = protocol
+        self._answer = answer
+        self.disconnected = False
+        self.response_complete = False
+
+    def start(self) -> None:
+        self.response_complete = True
+        self._protocol.say_last(self._answer)
 
 
 class SluiceHttpProtocol(HttpToolsProtocol):
@@ -43,11 +61,20 @@ class SluiceHttpProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.exchange: Exchange | None = None
-        """The inference request that is being received, or whose body was last received."""
+        """The inference request that is being received."""
+        self.running: Any = None
+        """The request that is being answered; others wait in `pipeline`."""
         self.header_bytes = 0
+        self.heads = 0
+        """Heads and chunks begun: tells whether data went on with one that had begun before."""
+        self.in_head = False
+        """Header fields may come; the parser keeps one, of whatever length, until it is whole."""
         self.since = perf_counter()
         """When the connection began to wait for what it waits for now."""
         self.receiving = False
+        self.refusing = False
+        """The last answer is decided: whatever else comes in is not looked at."""
+        self.advancing = False
         self.write_paused_at: float | None = None
 
     # --- the connection
@@ -55,17 +82,15 @@ class SluiceHttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > self.shared.limits.max_connections:
-            self.refuse(
-                QueueFull("too many connections are open (limits.max_connections)"), close=True
-            )
+            self.refuse(QueueFull("too many connections are open (limits.max_connections)"))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        exchanges = [each for each, _ in self.pipeline if isinstance(each, Exchange)]
-        if isinstance(self.cycle, Exchange):
-            exchanges.append(self.cycle)
         super().connection_lost(exc)
-        for exchange in exchanges:
-            exchange.disconnect()
+        running = self.running
+        if running is not None and not isinstance(running, Exchange):
+            running.disconnected = True
+            running.message_event.set()
+        self._drop(running)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -76,45 +101,65 @@ class SluiceHttpProtocol(HttpToolsProtocol):
     def resume_writing(self) -> None:
         super().resume_writing()
         self.write_paused_at = None
-        self.flow.resume_reading()
+        self._next()
 
     def sweep(self, now: float) -> None:
         """Closes the connection if the other side lets us wait too long. Called now and then."""
-        if self.transport.is_closing():
-            return
         patience = self.shared.config.http.request_timeout
         if self.write_paused_at is not None:
             if now - self.write_paused_at > patience:
                 self.transport.abort()
+        elif self.transport.is_closing():
+            # The rest of an answer waits for somebody to read it.
+            if now - self.since > patience:
+                self.transport.abort()
+        elif self.refusing or self.flow.read_paused:
+            pass
         elif self.receiving:
             if now - self.since > patience:
                 self.refuse(
-                    InvalidRequest(f"the request did not arrive within {patience:g} s"),
-                    close=True,
-                    status=408,
+                    InvalidRequest(f"the request did not arrive within {patience:g} s"), 408
                 )
-        elif self.cycle is None or self.cycle.response_complete:
+        elif self.running is None:
             if now - self.since > self.shared.config.http.keep_alive:
                 self.transport.close()
 
     # --- parser callbacks
 
     def data_received(self, data: bytes) -> None:
-        self._unset_keepalive_if_required()
+        if self.refusing:
+            return
+        head = self.heads if self.in_head else -1
         try:
             self.parser.feed_data(data)
+            if self.in_head and self.heads == head:
+                self._head_goes_on(len(data))
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
             if not isinstance(cause, SluiceError):
                 cause = InvalidRequest("not a valid HTTP request")
-            self.refuse(cause, close=True)
-        except httptools.HttpParserUpgrade:
-            self.refuse(InvalidRequest("upgrading the connection is not supported"), close=True)
+            self.refuse(cause)
         except httptools.HttpParserError as error:
-            self.refuse(InvalidRequest(f"not a valid HTTP request: {error}"), close=True)
+            self.refuse(InvalidRequest(f"not a valid HTTP request: {error}"))
+        except RequestTooLarge as error:
+            self.refuse(error)
+
+    def _head_goes_on(self, size: int) -> None:
+        """Counts what the parser keeps of a head, or of a chunked body's trailers."""
+        self.header_bytes += size
+        if self.header_bytes > self.shared.limits.max_header_bytes:
+            raise self._head_too_large()
+
+    def _head_too_large(self) -> RequestTooLarge:
+        return RequestTooLarge(
+            f"the headers are larger than limits.max_header_bytes = "
+            f"{self.shared.limits.max_header_bytes}"
+        )
 
     def on_message_begin(self) -> None:
         self.receiving = True
+        self.in_head = True
+        self.heads += 1
         self.since = perf_counter()
         self.header_bytes = 0
         self.exchange = None
@@ -128,18 +173,20 @@ class SluiceHttpProtocol(HttpToolsProtocol):
             raise RequestTooLarge("the request target is longer than limits.max_header_bytes")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.header_bytes += len(name) + len(value)
+        # Each costs more than its bytes, as HTTP/2 counts it too (RFC 9113, 6.5.2).
+        self.header_bytes += len(name) + len(value) + 32
         if self.header_bytes > self.shared.limits.max_header_bytes:
-            raise RequestTooLarge(
-                f"the headers are larger than limits.max_header_bytes = "
-                f"{self.shared.limits.max_header_bytes}"
-            )
+            raise self._head_too_large()
         name = name.lower()
         if name == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True
         self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
+        self.in_head = False
+        if self.refusing or self.parser.should_upgrade():
+            # The parser would take the body for another protocol's.
+            raise InvalidRequest("upgrading the connection is not supported; send plain HTTP/1.1")
         target = self.shared.targets.get(self.url, False)
         if target is False:
             target = self._target()
@@ -149,6 +196,9 @@ class SluiceHttpProtocol(HttpToolsProtocol):
             return
         headers = dict(self.headers)
         keep_alive = self.parser.should_keep_alive()
+        if b"connection" in headers and self.parser.get_http_version() == "1.0":
+            # As uvicorn does it: a client of that age would wait for a header of its own.
+            keep_alive = False
         exchange = Exchange(self, target, headers, keep_alive=keep_alive)
         if len(headers) != len(self.headers):
             self._refuse_doubles()
@@ -198,7 +248,13 @@ class SluiceHttpProtocol(HttpToolsProtocol):
             if names.count(name) > 1:
                 raise InvalidRequest(f"header {name.decode()} is given more than once")
 
+    def on_chunk_header(self) -> None:
+        """Behind the last chunk's come trailers, which are header fields."""
+        self.in_head = True
+        self.heads += 1
+
     def on_body(self, body: bytes) -> None:
+        self.in_head = False
         exchange = self.exchange
         if exchange is None:
             super().on_body(body)
@@ -206,15 +262,18 @@ class SluiceHttpProtocol(HttpToolsProtocol):
         exchange.received(body)
 
     def on_message_complete(self) -> None:
-        self.receiving = False
+        self.receiving = self.in_head = False
         exchange = self.exchange
         if exchange is None:
             super().on_message_complete()
             return
         self.exchange = None
-        before = self.cycle
+        if self.refusing:
+            exchange.disconnect()
+            return
         self.cycle = exchange  # type: ignore[assignment]
-        if before is None or before.response_complete:
+        if self.running is None and self.write_paused_at is None:
+            self.running = exchange
             exchange.start()
         else:
             # Pipelined: answers go out in the order of the requests.
@@ -222,16 +281,43 @@ class SluiceHttpProtocol(HttpToolsProtocol):
             self.pipeline.appendleft((exchange, self.app))  # type: ignore[arg-type]
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        if isinstance(cycle, Exchange):
+        self.running = cycle
+        if isinstance(cycle, Exchange | Refusal):
             cycle.start()
         else:
             super()._start_asgi_task(cycle, app)
 
+    def _next(self) -> None:
+        """Starts the pipelined requests whose turn it is: none while answers are not read."""
+        if self.advancing:
+            return
+        self.advancing = True
+        while self.pipeline and self.running is None and self.write_paused_at is None:
+            cycle, app = self.pipeline.pop()
+            self._start_asgi_task(cycle, app)
+        self.advancing = False
+        if not self.pipeline and self.write_paused_at is None and not self.refusing:
+            self.flow.resume_reading()
+
+    def _drop(self, running: Any = None) -> None:
+        """What was asked for and will not be answered need not run."""
+        waiting = [running, self.exchange, *[each for each, _ in self.pipeline]]
+        self.running = self.exchange = None
+        self.pipeline.clear()
+        for each in waiting:
+            if isinstance(each, Exchange):
+                each.disconnect()
+
     def on_response_complete(self) -> None:
+        """uvicorn's own; our sweep looks after idle connections, without a timer a request."""
+        self.server_state.total_requests += 1
         self.since = perf_counter()
-        super().on_response_complete()
-        # Our own sweep looks after idle connections, without a timer a request.
-        self._unset_keepalive_if_required()
+        self.running = None
+        if self.transport.is_closing():
+            self.refusing = True
+            self._drop()
+        else:
+            self._next()
 
     # --- answers
 
@@ -240,26 +326,51 @@ class SluiceHttpProtocol(HttpToolsProtocol):
         exchange.response_complete = True
         self.server_state.total_requests += 1
         self.since = perf_counter()
+        self.running = None
         if not exchange.keep_alive or self.shared.closing:
+            self.refusing = True
+            self._drop()
             self.transport.close()
-            return
-        if self.pipeline:
-            self.flow.resume_reading()
-            cycle, app = self.pipeline.pop()
-            self._start_asgi_task(cycle, app)
+        elif self.pipeline:
+            self._next()
 
-    def refuse(self, error: SluiceError, *, close: bool, status: int | None = None) -> None:
-        """Answers outside of any exchange, with our JSON shape."""
-        if self.transport.is_closing():
+    def refuse(self, error: SluiceError, status: int | None = None) -> None:
+        """Answers what is no request, with our JSON shape, once the requests before it are
+        answered; then the connection is closed."""
+        if self.transport.is_closing() or self.refusing:
             return
+        self.refusing = True
         body = orjson.dumps({"error": str(error)})
-        head = head_of(status or http_status(error), len(body), ERROR_TYPE, error_headers(error))
-        if close:
-            head = head[:-2] + b"connection: close\r\n\r\n"
-        self.transport.write(head + body)
-        if close:
-            self.exchange = None
-            self.transport.close()
+        extra = error_headers(error) + b"connection: close\r\n"
+        answer = head_of(status or http_status(error), len(body), ERROR_TYPE, extra) + body
+        self._forget_broken()
+        if self.running is None:
+            self.say_last(answer)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((Refusal(self, answer), self.app))  # type: ignore[arg-type]
+
+    def _forget_broken(self) -> None:
+        """Whatever is being received will never be whole."""
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.disconnect()
+            return
+        cycle: Any = self.cycle
+        if isinstance(cycle, RequestResponseCycle) and cycle.more_body:
+            cycle.disconnected = True
+            cycle.message_event.set()
+            if cycle is self.running:
+                self.running = None
+            elif self.pipeline and self.pipeline[0][0] is cycle:
+                self.pipeline.popleft()
+
+    def say_last(self, answer: bytes) -> None:
+        """Writes an answer and closes the connection."""
+        self.since = perf_counter()
+        self.running = None
+        self.transport.write(answer)
+        self.transport.close()
 
 
 def make_protocol(shared: HttpState) -> type[SluiceHttpProtocol]:

@@ -22,8 +22,6 @@ def answer_trailers(response: InferenceResponse) -> Trailers:
 
 
 def error_trailers(error: SluiceError) -> Trailers | None:
-    """When to try again: as HTTP says it in seconds, and as gRPC's own retries read it."""
+    """When to try again, as HTTP says it in seconds."""
     seconds = retry_after(error)
-    if seconds is None:
-        return None
-    return (("retry-after", str(seconds)), ("grpc-retry-pushback-ms", str(seconds * 1000)))
+    return None if seconds is None else (("retry-after", str(seconds)),)

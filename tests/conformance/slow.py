@@ -3,52 +3,51 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from collections import Counter
 from typing import Any
 
 import httpx
 
 from tests.support.gateway import GatewayProcess, wait_until
 
+_used: Counter[int] = Counter()
 
-@dataclass
-class SlowModels:
-    """One slow model of a gateway. It runs one request at a time."""
 
-    gateway: GatewayProcess
-    name: str
-    loops_a_second: float
+class SlowModel:
+    """One slow model of a gateway, that nobody has used yet. It runs one request at a time."""
+
+    def __init__(self, gateway: GatewayProcess, loops_a_second: float) -> None:
+        self.gateway = gateway
+        self.loops_a_second = loops_a_second
+        self.name = f"slow-{_used[gateway.pid]}"
+        self.path = f"/v2/models/{self.name}/infer"
+        _used[gateway.pid] += 1
 
     @staticmethod
     def body(loops: int) -> dict[str, Any]:
-        return {
-            "inputs": [{"name": "loops", "shape": [1], "datatype": "INT64", "data": [loops]}]
-        }
+        return {"inputs": [{"name": "loops", "shape": [1], "datatype": "INT64", "data": [loops]}]}
 
-    @staticmethod
-    def request(gateway: GatewayProcess, name: str, loops: int) -> httpx.Response:
-        url = f"{gateway.http}/v2/models/{name}/infer"
-        answer = httpx.post(url, json=SlowModels.body(loops), timeout=60)
+    def request(self, loops: int) -> None:
+        """Runs it once."""
+        answer = httpx.post(self.gateway.http + self.path, json=self.body(loops), timeout=60)
         assert answer.status_code == 200, answer.text
-        return answer
 
     def occupy(self, seconds: float) -> threading.Thread:
         """Keeps the model busy from now on; join the thread to wait for the end."""
         loops = int(seconds * self.loops_a_second)
-        thread = threading.Thread(target=self.request, args=(self.gateway, self.name, loops))
-        before = self.pending()
+        thread = threading.Thread(target=self.request, args=(loops,))
         thread.start()
-        wait_until(lambda: self.pending() > before, "the slow model to be busy")
+        wait_until(lambda: self.pending() > 0, "the slow model to be busy")
         return thread
-
-    def version(self) -> dict[str, Any]:
-        """What the admin API says of the model."""
-        found: dict[str, Any] = self.gateway.get(f"/admin/v1/models/{self.name}")["versions"][0]
-        return found
 
     def pending(self) -> int:
         """Requests that wait or run."""
-        return int(self.version()["pending"])
+        status = self.gateway.get(f"/admin/v1/models/{self.name}")
+        return int(status["versions"][0]["pending"])
+
+    def wait_pending(self, count: int) -> None:
+        """Until so many requests wait or run."""
+        wait_until(lambda: self.pending() == count, f"{count} pending requests")
 
     def executions(self) -> int:
         """How often the model ran."""

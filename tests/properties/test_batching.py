@@ -792,3 +792,17 @@ def test_many_signatures_are_forgotten_when_idle() -> None:
         sim.arrive(1, width)
         sim.run()
     assert len(sim.batcher._lines) <= 257
+
+
+def test_nobody_is_chosen_for_a_call_that_has_just_expired() -> None:
+    sim = Simulation(max_rows=2)
+    sim.arrive(1, 1)
+    sim.clock.settle()
+    first = sim.arrive(1, 2)
+    sim.at(1 * MS, lambda: sim.arrive(1, 1))
+    # Due at the very moment at which the runtime is free again, and most urgent.
+    late = sim.arrive(1, 1, deadline=10 * MS)
+    sim.run()
+    later = sim.calls[-1]
+    assert late.ends == ["DeadlineExceeded"]
+    assert (first.ended_at or 0) < (later.ended_at or 0)

@@ -66,11 +66,16 @@ def arrays(draw: Any, names: tuple[str, ...] = NAMES, *, json_able: bool = False
         edges = np.array([0, 1, limits.min, limits.max], kind.dtype)
         return np.where(rng.integers(0, 2, shape) == 1, raw, rng.choice(edges, shape))
     if json_able:
-        small = np.nan_to_num(raw.astype("f8"), nan=-0.0, posinf=1.5, neginf=-3.25)
-        with np.errstate(over="ignore", under="ignore"):
+        with np.errstate(all="ignore"):
+            small = np.nan_to_num(raw.astype("f8"), nan=-0.0, posinf=1.5, neginf=-3.25)
             narrow = small.astype(kind.dtype)
         return np.where(np.isfinite(narrow.astype("f8")), narrow, np.array(1, kind.dtype))
     return raw
+
+
+def quiet(array: np.ndarray) -> np.ndarray:
+    """With one NaN for all: Python's floats do not keep which one it was."""
+    return np.where(np.isnan(array), np.array(np.nan, array.dtype), array)
 
 
 def same(array: np.ndarray, tensor: Tensor) -> bool:
@@ -90,8 +95,10 @@ def facts(request: InferenceRequest) -> tuple[Any, ...]:
         request.model, request.version, request.id, request.outputs, request.parameters or None,
         request.signature, request.rows, request.timeout_us, request.priority, request.nbytes,
         [
-            (t.name, t.datatype.name, t.shape, bytes(t.data), t.array.tobytes() if t.datatype.itemsize
-             else t.array.tolist())
+            (
+                t.name, t.datatype.name, t.shape, bytes(t.data),
+                t.array.tobytes() if t.datatype.itemsize else t.array.tolist(),
+            )
             for t in request.inputs
         ],
     )  # fmt: skip
@@ -152,7 +159,12 @@ def test_grpc_raw_requests(found: list[np.ndarray], id: str, parameters: dict[st
 def test_grpc_typed_requests(found: list[np.ndarray]) -> None:
     request, typed = GrpcCodec(LIMITS).decode(grpc_message(found, typed=True).SerializeToString())
     assert typed
-    assert all(same(array, t) for array, t in zip(found, request.inputs, strict=True))
+    for array, tensor in zip(found, request.inputs, strict=True):
+        if array.dtype.kind == "f":
+            tensor = Tensor("", tensor.datatype, tensor.shape, array=quiet(tensor.array))
+            assert same(quiet(array), tensor)
+        else:
+            assert same(array, tensor)
 
 
 @given(found=st.lists(arrays(), max_size=3), id=IDS, typed=st.booleans())
@@ -175,8 +187,10 @@ def test_grpc_answers(found: list[np.ndarray], id: str, typed: bool) -> None:
             if half:  # the client reads raw contents only
                 output = message.outputs[index]
                 assert (output.datatype, tuple(output.shape)) == (kind, array.shape)
-                values = list(getattr(output.contents, TYPED[kind]))
-                assert to_wire(np.array(values, array.dtype)) == to_wire(array)
+                values = np.array(getattr(output.contents, TYPED[kind]), array.dtype)
+                if array.dtype.kind == "f":
+                    array, values = quiet(array), quiet(values)
+                assert to_wire(values) == to_wire(array)
                 continue
             if kind == "BF16":  # the client turns it into FP32
                 assert message.raw_output_contents[index] == to_wire(array)
@@ -579,7 +593,9 @@ def test_large_and_small_unsigned_integers_together() -> None:
 
 
 @pytest.mark.parametrize("kind", NAMES)
-@pytest.mark.parametrize(("text", "shape"), [("[]", "[0]"), ("[[], []]", "[2, 0]"), ("[]", "[2, 0]")])
+@pytest.mark.parametrize(
+    ("text", "shape"), [("[]", "[0]"), ("[[], []]", "[2, 0]"), ("[]", "[2, 0]")]
+)
 def test_empty_data_is_of_every_type(text: str, shape: str, kind: str) -> None:
     tensor = infer(text, kind, shape).inputs[0]
     assert tensor.array.size == 0

@@ -190,7 +190,7 @@ def test_a_table_is_a_snapshot() -> None:
     assert held == {"m": old}
     assert old.default(None) == ("a", "split")
     router.withdraw("m")
-    with pytest.raises(UnknownModel, match="^Request for unknown model: 'othre' .*'other'"):
+    with pytest.raises(UnknownModel, match=r"^Request for unknown model: 'othre' .*'other'"):
         router.route("othre")
     with pytest.raises(UnknownModel):
         router.route("\0" * 100_000)

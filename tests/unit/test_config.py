@@ -145,7 +145,7 @@ def test_files_of_the_wrong_form_are_refused(tmp_path: Path, text: str, says: st
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot read .*No such file"):
+    with pytest.raises(ConfigError, match=r"cannot read .*No such file"):
         load(tmp_path / "absent.yaml")
     (tmp_path / "bytes.yaml").write_bytes(b"a: \xff")
     with pytest.raises(ConfigError, match="is not YAML"):
@@ -167,7 +167,7 @@ def test_addresses() -> None:
     assert split_address("[::1]:0", "http.address") == ("::1", 0)
     assert split_address(":8080", "http.address") == ("0.0.0.0", 8080)
     for wrong in ("8080", "host:", "host:http", "host:70000", "host:-1"):
-        with pytest.raises(ConfigError, match="http.address .*HOST:PORT"):
+        with pytest.raises(ConfigError, match=r"http.address .*HOST:PORT"):
             split_address(wrong, "http.address")
     assert is_loopback("127.0.0.1") and is_loopback("localhost") and is_loopback("::1")
     assert not is_loopback("0.0.0.0") and not is_loopback("10.0.0.1")

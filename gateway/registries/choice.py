@@ -1,0 +1,45 @@
+"""Which of the versions that are there should be loaded: pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable
+from typing import Final
+
+import msgspec
+
+from gateway.model_settings import ModelSettings, VersionPolicy
+from gateway.registries.traffic import Traffic
+
+STAND_INS: Final = 2
+"""Older versions that may stand in for a newest one that cannot be loaded."""
+
+
+def wanted_versions(
+    versions: Collection[str], settings: ModelSettings, traffic: Traffic
+) -> list[str]:
+    """The versions to load: those of the policy, and those that split or labels name."""
+    policy = settings.versions
+    names = list(versions)
+    if policy.all:
+        return names
+    chosen = set(map(str, policy.specific))
+    if policy.latest is not None:
+        chosen.update(names[-policy.latest :])
+    chosen |= traffic.named() | set(settings.labels.values())
+    return [version for version in names if version in chosen]
+
+
+def stand_ins(
+    versions: Collection[str], wanted: Collection[str], policy: VersionPolicy
+) -> list[str]:
+    """Versions older than those wanted, the newest first, where "the latest" is asked for."""
+    if policy.latest is None:
+        return []
+    spare = [version for version in versions if version not in wanted]
+    return spare[::-1][:STAND_INS]
+
+
+def loading_key(settings: ModelSettings) -> Hashable:
+    """What of the settings makes a version load anew when it changes."""
+    still = msgspec.structs.replace(settings, labels={}, image=None, versions=VersionPolicy())
+    return msgspec.json.encode(still)
