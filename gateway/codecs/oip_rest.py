@@ -255,7 +255,7 @@ class RestCodec:
         """
         if form is BINARY_ANSWER and not response.id and not response.parameters:
             return self._encode_binary(response)
-        if form is JSON_ANSWER and not response.id and not response.parameters:
+        if form is JSON_ANSWER and response.outputs and not (response.id or response.parameters):
             return self._encode_json(response), None
         outputs: list[dict[str, Any]] = []
         binary: list[Buffer] = []
@@ -300,7 +300,7 @@ class RestCodec:
         for text, tensor in zip(texts, outputs, strict=True):
             parts.append(text)
             parts.append(orjson.dumps(json_data(tensor), option=orjson.OPT_SERIALIZE_NUMPY))
-        parts.append(b"}]}" if outputs else b"]}")
+        parts.append(b"}]}")
         return b"".join(parts)
 
     def _encode_binary(self, response: InferenceResponse) -> tuple[bytes, int]:
