@@ -77,7 +77,7 @@ class Manager:
             if name in self.models:
                 log.info("%s is gone from its registry; unloading it", name)
                 old = self.models[name].aspired
-                self.models[name].aspired = AspiredModel(name, {}, old.settings, old.traffic)
+                self.models[name].aspired = AspiredModel(name, {}, old.settings)
                 self._reconcile(name)
 
     def set_traffic(self, name: str, traffic: Traffic) -> None:

@@ -61,8 +61,8 @@ class Serving:
     """``sluice serve`` on free ports; `text` is what it has printed once it is ready."""
 
     def __init__(self, *words: str | Path) -> None:
-        self.out = tempfile.TemporaryFile("w+")
-        self.errors = tempfile.TemporaryFile("w+")
+        self.out = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in __exit__
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in __exit__
         self.process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "gateway", "serve", *map(str, words)),
