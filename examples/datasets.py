@@ -65,7 +65,7 @@ def split(model_name: ModelName) -> Split:
 
 def _digits() -> Split:
     """``image`` float32 [N,1,8,8], 0 to 16 of ink; ``label`` int64 [N]. 1437 + 360 rows."""
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+    from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
     rows = Rows(

@@ -17,7 +17,7 @@ SERVICE = "inference.GRPCInferenceService"
 
 
 def _load() -> Any:
-    pool = descriptor_pool.DescriptorPool()
+    pool: Any = descriptor_pool.DescriptorPool()
     data = Path(__file__).with_name("descriptors.binpb").read_bytes()
     for file in descriptor_pb2.FileDescriptorSet.FromString(data).file:
         pool.Add(file)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 from typing import Final
 
 from gateway import errors
@@ -51,7 +50,6 @@ CODES: Final[dict[type[SluiceError], tuple[int, int]]] = {
 }
 
 
-@cache
 def _codes(cls: type[SluiceError]) -> tuple[int, int]:
     for base in cls.__mro__:
         if base in CODES:

@@ -41,5 +41,7 @@ def stand_ins(
 
 def loading_key(settings: ModelSettings) -> Hashable:
     """What of the settings makes a version load anew when it changes."""
-    still = msgspec.structs.replace(settings, labels={}, image=None, versions=VersionPolicy())
-    return msgspec.json.encode(still)
+    lasting = msgspec.structs.replace(
+        settings, labels={}, image=None, versions=VersionPolicy(), declared="nothing"
+    )
+    return msgspec.json.encode(lasting)

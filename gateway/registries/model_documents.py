@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +11,7 @@ from gateway.config import read_yaml
 from gateway.errors import ConfigError, InvalidModelSettings
 from gateway.model_settings import ModelSettings
 from gateway.registries.config_pbtxt import parse_config_pbtxt
+from gateway.registries.known_keys import refuse_unknown_keys
 from gateway.tensors import DATATYPES
 
 MODEL_YAML: Final = "model.yaml"
@@ -47,15 +47,12 @@ def read_settings(folder: Path, name: str) -> ModelSettings:
 def merge(settings: ModelSettings, tree: dict[str, Any], where: str) -> ModelSettings:
     """`settings` with what ``model.yaml`` adds. Raises `InvalidModelSettings` for unknown keys,
     for wrong values, and for what ``config.pbtxt`` has said already."""
-    known = [n for n in ModelSettings.__struct_fields__ if n not in _INTERNAL]
     default = ModelSettings()
     for key in tree:
         if key in _LATER:
             raise InvalidModelSettings(f"{where}: '{key}' is not supported yet: {_LATER[key]}")
-        if key not in known:
-            close = get_close_matches(str(key), known, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
-            raise InvalidModelSettings(f"{where}: unknown key '{key}'; {hint}")
+    refuse_unknown_keys(tree, ModelSettings, where, without=_INTERNAL)
+    for key in tree:
         if getattr(settings, key) != getattr(default, key):
             raise InvalidModelSettings(
                 f"{where}: '{key}' is set in {CONFIG_PBTXT} too; say it in one of the two"

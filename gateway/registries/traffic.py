@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from gateway.config import read_yaml
 from gateway.errors import ConfigError, InvalidModelSettings, RegistryError
+from gateway.registries.known_keys import refuse_unknown_keys
 
 TRAFFIC_YAML: Final = "traffic.yaml"
 
@@ -62,6 +63,7 @@ def _number(version: str) -> int:
 
 def parse_traffic(tree: Any, where: str) -> Traffic:
     """A `Traffic` from parsed YAML or JSON. Raises `InvalidModelSettings`."""
+    refuse_unknown_keys(tree, Traffic, where)
     tree = dict(tree)
     # YAML reads 1: 90 as a number for a key; versions are strings.
     for key in ("weights", "labels"):
@@ -90,6 +92,9 @@ def read_traffic(folder: Path) -> Traffic:
         return Traffic()
     try:
         tree = read_yaml(path)
+        if not tree and not path.stat().st_size:
+            # It is just being written: most editors empty a file first.
+            raise ConfigError(f"{path} is empty; delete it for no split at all")
     except ConfigError as error:
         raise InvalidModelSettings(str(error)) from None
     return parse_traffic(tree, f"{folder.name}/{TRAFFIC_YAML}")

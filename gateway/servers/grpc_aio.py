@@ -12,7 +12,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from gateway.codecs.messages import METHODS, POOL, SERVICE, ModelStreamInferResponse
+from gateway.codecs.messages import POOL, SERVICE, ModelStreamInferResponse
 from gateway.codecs.oip_grpc import GrpcCodec
 from gateway.codecs.statuses import grpc_status
 from gateway.config import LimitsConfig
@@ -250,5 +250,3 @@ def enable_reflection(server: Any) -> None:
         POOL.Add(file)
     names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
     reflection.enable_server_reflection(names, server, POOL)
-
-

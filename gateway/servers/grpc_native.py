@@ -87,7 +87,13 @@ class NativeCall(Call):
         self._send(error)
 
     def _send(self, error: SluiceError) -> None:
-        self._server.front.fail(self._id, grpc_status(error), str(error), error_trailers(error))
+        front = self._server.front
+        try:
+            front.fail(self._id, grpc_status(error), str(error), error_trailers(error))
+        except ValueError:
+            # Whatever is wrong with the words: a caller without an answer would wait for ever.
+            log.exception("cannot send an error")
+            front.fail(self._id, grpc_status(error), type(error).__name__)
 
     def _cancelled(self) -> None:
         self._server.ended(self._id)
@@ -178,6 +184,7 @@ class NativeGrpcServer:
     def _control(self, call_id: int, method: int, payload: bytes) -> None:
         """Answers anything but inference, at once."""
         try:
+            self.pipeline.admission.check_size(len(payload))
             self.front.respond(call_id, self._handlers[method](payload))
         except SluiceError as error:
             self.front.fail(call_id, grpc_status(error), str(error), error_trailers(error))

@@ -27,6 +27,9 @@ _TARGET: Final = re.compile(
     rb"(?:https?://[^/?]+)?/v2/models/([^/?]+)(?:/versions/([^/?]+))?/infer/?(?:\?.*)?"
 )
 _MAX_TARGETS: Final = 4096
+MOST_WAITING: Final = 32
+"""Pipelined requests from which a connection is not read on; who does not read does not see that
+the other side is gone."""
 # Headers that mean something else when they are there twice.
 _SINGLE: Final = (
     b"content-length",
@@ -187,12 +190,16 @@ class SluiceHttpProtocol(HttpToolsProtocol):
         if self.refusing or self.parser.should_upgrade():
             # The parser would take the body for another protocol's.
             raise InvalidRequest("upgrading the connection is not supported; send plain HTTP/1.1")
-        target = self.shared.targets.get(self.url, False)
-        if target is False:
+        try:
+            target = self.shared.targets[self.url]
+        except KeyError:
             target = self._target()
         if target is None or self.parser.get_method() != b"POST":
             self._prepare_scope()
             super().on_headers_complete()
+            if len(self.pipeline) < MOST_WAITING and self.write_paused_at is None:
+                # uvicorn reads no further behind one that waits.
+                self.flow.resume_reading()
             return
         headers = dict(self.headers)
         keep_alive = self.parser.should_keep_alive()
@@ -277,8 +284,9 @@ class SluiceHttpProtocol(HttpToolsProtocol):
             exchange.start()
         else:
             # Pipelined: answers go out in the order of the requests.
-            self.flow.pause_reading()
             self.pipeline.appendleft((exchange, self.app))  # type: ignore[arg-type]
+            if len(self.pipeline) >= MOST_WAITING:
+                self.flow.pause_reading()
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self.running = cycle

@@ -54,7 +54,7 @@ class Collector:
     def register(self) -> None:
         for old in list(_registry._collector_to_names):
             _registry.unregister(old)
-        _registry.register(self)  # type: ignore[arg-type]
+        _registry.register(self)
 
     def describe(self) -> list[Metric]:
         return []

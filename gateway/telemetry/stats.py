@@ -19,12 +19,12 @@ ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 def error_name(error: SluiceError) -> str:
     """The value of the label `code` for an error: its class in snake case."""
-    return _snake_case(type(error))
+    return _snake_case(type(error).__name__)
 
 
 @cache
-def _snake_case(cls: type) -> str:
-    return "".join(f"_{c.lower()}" if c.isupper() else c for c in cls.__name__).lstrip("_")
+def _snake_case(name: str) -> str:
+    return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
 
 
 def failure_reason(error: SluiceError) -> str:

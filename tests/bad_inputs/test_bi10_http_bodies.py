@@ -7,6 +7,7 @@ import json
 import socket
 import struct
 import zlib
+from functools import cache
 
 import pytest
 
@@ -35,6 +36,7 @@ def packed(body: bytes, encoding: str) -> bytes:
     return gzip.compress(body) if encoding == "gzip" else zlib.compress(body)
 
 
+@cache
 def bomb(size: int, encoding: str = "gzip") -> bytes:
     """`size` zeros, a thousandth of that on the wire; made in pieces."""
     engine = zlib.compressobj(9, zlib.DEFLATED, 31 if encoding == "gzip" else 15)
@@ -135,12 +137,18 @@ def test_bi10i_every_byte_in_a_packet_of_its_own(gateway: Served) -> None:
 
 
 @pytest.mark.parametrize(
-    "chunk", [b"zz\r\n", b"-1\r\n", b"+5\r\n", b"ffffffffffffffff\r\n", b"1" * 20 + b"\r\n", b"5\r\nabc\r\n", b"\r\n"]
+    "chunk", [b"zz\r\n", b"-1\r\n", b"+5\r\n", b"1" * 20 + b"\r\n", b"5\r\nabc\r\n", b"\r\n"]
 )
 @pytest.mark.parametrize("target", TARGETS[:2])
 def test_bi10j_chunks_that_are_none(gateway: Served, target: str, chunk: bytes) -> None:
     data = http_bytes(target, headers={"transfer-encoding": "chunked"}, length=False)
-    refused(raw(gateway, data + chunk + b"0\r\n\r\n" * 3)[0], 413 if b"fff" in chunk else 400)
+    refused(raw(gateway, data + chunk + b"0\r\n\r\n" * 3)[0], 400)
+
+
+@pytest.mark.parametrize("target", TARGETS[:2])
+def test_bi10ja_a_chunk_without_an_end(gateway: Served, target: str) -> None:
+    data = http_bytes(target, headers={"transfer-encoding": "chunked"}, length=False)
+    refused(raw(gateway, data + b"ffffffffffffff\r\n" + bytes(LIMIT + 1))[0], 413)
 
 
 def test_bi10k_expectations(gateway: Served) -> None:

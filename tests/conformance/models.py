@@ -40,9 +40,7 @@ def write_models(folder: Path) -> Path:
     (folder / "versions" / "model.yaml").write_text(
         "versions: {all: true}\nlabels: {newest: '3'}\n"
     )
-    (folder / "versions" / "traffic.yaml").write_text(
-        'weights: {"1": 50, "2": 50}\nstable: "1"\n'
-    )
+    (folder / "versions" / "traffic.yaml").write_text('weights: {"1": 50, "2": 50}\nstable: "1"\n')
     for kind in KINDS:
         save(folder / f"identity_{kind.lower()}", identity(kind))
     for number in range(SLOW_MODELS):
@@ -68,7 +66,10 @@ def add(amount: float = 1.0, width: int = 4) -> onnx.GraphProto:
 
 def pair() -> onnx.GraphProto:
     """Two inputs, two outputs: ``sum = a + b``, ``difference = a - b``, INT32 [N, 2]."""
-    nodes = [h.make_node("Add", ["a", "b"], ["sum"]), h.make_node("Sub", ["a", "b"], ["difference"])]
+    nodes = [
+        h.make_node("Add", ["a", "b"], ["sum"]),
+        h.make_node("Sub", ["a", "b"], ["difference"]),
+    ]
     a, b, total, rest = (info(n, T.INT32, ["N", 2]) for n in ("a", "b", "sum", "difference"))
     return h.make_graph(nodes, "pair", [a, b], [total, rest])
 
@@ -100,7 +101,10 @@ def slow() -> onnx.GraphProto:
         h.make_node("Squeeze", ["loops"], ["trips"]),
         h.make_node("Loop", ["trips", "true", "zero"], ["count"], body=body),
     ]
-    constants = [h.make_tensor("true", T.BOOL, [], [True]), h.make_tensor("zero", T.INT64, [1], [0])]
+    constants = [
+        h.make_tensor("true", T.BOOL, [], [True]),
+        h.make_tensor("zero", T.INT64, [1], [0]),
+    ]
     return h.make_graph(
         nodes, "slow", [info("loops", T.INT64, [1])], [info("count", T.INT64, [1])], constants
     )

@@ -73,9 +73,7 @@ def test_changes_are_seen(tmp_path: Path, server: str) -> None:
     models.mkdir()
     save(tmp_path / "made", add(1.0), add(2.0))
     settings = {"registry.poll_seconds": 0.2}
-    running = GatewayProcess(
-        tmp_path, [models], grpc_server=server, settings=settings, ready=False
-    )
+    running = GatewayProcess(tmp_path, [models], grpc_server=server, settings=settings, ready=False)
     # A broken model is an error in the log, so this gateway may complain.
     try:
         with grpc.insecure_channel(running.grpc) as channel:
@@ -164,7 +162,7 @@ def test_services_are_listed(channel: grpc.Channel) -> None:
 def test_service_is_described(channel: grpc.Channel) -> None:
     pool = descriptor_pool.DescriptorPool(ProtoReflectionDescriptorDatabase(channel))
     service = pool.FindServiceByName(SERVICE)
-    assert RPCS <= {method.name for method in service.methods}
+    assert {method.name for method in service.methods} >= RPCS
     stream = service.methods_by_name["ModelStreamInfer"]
     assert stream.client_streaming and stream.server_streaming
     health = pool.FindServiceByName("grpc.health.v1.Health")

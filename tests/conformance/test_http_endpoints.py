@@ -227,7 +227,9 @@ def test_kserve_body_keys(http: httpx.Client) -> None:
 
 
 def test_nested_data(http: httpx.Client) -> None:
-    body = {"inputs": [{**BODY["inputs"][0], "shape": [2, 4], "data": [[1, 2, 3, 4], [5, 6, 7, 8]]}]}
+    body = {
+        "inputs": [{**BODY["inputs"][0], "shape": [2, 4], "data": [[1, 2, 3, 4], [5, 6, 7, 8]]}]
+    }
     found = post(http, "/v2/models/add/infer", body).json()["outputs"][0]
     assert found["shape"] == [2, 4]
     assert found["data"] == [2, 3, 4, 5, 6, 7, 8, 9]
@@ -269,7 +271,9 @@ def test_answer_is_compressed_on_request(http: httpx.Client) -> None:
         ("gzip", "gzip"), ("deflate", "deflate"), ("gzip;q=0.1, deflate;q=0.9", "deflate"),
         ("br", None), ("gzip;q=0", None), ("", None),
     ):  # fmt: skip
-        answer = post(http, "/v2/models/identity_fp32/infer", body, headers={"accept-encoding": asked})
+        answer = post(
+            http, "/v2/models/identity_fp32/infer", body, headers={"accept-encoding": asked}
+        )
         assert answer.headers.get("content-encoding") == given, asked
         assert len(answer.json()["outputs"][0]["data"]) == 5000
 
@@ -397,9 +401,7 @@ def test_deadline_header_while_waiting(slow_http: SlowModel, http: httpx.Client)
     answer = post(http, slow_http.path, slow_http.body(1), headers=headers)
     assert answer.status_code == 504
     assert "deadline" in error_of(answer)
-    answer = post(
-        http, f"/v1/models/{slow_http.name}:predict", {"inputs": [1]}, headers=headers
-    )
+    answer = post(http, f"/v1/models/{slow_http.name}:predict", {"inputs": [1]}, headers=headers)
     assert answer.status_code == 504
     busy.join()
     assert slow_http.executions() == 1
@@ -424,7 +426,10 @@ def test_deadline_that_cannot_be_met_on_grpc(slow: SlowModel) -> None:
     request.raw_input_contents.append(struct.pack("<q", 1))
     request.parameters["timeout"].int64_param = 50_000
     stub = tritonclient.grpc.service_pb2_grpc.GRPCInferenceServiceStub
-    with grpc.insecure_channel(slow.gateway.grpc) as channel, pytest.raises(grpc.RpcError) as caught:
+    with (
+        grpc.insecure_channel(slow.gateway.grpc) as channel,
+        pytest.raises(grpc.RpcError) as caught,
+    ):
         stub(channel).ModelInfer(request, timeout=10)
     error: Any = caught.value
     assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED

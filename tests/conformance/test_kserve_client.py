@@ -12,7 +12,12 @@ from tests.support.gateway import ROOT, GatewayProcess
 
 def test_kserve_clients(gateway: GatewayProcess) -> None:
     result = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("kserve_cases.py")), gateway.http, gateway.grpc],
+        [
+            sys.executable,
+            str(Path(__file__).with_name("kserve_cases.py")),
+            gateway.http,
+            gateway.grpc,
+        ],
         capture_output=True,
         text=True,
         timeout=120,

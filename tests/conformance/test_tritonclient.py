@@ -19,6 +19,7 @@ from tests.conformance.models import KINDS
 from tests.conformance.slow import SlowModel
 from tests.conformance.triton_clients import TritonClient
 from tests.support.gateway import GatewayProcess
+from tests.support.relay import Relay
 
 HTTP = ("http", "http.aio")
 GRPC = ("grpc", "grpc.aio")
@@ -179,7 +180,9 @@ def test_statistics_rise(client: TritonClient) -> None:
     assert rise("2", "inference_stats", "fail", "count") == 0
     assert abs(int(after["2"]["last_inference"]) - time.time() * 1000) < 60_000
     (size,) = [b for b in after["2"]["batch_stats"] if int(b["batch_size"]) == 3]
-    counts = {number(size, w, "count") for w in ("compute_input", "compute_infer", "compute_output")}
+    counts = {
+        number(size, w, "count") for w in ("compute_input", "compute_infer", "compute_output")
+    }
     assert len(counts) == 1
     assert statistics(client, "versions", "2").keys() == {"2"}
 
@@ -292,7 +295,13 @@ def test_request_id_comes_back(client: TritonClient) -> None:
 @every_client
 def test_model_name_and_version_come_back(client: TritonClient) -> None:
     x = client.tensor("x", "FP32", np.zeros((1, 4), np.float32))
-    for asked, served in (("1", "1"), ("3", "3"), ("newest", "3"), ("stable", "1"), ("canary", "2")):
+    for asked, served in (
+        ("1", "1"),
+        ("3", "3"),
+        ("newest", "3"),
+        ("stable", "1"),
+        ("canary", "2"),
+    ):
         result = client.call("infer", "versions", [x], model_version=asked)
         response = result.get_response()
         name, version = (
@@ -405,7 +414,10 @@ def test_grpc_async_infer(gateway: GatewayProcess) -> None:
             x = tritonclient.grpc.InferInput("x", [1, 4], "FP32")
             x.set_data_from_numpy(np.full((1, 4), value, np.float32))
             client.async_infer(
-                "add", [x], lambda result, error: answers.put((result, error)), request_id=str(value)
+                "add",
+                [x],
+                lambda result, error: answers.put((result, error)),
+                request_id=str(value),
             )
         for _ in range(40):
             result, error = answers.get(timeout=30)
@@ -445,6 +457,34 @@ def test_cancelled_async_infer_is_not_executed(gateway: GatewayProcess, slow: Sl
             assert errors.get(timeout=10).status() == "StatusCode.CANCELLED"
         slow.wait_pending(1)
         busy.join()
+    assert slow.executions() == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_lost_grpc_connection_cancels(
+    gateway: GatewayProcess, slow: SlowModel, stream: bool
+) -> None:
+    """The client says no word: its machine is gone."""
+    with Relay(gateway.grpc) as relay:
+        client = tritonclient.grpc.InferenceServerClient(relay.address)
+        busy = slow.occupy(0.8)
+        loops = tritonclient.grpc.InferInput("loops", [1], "INT64")
+        loops.set_data_from_numpy(np.array([3], np.int64))
+        errors: queue.Queue[Any] = queue.Queue()
+        if stream:
+            client.start_stream(lambda result, error: errors.put(error))
+        for _ in range(3):
+            if stream:
+                client.async_stream_infer(slow.name, [loops])
+            else:
+                client.async_infer(slow.name, [loops], lambda result, error: errors.put(error))
+        slow.wait_pending(4)
+        relay.cut()
+        slow.wait_pending(1)
+        assert errors.get(timeout=10).status() == "StatusCode.UNAVAILABLE"
+        client.stop_stream(cancel_requests=True)
+        client.close()
+    busy.join()
     assert slow.executions() == 1
 
 
@@ -500,18 +540,29 @@ def test_unknown_model(client: TritonClient) -> None:
 
 
 @every_client
+def test_unknown_model_with_a_strange_name(client: TritonClient) -> None:
+    x = client.tensor("x", "FP32", np.zeros((1, 4), np.float32))
+    for name in ("mödel ☂", "%", "a b", "line\nbreak", "n" * 300):
+        with pytest.raises(InferenceServerException) as caught:
+            client.call("infer", name, [x])
+        assert caught.value.message().startswith("Request for unknown model")
+
+
+@every_client
 def test_bad_requests(client: TritonClient) -> None:
     x = np.zeros((1, 4), np.float32)
     good = client.tensor("x", "FP32", x)
+    wide = client.tensor("x", "FP64", x.astype(np.float64))
+    sequence = {"sequence_id": 5, "sequence_start": True}
     cases: list[tuple[dict[str, Any], int, str, str]] = [
         ({"inputs": [client.tensor("wrong", "FP32", x)]}, 400, "INVALID_ARGUMENT", "wrong"),
-        ({"inputs": [client.tensor("x", "FP64", x.astype(np.float64))]}, 400, "INVALID_ARGUMENT", "FP64"),
+        ({"inputs": [wide]}, 400, "INVALID_ARGUMENT", "FP64"),
         ({"inputs": [client.tensor("x", "FP32", x[:, :3])]}, 400, "INVALID_ARGUMENT", "shape"),
         ({"inputs": []}, 400, "INVALID_ARGUMENT", "no inputs"),
         ({"inputs": [good], "outputs": client.outputs("z")}, 400, "INVALID_ARGUMENT", "'z'"),
         ({"inputs": [good], "model_version": "7"}, 404, "NOT_FOUND", "version"),
-        ({"inputs": [good], "sequence_id": 5, "sequence_start": True}, 501, "UNIMPLEMENTED", "sequence"),
-    ]  # fmt: skip
+        ({"inputs": [good], **sequence}, 501, "UNIMPLEMENTED", "sequence"),
+    ]
     for options, http, grpc, text in cases:
         with pytest.raises(InferenceServerException, match=text) as caught:
             client.call("infer", "add", **options)
@@ -629,9 +680,7 @@ def test_many_streams_at_once(client: TritonClient) -> None:
     assert len(done) == 200
 
 
-@pytest.mark.parametrize(
-    "client", [("grpc.aio", s) for s in SERVERS], indirect=True, ids=name_of
-)
+@pytest.mark.parametrize("client", [("grpc.aio", s) for s in SERVERS], indirect=True, ids=name_of)
 def test_stream_with_asyncio(client: TritonClient) -> None:
     async def requests() -> Any:
         for value in range(50):

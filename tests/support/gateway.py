@@ -90,7 +90,11 @@ class GatewayProcess:
         """The JSON answer to a GET, or the text of one that is no JSON. Raises for an error."""
         with urllib.request.urlopen(self.http + path, timeout=PATIENCE) as answer:
             body = answer.read()
-        return json.loads(body) if answer.headers["content-type"] == "application/json" else body.decode()
+        return (
+            json.loads(body)
+            if answer.headers["content-type"] == "application/json"
+            else body.decode()
+        )
 
     def wait_ready(self) -> None:
         """Until the gateway says that it is ready."""

@@ -183,9 +183,14 @@ def test_a_declared_batch_is_respected(tmp_path: Path) -> None:
     assert probe(tmp_path, two_symbols(), max_batch_size=4).max_batch_size == 4
 
 
-def test_one_answer_for_all_rows_is_no_batch(tmp_path: Path) -> None:
-    data = unary([node("ReduceSum", ["x", "a"], ["y"])], ["N", 4], [ints("a", 0)])
-    findings = probe(tmp_path, data)
+def test_answers_for_some_rows_only_are_no_batch(tmp_path: Path) -> None:
+    nodes = [
+        node("ReduceSum", ["x", "a"], ["sum"], keepdims=0),
+        node("Greater", ["sum", "zero"], ["chosen"]),
+        node("Compress", ["x", "chosen"], ["y"], axis=0),
+    ]
+    zero = h.make_tensor("zero", FLOAT, [], [0.0])
+    findings = probe(tmp_path, unary(nodes, ["N", 4], [ints("a", 1), zero]))
     assert findings.max_batch_size == 0
     assert "one row for each row" in findings.notes[0]
 
@@ -294,7 +299,8 @@ def test_a_warm_up_that_cannot_be_is_a_failed_load(
 
 
 def test_a_warm_up_that_the_model_refuses_is_a_failed_load(tmp_path: Path) -> None:
-    settings = {"warmup": (WarmupSettings(name="w", inputs={"z": WarmupInput(datatype="FP32", dims=(4,))}),)}
+    given = WarmupInput(datatype="FP32", dims=(4,))
+    settings = {"warmup": (WarmupSettings(name="w", inputs={"z": given}),)}
     with pytest.raises(ModelLoadError, match="warm-up 'w' failed"):
         probe(tmp_path, ROWS_APART["add"], **settings)
 
