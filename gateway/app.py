@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import sys
 import tempfile
@@ -39,8 +40,13 @@ from gateway.telemetry.logs import log
 from gateway.telemetry.metrics import Collector
 from runtimes.discovery import load_runtimes
 
+LAST_WORDS = 0.1
+"""Seconds that a draining gateway goes on refusing requests before it closes its ports."""
 SWITCH_INTERVAL = 0.001
 """Seconds after which a busy thread must let another one have the GIL."""
+LINGER = 0.2
+"""Seconds without a request after which ports may close, and how long that is waited for."""
+LINGER_MOST = 2.0
 
 
 class Gateway:
@@ -135,6 +141,8 @@ class Gateway:
             return
         from gateway.servers.grpc_native import NativeGrpcServer
 
+        # What it would log beside, such as a port in use, is in our error.
+        logging.getLogger("pygrpc_native").setLevel(logging.ERROR)
         self._socket_folder = tempfile.TemporaryDirectory(prefix="sluice-")
         path = os.path.join(self._socket_folder.name, "grpc.sock")
         self.grpc = GrpcioServer(f"unix:{path}", *shared, self.manager, config.limits)
@@ -213,11 +221,27 @@ class Gateway:
             await asyncio.sleep(grace)
         self.admission.draining = True
         self.http.stop_keeping_alive()
-        deadline = perf_counter() + self.config.drain.timeout
-        while self.admission.in_flight and perf_counter() < deadline:
+        now = perf_counter()
+        deadline = now + self.config.drain.timeout
+        # What is on the wire already is refused in words, not by a closed connection.
+        listen_on = now + LAST_WORDS
+        while perf_counter() < (deadline if self.admission.in_flight else listen_on):
             await asyncio.sleep(0.01)
         if self.admission.in_flight:
             log.warning("%d requests did not end in time", self.admission.in_flight)
+        await self._refuse_stragglers()
+
+    async def _refuse_stragglers(self) -> None:
+        """Waits until nobody has asked in vain for a moment: what is under way to us when a
+        port closes would be lost without an answer."""
+        end = perf_counter() + LINGER_MOST
+        quiet_at = perf_counter() + LINGER
+        refused = self.pipeline.refused.total()
+        while perf_counter() < min(quiet_at, end):
+            await asyncio.sleep(0.01)
+            if refused != self.pipeline.refused.total() or self.admission.in_flight:
+                refused = self.pipeline.refused.total()
+                quiet_at = perf_counter() + LINGER
 
     async def close(self) -> None:
         """Closes ports and models."""

@@ -68,7 +68,8 @@ def with_stand_in(aspired: Versions, stand_ins: Versions, records: Sequence[Reco
         and record.state in (State.FAILED, *WORKING)
         and (is_current(record, aspired) or is_current(record, stand_ins))
     }
-    if not aspired or not hopeless.issuperset(aspired):
+    others = any(r.state == State.READY and not is_current(r, stand_ins) for r in records)
+    if not aspired or others or not hopeless.issuperset(aspired):
         return aspired
     desired = dict(aspired)
     for version, stand_in in stand_ins.items():

@@ -21,8 +21,9 @@ def route_of(model: ManagedModel) -> Route[Servable]:
     if not weights and stable is not None:
         weights = {stable: 1.0}
     if stable not in versions:
-        # Until it is ready, the version that was stable before takes its part.
-        if model.acting in versions:
+        # Until it is ready, the version that was stable before takes its part. (One that does
+        # not exist will never be.)
+        if stable in model.desired and model.acting in versions:
             stable = model.acting
         elif newest is not None and not any(weights[v] for v in weights if v in versions):
             stable = newest

@@ -11,6 +11,7 @@ import hmac
 import ipaddress
 from collections.abc import Awaitable, Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 from starlette.requests import Request
@@ -123,6 +124,8 @@ class Admin:
         """Body: ``{"labels": {"blue": "2"}}``; replaces the labels that were set this way."""
         name = request.path_params["model"]
         tree = await self._body(request, "labels")
+        if type(tree.get("labels")) is not dict:
+            raise InvalidRequest("the body needs 'labels', such as {\"blue\": \"2\"}")
         labels = parse_traffic(tree, "the request").labels
         for label, version in labels.items():
             self._check_version(name, version)
@@ -163,14 +166,23 @@ def check_caller(request: Request, token: str) -> None:
         if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
             raise NotAllowed("the admin API needs the header 'Authorization: Bearer <admin.token>'")
         return
-    host = request.client.host if request.client is not None else ""
-    try:
-        loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
+    if not is_this_machine(request.client.host if request.client is not None else ""):
         raise NotAllowed("the admin API answers loopback peers only; set admin.token to open it")
     if request.headers.get("x-forwarded-for") or request.headers.get("forwarded"):
         raise NotAllowed("the admin API is not for forwarded requests; set admin.token to open it")
+    # A browser on this machine is a loopback peer too, whatever page it shows: neither a page of
+    # somebody else's nor a name that was made to lead here may use it.
+    for name, start in (("host", "//"), ("origin", "")):
+        value = request.headers.get(name)
+        if value and not is_this_machine(urlsplit(start + value).hostname or ""):
+            raise NotAllowed(
+                "the admin API is not for other hosts or their pages; set admin.token to open it"
+            )
 
 
+def is_this_machine(host: str) -> bool:
+    """Whether a host's name or address is one of loopback."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

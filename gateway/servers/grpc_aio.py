@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 from collections.abc import AsyncIterator, Callable
 from time import perf_counter
 from typing import Any, Final
+
+# The library would write lines of its own about whatever clients send, with tracebacks.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
 
 import grpc
 import grpc.aio
@@ -87,6 +93,9 @@ class GrpcioServer:
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_metadata_size", limits.max_header_bytes),
                 ("grpc.absolute_max_metadata_size", limits.max_header_bytes),
+                # Beyond 1000 calls not yet taken the library would cancel some at random.
+                ("grpc.server.max_pending_requests", limits.max_in_flight),
+                ("grpc.server.max_pending_requests_hard_limit", 2 * limits.max_in_flight),
                 # Two gateways on one port would share it silently otherwise.
                 ("grpc.so_reuseport", 0),
             ]

@@ -61,9 +61,10 @@ def grpc_frame(message: bytes, flag: int = 0) -> bytes:
 class Http2:
     """One connection. What cannot be sent because the other side closed is dropped."""
 
-    def __init__(self, served: Served) -> None:
+    def __init__(self, served: Served, *, greet: bool = True) -> None:
         self.sock = socket.create_connection(served.grpc, PATIENCE)
-        self.send(PREFACE + frame(SETTINGS, 0, 0))
+        if greet:
+            self.send(PREFACE + frame(SETTINGS, 0, 0))
 
     def __enter__(self) -> Self:
         return self

@@ -203,6 +203,7 @@ async def main(folder: str, settings: dict[str, Any]) -> None:
         assert server is not None
         native = gateway.native
         return {
+            "grpc_server": gateway.grpc_server,
             "in_flight": gateway.admission.in_flight,
             "body_bytes": gateway.http._shared.body_bytes,
             "connections": len(server.server_state.connections),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,25 +64,13 @@ def http(http_gateway: GatewayProcess) -> Iterator[httpx.Client]:
         yield client
 
 
-@pytest.fixture(scope="session")
-def loops_a_second(grpcio: GatewayProcess) -> float:
-    """How fast the slow model counts here."""
-    slow = SlowModel(grpcio, 0.0)
-    fastest = 0.0
-    for loops in (1, 50_000, 50_000, 50_000):
-        started = time.perf_counter()
-        slow.request(loops)
-        fastest = max(fastest, loops / (time.perf_counter() - started))
-    return fastest
-
-
 @pytest.fixture
-def slow(gateway: GatewayProcess, loops_a_second: float) -> SlowModel:
+def slow(gateway: GatewayProcess) -> SlowModel:
     """A fresh slow model on each gRPC server."""
-    return SlowModel(gateway, loops_a_second)
+    return SlowModel(gateway)
 
 
 @pytest.fixture
-def slow_http(http_gateway: GatewayProcess, loops_a_second: float) -> SlowModel:
+def slow_http(http_gateway: GatewayProcess) -> SlowModel:
     """A fresh slow model for a test that speaks HTTP alone."""
-    return SlowModel(http_gateway, loops_a_second)
+    return SlowModel(http_gateway)

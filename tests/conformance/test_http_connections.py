@@ -239,7 +239,7 @@ def test_pipelined_answers_are_in_order(connection: Connection) -> None:
 def test_pipelined_behind_a_slow_one(slow_http: SlowModel) -> None:
     """The quick ones wait: an answer cannot overtake another on one connection."""
     connection = Connection(slow_http.gateway)
-    loops = json.dumps(slow_http.body(int(0.3 * slow_http.loops_a_second))).encode()
+    loops = json.dumps(slow_http.body(slow_http.loops(0.3))).encode()
     connection.send(
         infer(loops, model=slow_http.name),
         get("/v2/health/live"),
@@ -259,7 +259,7 @@ def test_pipelined_behind_a_slow_one(slow_http: SlowModel) -> None:
 def test_thousands_of_bad_requests_behind_a_slow_one(slow_http: SlowModel) -> None:
     """They are answered on the spot, one after the other, which must not nest."""
     connection = Connection(slow_http.gateway)
-    loops = json.dumps(slow_http.body(int(0.2 * slow_http.loops_a_second))).encode()
+    loops = json.dumps(slow_http.body(slow_http.loops(0.2))).encode()
     bad = infer(b"{}") * 3000
     connection.send(infer(loops, model=slow_http.name) + bad)
     assert connection.read()[0] == 200
@@ -282,7 +282,7 @@ def test_broken_request_behind_good_ones(connection: Connection) -> None:
 
 
 def test_queued_requests_of_a_lost_connection_are_not_executed(slow_http: SlowModel) -> None:
-    busy = slow_http.occupy(0.8)
+    busy = slow_http.occupy(0.4)
     body = json.dumps(slow_http.body(1)).encode()
     connections = [Connection(slow_http.gateway) for _ in range(5)]
     for each in connections:
@@ -300,7 +300,7 @@ def test_pipelined_requests_of_a_lost_connection_are_not_executed(
     slow_http: SlowModel, behind: str
 ) -> None:
     """The one that waits in the model's queue is not the last of its connection."""
-    busy = slow_http.occupy(0.8)
+    busy = slow_http.occupy(0.4)
     body = json.dumps(slow_http.body(1)).encode()
     one = infer(body, model=slow_http.name)
     connection = Connection(slow_http.gateway)
@@ -314,7 +314,7 @@ def test_pipelined_requests_of_a_lost_connection_are_not_executed(
 
 
 def test_v1_request_of_a_lost_connection_is_not_executed(slow_http: SlowModel) -> None:
-    busy = slow_http.occupy(0.8)
+    busy = slow_http.occupy(0.4)
     body = b'{"inputs": [1]}'
     connection = Connection(slow_http.gateway)
     connection.send(
@@ -330,7 +330,7 @@ def test_v1_request_of_a_lost_connection_is_not_executed(slow_http: SlowModel) -
 
 def test_running_request_of_a_lost_connection_harms_nobody(slow_http: SlowModel) -> None:
     connection = Connection(slow_http.gateway)
-    loops = json.dumps(slow_http.body(int(0.3 * slow_http.loops_a_second))).encode()
+    loops = json.dumps(slow_http.body(slow_http.loops(0.3))).encode()
     connection.send(infer(loops, model=slow_http.name))
     slow_http.wait_pending(1)
     connection.close()
@@ -339,7 +339,7 @@ def test_running_request_of_a_lost_connection_harms_nobody(slow_http: SlowModel)
 
 
 def test_lost_connections_are_counted_as_cancelled(slow_http: SlowModel) -> None:
-    busy = slow_http.occupy(0.6)
+    busy = slow_http.occupy(0.4)
     body = json.dumps(slow_http.body(1)).encode()
     connection = Connection(slow_http.gateway)
     connection.send(infer(body, model=slow_http.name))

@@ -396,7 +396,7 @@ def test_similar_name_is_suggested(http: httpx.Client) -> None:
 
 
 def test_deadline_header_while_waiting(slow_http: SlowModel, http: httpx.Client) -> None:
-    busy = slow_http.occupy(0.8)
+    busy = slow_http.occupy(0.4)
     headers = {"x-request-timeout-ms": "100"}
     answer = post(http, slow_http.path, slow_http.body(1), headers=headers)
     assert answer.status_code == 504
@@ -408,8 +408,8 @@ def test_deadline_header_while_waiting(slow_http: SlowModel, http: httpx.Client)
 
 
 def test_deadline_that_cannot_be_met(slow_http: SlowModel, http: httpx.Client) -> None:
-    slow_http.request(int(0.4 * slow_http.loops_a_second))  # so that it is known what it costs
-    busy = slow_http.occupy(0.8)
+    slow_http.request(slow_http.loops(0.2))  # so that it is known what it costs
+    busy = slow_http.occupy(0.4)
     answer = post(http, slow_http.path, slow_http.body(1), headers={"x-request-timeout-ms": "50"})
     assert answer.status_code == 429
     assert "deadline" in error_of(answer)
@@ -419,8 +419,8 @@ def test_deadline_that_cannot_be_met(slow_http: SlowModel, http: httpx.Client) -
 
 
 def test_deadline_that_cannot_be_met_on_grpc(slow: SlowModel) -> None:
-    slow.request(int(0.4 * slow.loops_a_second))
-    busy = slow.occupy(0.8)
+    slow.request(slow.loops(0.2))
+    busy = slow.occupy(0.4)
     request = tritonclient.grpc.service_pb2.ModelInferRequest(model_name=slow.name)
     request.inputs.add(name="loops", datatype="INT64", shape=[1])
     request.raw_input_contents.append(struct.pack("<q", 1))

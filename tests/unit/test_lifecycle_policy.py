@@ -132,6 +132,11 @@ def test_nothing_stands_in_for_one_of_several() -> None:
     assert with_stand_in(aspired, aspire("1"), records) == aspired
 
 
+def test_nothing_stands_in_while_the_old_files_still_serve() -> None:
+    records = [record("3", State.READY, "old files"), record("3", State.FAILED)]
+    assert with_stand_in(aspire("3"), aspire("2"), records) == aspire("3")
+
+
 def test_a_failure_of_other_files_does_not_count() -> None:
     records = [record("3", State.FAILED, "old files")]
     assert with_stand_in(aspire("3"), aspire("2"), records) == aspire("3")
