@@ -259,6 +259,7 @@ class Gateway:
         access_log.stop()
         if self._socket_folder is not None:
             self._socket_folder.cleanup()
+        gc.unfreeze()
 
 
 def grpc_server_choice(config: Config) -> tuple[str, str]:

@@ -13,8 +13,8 @@ from gateway.lifecycle.states import Record, State
 from gateway.registries.config_pbtxt_message import model_config_message
 from gateway.routing import Router
 from gateway.servable import Servable
-from gateway.tensors import TensorSpec
 from gateway.telemetry.stats import Duration, ServableStats
+from gateway.tensors import TensorSpec
 
 NAME: Final = "sluicegate"
 EXTENSIONS: Final = (

@@ -20,10 +20,10 @@ from gateway.call import Call
 from gateway.errors import Cancelled, InferenceFailed, SluiceError
 from gateway.routing import Route, Router
 from gateway.servable import Servable
-from gateway.tensors import InferenceRequest, InferenceResponse
 from gateway.telemetry.access import access_log
 from gateway.telemetry.logs import log
 from gateway.telemetry.stats import error_name, failure_reason
+from gateway.tensors import InferenceRequest, InferenceResponse
 
 
 class Pipeline:

@@ -272,27 +272,25 @@ def decode_bytes_elements(name: str, data: Buffer, shape: Shape) -> Array:
             f"elements of shape {printable(list(shape))}"
         )
     elements: list[bytes] = []
-    view = memoryview(data)
+    data = bytes(data)
+    unpack = _U32.unpack_from
     offset = 0
-    while offset < total and len(elements) < expected:
-        if offset + 4 > total:
-            raise InvalidRequest(
-                f"input '{printable(name)}': BYTES data ends inside the length of element "
-                f"{len(elements)}"
-            )
-        (length,) = _U32.unpack_from(view, offset)
-        offset += 4
-        if length > total - offset:
-            raise InvalidRequest(
-                f"input '{printable(name)}': BYTES element {len(elements)} says it has {length} "
-                f"bytes, but only {total - offset} are left"
-            )
-        elements.append(bytes(view[offset : offset + length]))
-        offset += length
-    if len(elements) != expected or offset != total:
+    try:
+        for _ in range(expected):
+            start = offset + 4
+            offset = start + unpack(data, offset)[0]
+            elements.append(data[start:offset])
+    except struct.error:
+        # Here ends an element that was cut short by the end of the data.
+        offset = max(offset, total + 1)
+    if offset > total:
+        raise InvalidRequest(
+            f"input '{printable(name)}': BYTES data ends inside element {max(len(elements) - 1, 0)}"
+        )
+    if offset != total:
         raise InvalidRequest(
             f"input '{printable(name)}': shape {printable(list(shape))} takes {expected} BYTES "
-            f"elements, but the data holds {len(elements)}{' or more' if offset < total else ''}"
+            f"elements, but the data goes on for {total - offset} bytes behind them"
         )
     return objects(elements, shape)
 

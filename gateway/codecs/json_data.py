@@ -34,7 +34,7 @@ _CODES = dict(
 )  # fmt: skip
 _INT = {int}
 _NUMBER = {int, float}
-_NUMPY_JSON = frozenset("FP32 FP64 INT8 INT16 INT32 INT64 UINT8 UINT16 UINT32 UINT64 BOOL".split())
+_NUMPY_JSON = frozenset((*_CODES, "BOOL"))
 
 
 def parse_json(text: Buffer, max_depth: int) -> dict[str, Any]:

@@ -218,8 +218,10 @@ class Manager:
         self.loads["failed"] += 1
         pause = self._config.retry_seconds * 2 ** min(record.attempts - 1, 5)
         record.retry_at = time.monotonic() + pause
-        cause = str(error) if isinstance(error, SluiceError) else (
-            f"{type(error).__name__}: {one_line(error)}"
+        cause = (
+            str(error)
+            if isinstance(error, SluiceError)
+            else (f"{type(error).__name__}: {one_line(error)}")
         )
         record.move(State.FAILED, cause)
         log.error(

@@ -77,9 +77,7 @@ def examine(model: Model, settings: ModelSettings, default_max: int, folder: Pat
     if settings.max_batch_size is not None:
         findings.max_batch_size = declared_batch(model, settings.max_batch_size, findings.notes)
     elif not model.batch_dimension:
-        findings.notes.append(
-            "not batched: inputs and outputs share no symbolic first dimension"
-        )
+        findings.notes.append("not batched: inputs and outputs share no symbolic first dimension")
     else:
         verdict = compare_rows(model)
         if verdict is Verdict.APART:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable
+from hashlib import blake2b
 from typing import Final
 
 import msgspec
@@ -44,4 +45,4 @@ def loading_key(settings: ModelSettings) -> Hashable:
     lasting = msgspec.structs.replace(
         settings, labels={}, image=None, versions=VersionPolicy(), declared="nothing"
     )
-    return msgspec.json.encode(lasting)
+    return blake2b(msgspec.json.encode(lasting), digest_size=16).digest()

@@ -29,6 +29,7 @@ from gateway.registries.files import (
     file_mark,
     fingerprint,
     in_order,
+    is_folder,
     look_into,
 )
 from gateway.registries.model_documents import CONFIG_PBTXT, MODEL_YAML, read_settings
@@ -74,8 +75,8 @@ class DirectoryRegistry:
             model = self._model(name, folders.get(name), settle=not first)
             if model is not None:
                 snapshot[name] = model
-        for name in self._settling.keys() - snapshot.keys() - folders.keys():
-            del self._settling[name]
+                self._settling[name].looked()
+        self._settling = {n: each for n, each in self._settling.items() if n in snapshot}
         self._good = {name: model for name, model in self._good.items() if name in snapshot}
         self._settings.keep(folders)
         self._traffic.keep(folders)
@@ -86,7 +87,7 @@ class DirectoryRegistry:
         """Whether something was still changing when it was last looked at."""
         return any(model.waiting for model in self._settling.values())
 
-    def _folders(self) -> dict[str, Path]:
+    def _folders(self) -> dict[str, str]:
         """Name → folder (or file) of everything that may be a model."""
         path = self._path
         try:
@@ -95,22 +96,22 @@ class DirectoryRegistry:
             if not path.exists():
                 raise RegistryError(f"'{path}' does not exist")
             if self._kind == "file":
-                return {path.stem: path}
+                return {path.stem: str(path)}
             if self._kind == "model":
                 # As it was given: what a link leads to changes.
-                return {os.path.basename(os.path.abspath(path)): path}
+                return {os.path.basename(os.path.abspath(path)): str(path)}
             with os.scandir(path) as found:
                 entries = sorted(found, key=lambda entry: entry.name)
         except NotADirectoryError:
             raise RegistryError(f"'{path}' is no directory; give a directory of models") from None
         except OSError as error:
             raise RegistryError(f"cannot read '{path}': {error.strerror}") from None
-        folders: dict[str, Path] = {}
+        folders: dict[str, str] = {}
         for entry in entries:
-            if entry.name.startswith(".") or not entry.is_dir():
+            if entry.name.startswith(".") or not is_folder(entry):
                 continue
             if _NAME.fullmatch(entry.name):
-                folders[entry.name] = Path(entry.path)
+                folders[entry.name] = entry.path
             else:
                 self._ignore(entry.name, "a model's name has letters, digits, '.', '_' and '-'")
         return folders
@@ -120,9 +121,10 @@ class DirectoryRegistry:
             self.ignored[name] = why
             log.warning("%s: ignoring folder '%s': %s", self.source, name, why)
 
-    def _model(self, name: str, path: Path | None, *, settle: bool) -> AspiredModel | None:
+    def _model(self, name: str, path: str | None, *, settle: bool) -> AspiredModel | None:
         """One model; `path` is `None` when it is not there any more."""
         good = self._good.get(name)
+        settling = self._settling.setdefault(name, Settling(self._now))
         try:
             folder = self._look_into(path)
         except OSError as error:
@@ -132,7 +134,6 @@ class DirectoryRegistry:
             if _LIKE_A_VERSION.fullmatch(other):
                 why = "a version is a whole number from 1 on, without zeros in front"
                 self._ignore(f"{name}/{other}", why)
-        settling = self._settling.setdefault(name, Settling(self._now))
         missing = [
             version
             for version in settling.believed.keys() - folder.versions.keys()
@@ -149,18 +150,18 @@ class DirectoryRegistry:
             self._good[name] = replace(model, error="")
         return model
 
-    def _look_into(self, path: Path | None) -> Folder:
+    def _look_into(self, path: str | None) -> Folder:
         if path is None:
             return Folder()
         if self._kind == "file":
-            return Folder({"1": path.parent})
+            return Folder({"1": str(self._path.parent)})
         try:
             return look_into(path, DOCUMENTS)
         except FileNotFoundError:  # since the directory was listed
             return Folder()
 
     def _documented(
-        self, name: str, path: Path | None, folder: Folder, settling: Settling, *, settle: bool
+        self, name: str, path: str | None, folder: Folder, settling: Settling, *, settle: bool
     ) -> AspiredModel:
         """The model as its documents want it; where one cannot be read, as it was."""
         good = self._good.get(name)
@@ -170,7 +171,7 @@ class DirectoryRegistry:
         settings = good.settings if good is not None else ModelSettings()
         errors = []
         if path is not None and self._kind != "file":
-            at = path
+            at = Path(path)
             try:
                 own = only(marks, TRAFFIC_YAML)
                 traffic = self._traffic.get(name, own, lambda: read_traffic(at))
@@ -187,7 +188,7 @@ class DirectoryRegistry:
                     good.stand_ins if good is not None else {},
                 )  # fmt: skip
         elif path is not None:
-            settings = ModelSettings(file=path.name)
+            settings = ModelSettings(file=self._path.name)
         versions, stand_ins = self._versions(folder, settings, traffic, settling, settle=settle)
         if not on_disk and not versions:
             errors.append(NO_VERSIONS)
@@ -210,7 +211,9 @@ class DirectoryRegistry:
         key = loading_key(settings)
         # What is missing, but not for long enough, is as it was.
         known = {v: a for v, a in settling.believed.items() if v not in folder.versions}
-        present = in_order({**folder.versions, **{v: a.path for v, a in known.items()}})
+        present = dict(folder.versions)
+        if known:
+            present = dict(in_order({**present, **{v: str(a.path) for v, a in known.items()}}))
         while True:
             wanted = wanted_versions(present, settings, traffic)
             spare = stand_ins(present, wanted, settings.versions)
@@ -219,9 +222,13 @@ class DirectoryRegistry:
                 break
             for version in new:
                 path = present[version]
-                files = fingerprint(path) if self._kind != "file" else file_mark(self._path)
-                found = AspiredVersion(version, path, (key, files))
-                believed = settling.show(version, found) if settle else settling.believe(found)
+                files = fingerprint(path) if self._kind != "file" else file_mark(str(self._path))
+                believed = settling.believed.get(version)
+                if believed is None or believed.fingerprint != (key, files):
+                    found = AspiredVersion(version, Path(path), (key, files))
+                    believed = settling.show(version, found) if settle else settling.believe(found)
+                else:
+                    settling.show(version, believed)
                 if believed is not None:
                     known[version] = believed
                 else:
@@ -296,13 +303,13 @@ def kind_of(path: Path) -> Literal["file", "model", "models"]:
     """
     if path.is_file():
         return "file"
-    found = look_into(path, DOCUMENTS)
+    found = look_into(str(path), DOCUMENTS)
     if not found.versions:
         return "models"
     if found.documents:
         return "model"
     for name in found.others:
-        inner = look_into(path / name, DOCUMENTS)
+        inner = look_into(str(path / name), DOCUMENTS)
         if inner.versions or inner.documents:
             return "models"
     return "model"

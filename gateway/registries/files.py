@@ -7,7 +7,6 @@ import re
 import time
 from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final, Generic, TypeVar
 
 from gateway.registries.base import AspiredVersion
@@ -29,17 +28,20 @@ Mark = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Folder:
-    """What a model's folder holds. Versions are oldest first."""
+    """What a model's folder holds. Versions are oldest first, with their paths.
 
-    versions: Mapping[str, Path] = field(default_factory=dict)
+    (Paths are plain text here: all of this is done again and again for every model.)
+    """
+
+    versions: Mapping[str, str] = field(default_factory=dict)
     documents: Mapping[str, Mark] = field(default_factory=dict)
     others: tuple[str, ...] = ()
     """Folders that are no versions: their names are no whole numbers, or begin with 0."""
 
 
-def look_into(folder: Path, documents: Collection[str]) -> Folder:
+def look_into(folder: str, documents: Collection[str]) -> Folder:
     """Raises `OSError` when the folder cannot be read."""
-    versions: dict[str, Path] = {}
+    versions: dict[str, str] = {}
     marks: dict[str, Mark] = {}
     others: list[str] = []
     with os.scandir(folder) as entries:
@@ -47,17 +49,27 @@ def look_into(folder: Path, documents: Collection[str]) -> Folder:
             if entry.name in documents:
                 if entry.is_file():
                     marks[entry.name] = mark_of(entry.stat())
-            elif entry.name.startswith(".") or not entry.is_dir():
+            elif entry.name.startswith(".") or not is_folder(entry):
                 continue
             elif _VERSION.fullmatch(entry.name):
-                versions[entry.name] = Path(entry.path)
+                versions[entry.name] = entry.path
             else:
                 others.append(entry.name)
     return Folder(in_order(versions), marks, tuple(others))
 
 
-def in_order(versions: Mapping[str, Path]) -> dict[str, Path]:
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is one, or may be: a link to where we may not look is found out by looking."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return True
+
+
+def in_order(versions: Mapping[str, str]) -> Mapping[str, str]:
     """Oldest first."""
+    if len(versions) < 2:
+        return versions
     return dict(sorted(versions.items(), key=lambda item: int(item[0])))
 
 
@@ -66,19 +78,19 @@ def mark_of(stat: os.stat_result) -> Mark:
     return (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
 
 
-def file_mark(path: Path) -> Mark | None:
+def file_mark(path: str) -> Mark | None:
     """`None` for a file that cannot be looked at."""
     try:
-        return mark_of(path.stat())
+        return mark_of(os.stat(path))
     except OSError:
         return None
 
 
-def fingerprint(folder: Path) -> Hashable:
+def fingerprint(folder: str) -> Hashable:
     """Names and marks of all files below a folder, symbolic links followed."""
     marks: list[Hashable] = []
     visited: set[tuple[int, int]] = set()
-    folders = [str(folder)]
+    folders = [folder]
     while folders and len(marks) < MOST_FILES:
         current = folders.pop()
         try:
@@ -92,10 +104,10 @@ def fingerprint(folder: Path) -> Hashable:
             marks.append((current, error.errno))
             continue
         for entry in found:
-            if entry.is_dir():
+            if is_folder(entry):
                 folders.append(entry.path)
             else:
-                marks.append((entry.path, file_mark(Path(entry.path))))
+                marks.append((entry.path, file_mark(entry.path)))
     return tuple(marks)
 
 
@@ -106,6 +118,7 @@ class Settling:
         self.believed: dict[str, AspiredVersion] = {}
         self._now = now
         self._seen: dict[str, tuple[Hashable, float]] = {}
+        self._shown: set[str] = set()
 
     @property
     def waiting(self) -> bool:
@@ -123,6 +136,7 @@ class Settling:
 
         `None` is a version that is not there.
         """
+        self._shown.add(name)
         before = self.believed.get(name)
         mark = None if version is None else version.fingerprint
         if mark == (None if before is None else before.fingerprint):
@@ -144,7 +158,12 @@ class Settling:
         """Forgets all other versions that are believed."""
         for name in self.believed.keys() - set(names):
             del self.believed[name]
-            self._seen.pop(name, None)
+
+    def looked(self) -> None:
+        """Ends one look at the model: what was not shown in it is not waited for any more."""
+        for name in self._seen.keys() - self._shown:
+            del self._seen[name]
+        self._shown.clear()
 
 
 class Cached(Generic[T]):

@@ -51,7 +51,7 @@ def places(
 
 
 def struct_of(kind: Any) -> type[msgspec.Struct] | None:
-    """The struct that a type is, or holds: ``S``, ``S | None``, ``tuple[S, ...]``, ``dict[K, S]``."""
+    """The struct that a type is, or holds, such as ``S | None`` or ``tuple[S, ...]``."""
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         return kind
     return next(filter(None, map(struct_of, get_args(kind))), None)

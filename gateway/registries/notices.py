@@ -12,17 +12,16 @@ from gateway.registries.traffic import TRAFFIC_YAML
 from gateway.telemetry.logs import log
 
 
-async def notices_of(
-    path: Path, poll_seconds: float, *, recursive: bool
-) -> AsyncGenerator[None]:
-    """One item whenever there may be something new below `path` (a directory or a file), at the
-    latest after `poll_seconds`; also where the system gives no notices, or the path is gone."""
+async def notices_of(path: Path, poll_seconds: float, *, recursive: bool) -> AsyncGenerator[None]:
+    """One item whenever there may be something new below `path` (a single file, if not
+    `recursive`), at the latest after `poll_seconds`; also where the system gives no notices, or
+    the path is gone."""
     # Not needed until everything else has started.
     from watchfiles import awatch
 
     told = ""
     while True:
-        root = path if os.path.isdir(path) else path.parent
+        root = path if recursive else path.parent
         identity = identity_of(root)
         try:
             changes = awatch(
@@ -62,5 +61,3 @@ def identity_of(path: Path) -> tuple[int, int] | None:
 def own_file(path: str) -> bool:
     """Whether it is a traffic document that is being written."""
     return os.path.basename(path).startswith(f".{TRAFFIC_YAML}.")
-
-

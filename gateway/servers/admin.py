@@ -86,7 +86,7 @@ class Admin:
         tree = await self._body(request, "weights", "stable", "sticky")
         weights = tree.get("weights")
         if type(weights) is not dict or not weights:
-            raise InvalidRequest("the body needs 'weights', such as {\"1\": 90, \"2\": 10}")
+            raise InvalidRequest('the body needs \'weights\', such as {"1": 90, "2": 10}')
         asked = parse_traffic(tree, "the request")
         for version in (*asked.weights, *([asked.stable] if asked.stable is not None else [])):
             self._check_version(name, version)
@@ -107,7 +107,7 @@ class Admin:
         tree = await self._body(request, "version")
         version = str(tree.get("version") or "")
         if not version:
-            raise InvalidRequest("the body needs 'version', such as {\"version\": \"2\"}")
+            raise InvalidRequest('the body needs \'version\', such as {"version": "2"}')
         labels = self._facts.status(name)["labels"]
         version = labels.get(version, version)
         self._check_version(name, version)
@@ -125,7 +125,7 @@ class Admin:
         name = request.path_params["model"]
         tree = await self._body(request, "labels")
         if type(tree.get("labels")) is not dict:
-            raise InvalidRequest("the body needs 'labels', such as {\"blue\": \"2\"}")
+            raise InvalidRequest('the body needs \'labels\', such as {"blue": "2"}')
         labels = parse_traffic(tree, "the request").labels
         for label, version in labels.items():
             self._check_version(name, version)

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from time import perf_counter
 from typing import Any, Final
-
-# The library would write lines of its own about whatever clients send, with tracebacks.
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
 
 import grpc
 import grpc.aio
@@ -29,6 +24,9 @@ from gateway.servers.grpc_service import INFER, STREAM, GrpcService
 from gateway.servers.trailers import answer_trailers, error_trailers
 from gateway.telemetry.logs import log
 from gateway.tensors import InferenceRequest
+
+# It would write a traceback about metadata that is not UTF-8; our own errors `told` logs.
+logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
 
 STREAM_WINDOW: Final = 64
 """Requests of one stream that may be under way; the stream is not read on beyond it."""
@@ -112,6 +110,8 @@ class GrpcioServer:
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._names: set[str] = set()
+        self._changed: set[str] = set()
+        self._told_ready = False
         self._health_task: asyncio.Task[None] | None = None
         enable_reflection(self._server)
         self.port = self._server.add_insecure_port(address)
@@ -122,23 +122,39 @@ class GrpcioServer:
         self._manager.on_change.append(self._model_changed)
 
     def _model_changed(self, name: str) -> None:
+        self._changed.add(name)
         if self._health_task is None:
             self._health_task = asyncio.get_running_loop().create_task(self._refresh())
 
     async def _refresh(self) -> None:
         self._health_task = None
-        await self.refresh_health(ready=self._service.ready())
+        changed, self._changed = self._changed, set()
+        ready = self._service.ready()
+        if ready != self._told_ready:
+            await self.refresh_health(ready=ready)
+        else:
+            # Only these: with a thousand models, all of them each time is a million.
+            await self._set_models(changed)
 
     async def refresh_health(self, *, ready: bool) -> None:
         """Sets the status of the server, the service and every model."""
+        self._told_ready = ready
         status = health_pb2.HealthCheckResponse
-        word = {True: status.SERVING, False: status.NOT_SERVING}
-        now = {name: ready and model.ready for name, model in self._manager.models.items()}
-        for name in self._names - now.keys():
-            await self._health.set(name, status.SERVICE_UNKNOWN)
-        self._names = set(now)
-        for name, up in {"": ready, SERVICE: ready, **now}.items():
-            await self._health.set(name, word[up])
+        for name in ("", SERVICE):
+            await self._health.set(name, status.SERVING if ready else status.NOT_SERVING)
+        await self._set_models(self._names | self._manager.models.keys())
+
+    async def _set_models(self, names: Iterable[str]) -> None:
+        status = health_pb2.HealthCheckResponse
+        for name in names:
+            model = self._manager.models.get(name)
+            if model is None:
+                self._names.discard(name)
+                await self._health.set(name, status.SERVICE_UNKNOWN)
+            else:
+                self._names.add(name)
+                up = self._told_ready and model.ready
+                await self._health.set(name, status.SERVING if up else status.NOT_SERVING)
 
     async def _infer(self, payload: bytes, context: Any) -> bytes:
         call = GrpcioCall(

@@ -123,9 +123,8 @@ class SluiceHttpProtocol(HttpToolsProtocol):
                 self.refuse(
                     InvalidRequest(f"the request did not arrive within {patience:g} s"), 408
                 )
-        elif self.running is None:
-            if now - self.since > self.shared.config.http.keep_alive:
-                self.transport.close()
+        elif self.running is None and now - self.since > self.shared.config.http.keep_alive:
+            self.transport.close()
 
     # --- parser callbacks
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,8 @@ GRPC = {
 """What gRPC says where HTTP says the number."""
 
 _LEAKS = re.compile(
-    r"Traceback|File \"|\bline \d+, in\b|\.py\b|site-packages|0x[0-9a-f]{6,}|/(?:tmp|home|root|usr|proc)/"
+    r"Traceback|File \"|\bline \d+, in\b|\.py\b|site-packages|0x[0-9a-f]{6,}"
+    r"|/(?:tmp|home|root|usr|proc)/"
     rf"|{re.escape(str(ROOT))}|{re.escape(SECRET)}"
 )
 _LOG_LINE = re.compile(r"\d\d:\d\d:\d\d [A-Z]+ +\S.*")
@@ -74,7 +75,8 @@ class Served:
         host, _, port = said["grpc"].rpartition(":")
         self.grpc = (host, int(port))
         self.channel = grpc.insecure_channel(
-            said["grpc"], [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+            said["grpc"],
+            [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)],
         )
         self._log_seen = len(self.log())
 
@@ -267,10 +269,8 @@ def http_bytes(
 
 def send(sock: socket.socket, data: bytes) -> None:
     """Sends what the other side takes: it may close before it has all."""
-    try:
+    with suppress(BrokenPipeError, ConnectionResetError):
         sock.sendall(data)
-    except (BrokenPipeError, ConnectionResetError):
-        pass
 
 
 def raw(served: Served, data: bytes) -> list[Reply]:
@@ -307,9 +307,7 @@ INFER = "/v2/models/{}/infer"
 ADD = INFER.format("add")
 
 
-def infer_json(
-    served: Served, body: Any, model: str = "add", headers: Headers = ()
-) -> Reply:
+def infer_json(served: Served, body: Any, model: str = "add", headers: Headers = ()) -> Reply:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     return http(served, INFER.format(model), data, headers)
 
@@ -359,9 +357,7 @@ def message(
     """A serialized ModelInferRequest. Inputs have `raw` bytes or `contents` (field → values)."""
     made = ModelInferRequest(model_name=model, model_version=version)
     for each in inputs:
-        added = made.inputs.add(
-            name=each["name"], datatype=each["datatype"], shape=each["shape"]
-        )
+        added = made.inputs.add(name=each["name"], datatype=each["datatype"], shape=each["shape"])
         if "raw" in each:
             made.raw_input_contents.append(each["raw"])
         for field, values in each.get("contents", {}).items():
@@ -381,9 +377,7 @@ def put_parameters(target: Any, parameters: Mapping[str, Any]) -> None:
         setattr(target[name], kind[type(value)], value)
 
 
-def call(
-    served: Served, payload: bytes, method: str = "ModelInfer", **options: Any
-) -> Reply:
+def call(served: Served, payload: bytes, method: str = "ModelInfer", **options: Any) -> Reply:
     """One unary gRPC call of bytes."""
     rpc = served.channel.unary_unary(SERVICE + method)
     try:
@@ -446,9 +440,7 @@ class Door:
             message(made, model=model, version=version, parameters=parameters, outputs=outputs),
         )
 
-    def _http(
-        self, inputs: Any, model: str, version: str, parameters: Any, outputs: Any
-    ) -> Reply:
+    def _http(self, inputs: Any, model: str, version: str, parameters: Any, outputs: Any) -> Reply:
         from urllib.parse import quote
 
         target = f"/v2/models/{quote(model, safe='')}"

@@ -50,7 +50,9 @@ class TestModel(Model):
     def infer(
         self, inputs: Inputs, outputs: Sequence[str], parameters: Mapping[str, Parameter]
     ) -> Mapping[str, Array]:
-        return {out.name: inputs[in_.name] for in_, out in zip(self.inputs, self.outputs, strict=True)}
+        return {
+            out.name: inputs[in_.name] for in_, out in zip(self.inputs, self.outputs, strict=True)
+        }
 
 
 class Add(TestModel):

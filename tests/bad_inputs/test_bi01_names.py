@@ -27,7 +27,9 @@ def test_bi01b_empty_model_name(door: Door) -> None:
     refused(reply, 404)
 
 
-@pytest.mark.parametrize("version", [v for v in NAMES if len(v) < 1000] + ["-1", "1e0", "01", "x" * 9000])
+@pytest.mark.parametrize(
+    "version", [v for v in NAMES if len(v) < 1000] + ["-1", "1e0", "01", "x" * 9000]
+)
 def test_bi01c_versions_and_labels(door: Door, version: str) -> None:
     refused(door.infer([tensor()], version=version), 404, "has no version or label")
 
@@ -63,14 +65,14 @@ def test_bi01f_metadata_routes(gateway: Served, route: str, name: str) -> None:
     refused(http(gateway, f"/v2/models/add/versions/{name}{route}", method="GET"), 404)
 
 
-@pytest.mark.parametrize("method", ["ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics"])
+@pytest.mark.parametrize(
+    "method", ["ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics"]
+)
 @pytest.mark.parametrize("name", ["..", "/etc/passwd", "\0", "x" * 50_000])
 def test_bi01g_metadata_calls(grpc_gateway: Served, method: str, name: str) -> None:
     request = METHODS[method].request
     refused(call(grpc_gateway, request(name=name).SerializeToString(), method), 404)
-    refused(
-        call(grpc_gateway, request(name="add", version=name).SerializeToString(), method), 404
-    )
+    refused(call(grpc_gateway, request(name="add", version=name).SerializeToString(), method), 404)
 
 
 def test_bi01h_name_that_is_not_utf8_in_protobuf(grpc_gateway: Served) -> None:

@@ -8,14 +8,9 @@ from typing import Any
 import pytest
 
 from tests.bad_inputs.attack import (
-    LIMIT,
     Door,
     Served,
-    call,
-    http_bytes,
     infer_json,
-    message,
-    raw,
     raw_input,
     refused,
     response,
@@ -68,7 +63,20 @@ def test_bi04f_wrong_rank_or_inner_size(door: Door, shape: list[int], form: str)
 
 @pytest.mark.parametrize(
     "shape",
-    [[1.0, 4], [1, 4.0], ["1", 4], [True, 4], [None, 4], [[1], 4], [{}, 4], "14", 4, {}, None, True],
+    [
+        [1.0, 4],
+        [1, 4.0],
+        ["1", 4],
+        [True, 4],
+        [None, 4],
+        [[1], 4],
+        [{}, 4],
+        "14",
+        4,
+        {},
+        None,
+        True,
+    ],
     ids=repr,
 )
 def test_bi04g_not_integers(gateway: Served, shape: Any) -> None:

@@ -28,7 +28,8 @@ def element(data: bytes, length: int | None = None) -> bytes:
 @pytest.mark.parametrize(
     "data",
     [
-        b"", b"\1", b"\1\0\0", element(b"ab"), element(b"ab") + b"\2\0\0\0a", element(b"a", 9) + b"b",
+        b"", b"\1", b"\1\0\0", element(b"ab"), element(b"ab") + b"\2\0\0\0a", element(b"a",
+        9) + b"b",
         element(b"a") + element(b"", 2**32 - 1), element(b"a", 2**31) + element(b"b"),
     ],
     ids=repr,
@@ -59,7 +60,24 @@ def test_bi05d_a_million_empty_elements_stay_bounded(door: Door) -> None:
     assert door.served.ask()["peak"] - before < 96 * MIB
 
 
-@pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity", "nan", "inf", "1e999", "-1e999", "0x1", "+1", "01", ".5", "1.", "1_0"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "NaN",
+        "Infinity",
+        "-Infinity",
+        "nan",
+        "inf",
+        "1e999",
+        "-1e999",
+        "0x1",
+        "+1",
+        "01",
+        ".5",
+        "1.",
+        "1_0",
+    ],
+)
 def test_bi05e_json_has_no_such_number(gateway: Served, word: str) -> None:
     body = f'{{"inputs":[{{"name":"x","shape":[1,4],"datatype":"FP32","data":[1,2,3,{word}]}}]}}'
     refused(infer_json(gateway, body.encode()), 400)
@@ -86,7 +104,7 @@ def test_bi05f_integers_out_of_range(door: Door, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name, value",
+    ("name", "value"),
     [("FP16", 65520), ("FP16", -1e6), ("BF16", 3.4e38 * 1.01), ("FP32", 1e39), ("FP32", -1e300),
      ("FP16", 10**18), ("FP32", 1e308)],
 )  # fmt: skip
@@ -113,7 +131,8 @@ def test_bi05h_wrong_json_types(gateway: Served, name: str, value: Any) -> None:
     "data",
     [
         [[1, 2], [3]], [[1, 2, 3, 4], 5], [1, [2, 3, 4]], [[[1, 2], [3, 4]]], [[1], [2], [3], [4]],
-        [[1, 2], [3, 4]], [[[[1, 2, 3, 4]]]], [[]], [[[]]], [], {}, "1234", 4, None, [[1, 2, 3, 4], []],
+        [[1, 2], [3, 4]], [[[[1, 2, 3, 4]]]], [[]], [[[]]], [], {}, "1234", 4, None, [[1, 2, 3,
+        4], []],
     ],
     ids=repr,
 )  # fmt: skip
@@ -131,7 +150,9 @@ def test_bi05j_wrong_datatype_for_the_model(door: Door, name: str) -> None:
     refused(door.infer([tensor([value] * 4, [1, 4], name)]), 400, "is FP32")
 
 
-@pytest.mark.parametrize("name", ["", "fp32", "FLOAT", "TYPE_FP32", "FP8", "STRING", "\0", "x" * 10_000])
+@pytest.mark.parametrize(
+    "name", ["", "fp32", "FLOAT", "TYPE_FP32", "FP8", "STRING", "\0", "x" * 10_000]
+)
 def test_bi05k_unknown_datatype(door: Door, name: str) -> None:
     refused(door.infer([raw_input(b"\0" * 16, datatype=name)]), 400, "unknown datatype")
 

@@ -56,7 +56,9 @@ def test_bi06g_neither_data_nor_binary(gateway: Served) -> None:
 
 def test_bi06h_more_tensors_than_the_limit(door: Door) -> None:
     refused(door.infer([tensor()] * 1025), 400, "limits.max_tensors")
-    refused(door.infer([tensor()], outputs=[f"y{n}" for n in range(1025)]), 400, "limits.max_tensors")
+    refused(
+        door.infer([tensor()], outputs=[f"y{n}" for n in range(1025)]), 400, "limits.max_tensors"
+    )
 
 
 @pytest.mark.parametrize("inputs", [None, {}, "x", 1, [1], ["x"], [None], [[]], True], ids=repr)

@@ -53,7 +53,9 @@ def test_bi07d_header_twice(gateway: Served, second: str) -> None:
     refused(http(gateway, ADD, text + FOUR, headers), 400, "more than once")
 
 
-@pytest.mark.parametrize("size", [-1, -(2**63), True, False, "16", 16.0, None, [16], {}, 2**64], ids=repr)
+@pytest.mark.parametrize(
+    "size", [-1, -(2**63), True, False, "16", 16.0, None, [16], {}, 2**64], ids=repr
+)
 def test_bi07e_binary_data_size_that_is_none(gateway: Served, size: Any) -> None:
     refused(binary(gateway, head(size), FOUR), 400)
 

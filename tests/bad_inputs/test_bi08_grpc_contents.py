@@ -71,7 +71,9 @@ def test_bi08e_number_of_typed_contents(grpc_gateway: Served, count: int) -> Non
 @pytest.mark.parametrize("kind", ["FP16", "BF16"])
 def test_bi08f_types_that_have_no_typed_contents(grpc_gateway: Served, kind: str) -> None:
     one = {"name": "x", "datatype": kind, "shape": [1, 2], "contents": {"fp32_contents": [1, 2]}}
-    refused(call(grpc_gateway, message([one], model=f"echo_{kind.lower()}")), 400, "raw_input_contents")
+    refused(
+        call(grpc_gateway, message([one], model=f"echo_{kind.lower()}")), 400, "raw_input_contents"
+    )
 
 
 GARBAGE = {
@@ -119,7 +121,9 @@ def test_bi08i_bits_flipped_anywhere(grpc_gateway: Served) -> None:
             assert reply.message
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("ModelInfer", "ModelStreamInfer")])
+@pytest.mark.parametrize(
+    "method", [m for m in METHODS if m not in ("ModelInfer", "ModelStreamInfer")]
+)
 def test_bi08j_garbage_in_every_other_call(grpc_gateway: Served, method: str) -> None:
     for garbage in (b"\xff", b"\x0a\xff\xff", b"\x0b" * 200, b"\x0a\x02\xff\xfe"):
         reply = call(grpc_gateway, garbage, method)

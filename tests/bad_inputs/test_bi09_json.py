@@ -19,7 +19,9 @@ V1 = "/v1/models/add:predict"
 def test_bi09a_nested_deeply(gateway: Served, opening: bytes, depth: int) -> None:
     refused(infer_json(gateway, opening * depth), 400)
     closing = {b"[": b"]", b"{": b"}"}
-    marks = [closing[opening[i : i + 1]] for i in range(len(opening)) if opening[i : i + 1] in closing]
+    marks = [
+        closing[opening[i : i + 1]] for i in range(len(opening)) if opening[i : i + 1] in closing
+    ]
     text = opening * depth + b"1" + b"".join(reversed(marks)) * depth
     refused(infer_json(gateway, text), 400)
     refused(http(gateway, V1, text), 400)
@@ -41,7 +43,9 @@ def test_bi09b_the_depth_limit_itself(gateway: Served) -> None:
 @pytest.mark.parametrize("where", ["before", "inside", "behind"])
 def test_bi09c_megabytes_of_white_space(gateway: Served, where: str) -> None:
     space = b" " * (LIMIT - len(GOOD) - 10)
-    body = {"before": space + GOOD, "behind": GOOD + space, "inside": GOOD[:-1] + space + b"}"}[where]
+    body = {"before": space + GOOD, "behind": GOOD + space, "inside": GOOD[:-1] + space + b"}"}[
+        where
+    ]
     gateway.ask("reset")
     before = gateway.ask()["memory"]
     assert infer_json(gateway, body).ok  # it is JSON, and below the limit
@@ -53,7 +57,11 @@ def test_bi09d_one_long_string_with_a_colon(gateway: Served) -> None:
     """The look for keys given twice must not keep a place for every character."""
     gateway.ask("reset")
     before = gateway.ask()["memory"]
-    for text in ("x" * (LIMIT - 1000) + ":", "\\n" * ((LIMIT - 1000) // 2) + ":", ":" * (LIMIT - 1000)):
+    for text in (
+        "x" * (LIMIT - 1000) + ":",
+        "\\n" * ((LIMIT - 1000) // 2) + ":",
+        ":" * (LIMIT - 1000),
+    ):
         body = f'{{"inputs":[{{"name":"x","shape":[1,4],"datatype":"BYTES","data":["{text}"]}}]}}'
         refused(infer_json(gateway, body.encode()), 400)
     assert gateway.ask()["peak"] - before < 8 * LIMIT
@@ -83,8 +91,10 @@ def test_bi09f_colons_in_strings_are_no_keys(gateway: Served) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        b'{"id":"\xff","inputs":[]}', b'{"id":"\xc3\x28"}', b'{"id":"\xed\xa0\x80"}', b'{"id":"\xf0\x28\x8c\x28"}',
-        b'{"id":"\xc0\xaf"}', GOOD.decode().encode("utf-16"), GOOD.decode().encode("utf-32"), b"\xff\xfe",
+        b'{"id":"\xff","inputs":[]}', b'{"id":"\xc3\x28"}', b'{"id":"\xed\xa0\x80"}',
+        b'{"id":"\xf0\x28\x8c\x28"}',
+        b'{"id":"\xc0\xaf"}', GOOD.decode().encode("utf-16"), GOOD.decode().encode("utf-32"),
+        b"\xff\xfe",
     ],
     ids=lambda b: repr(b[:12]),
 )  # fmt: skip
@@ -99,9 +109,12 @@ def test_bi09h_byte_order_mark(gateway: Served) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        b"", b" ", b"null", b"true", b"1", b'"x"', b"[]", b"{", b"}", b"{}}", GOOD + b"x", GOOD + GOOD,
-        GOOD[:-1], b"{'inputs': []}", b'{"inputs": [],}', b"// x\n" + GOOD, b'{"a":1,}', b"\0", GOOD + b"\0",
-        b'{"id":"a\nb","inputs":[]}', b'{"id":"a\0b","inputs":[]}', b"\x1f\x8b\x08\x00", b"<xml/>", b"a=1&b=2",
+        b"", b" ", b"null", b"true", b"1", b'"x"', b"[]", b"{", b"}", b"{}}", GOOD + b"x",
+        GOOD + GOOD,
+        GOOD[:-1], b"{'inputs': []}", b'{"inputs": [],}', b"// x\n" + GOOD, b'{"a":1,}', b"\0",
+        GOOD + b"\0",
+        b'{"id":"a\nb","inputs":[]}', b'{"id":"a\0b","inputs":[]}', b"\x1f\x8b\x08\x00",
+        b"<xml/>", b"a=1&b=2",
     ],
     ids=lambda b: repr(b[:16]),
 )  # fmt: skip
@@ -121,10 +134,13 @@ def test_bi09j_wrong_types_of_the_other_keys(gateway: Served, key: str, value: A
 @pytest.mark.parametrize(
     "body",
     [
-        {}, {"instances": []}, {"instances": {}}, {"instances": 1}, {"instances": [[1]]}, {"inputs": 1},
+        {}, {"instances": []}, {"instances": {}}, {"instances": 1}, {"instances": [[1]]},
+        {"inputs": 1},
         {"instances": [[1, 2, 3, 4]], "inputs": [[1, 2, 3, 4]]}, {"instances": [[1, 2, 3, "4"]]},
-        {"instances": [{"x": [1, 2, 3, 4]}, {}]}, {"instances": [{"z": [1]}]}, {"inputs": {"z": [1]}},
-        {"instances": [[1, 2, 3, 4], [1]]}, {"instances": [None]}, {"instances": [[1, 2, 3, 4]], "x": 1},
+        {"instances": [{"x": [1, 2, 3, 4]}, {}]}, {"instances": [{"z": [1]}]},
+        {"inputs": {"z": [1]}},
+        {"instances": [[1, 2, 3, 4], [1]]}, {"instances": [None]}, {"instances": [[1, 2, 3, 4]],
+        "x": 1},
         {"instances": [[1, 2, 3, True]]}, {"instances": [[[[1, 2, 3, 4]]]]}, {"inputs": {"x": 1}},
     ],
     ids=repr,

@@ -82,29 +82,34 @@ def test_bi10cd_packed_messages(grpc_gateway: Served, encoding: grpc.Compression
 def ask(grpc_gateway: Served, block: bytes, data: bytes, seconds: float = 5) -> bytes:
     """One call by hand; what came back, which names a status or ends the stream."""
     with Http2(grpc_gateway) as connection:
-        connection.send(
-            frame(HEADERS, END_HEADERS, 1, block) + frame(DATA, END_STREAM, 1, data)
-        )
+        connection.send(frame(HEADERS, END_HEADERS, 1, block) + frame(DATA, END_STREAM, 1, data))
         return connection.read(seconds)
 
 
 @pytest.mark.parametrize(
-    "encoding, flag, body",
+    ("encoding", "flag", "body"),
     [
-        (b"gzip", 1, gzip.compress(good_message())[:-6]), (b"gzip", 1, b"\x1f\x8b"), (b"gzip", 1, b"nonsense"),
+        (b"gzip", 1, gzip.compress(good_message())[:-6]), (b"gzip", 1, b"\x1f\x8b"), (b"gzip", 1,
+        b"nonsense"),
         (b"br", 1, b"x"), (b"gzip, gzip", 1, gzip.compress(gzip.compress(good_message()))),
-        (b"identity", 1, good_message()), (b"", 1, good_message()), (b"\xff", 1, b"x"), (b"gzip", 7, b"x"),
+        (b"identity", 1, good_message()), (b"", 1, good_message()), (b"\xff", 1, b"x"), (b"gzip",
+        7, b"x"),
     ],
 )  # fmt: skip
-def test_bi10ce_packed_and_broken(grpc_gateway: Served, encoding: bytes, flag: int, body: bytes) -> None:
-    got = ask(grpc_gateway, head("ModelInfer", (b"grpc-encoding", encoding)), grpc_frame(body, flag))
+def test_bi10ce_packed_and_broken(
+    grpc_gateway: Served, encoding: bytes, flag: int, body: bytes
+) -> None:
+    got = ask(
+        grpc_gateway, head("ModelInfer", (b"grpc-encoding", encoding)), grpc_frame(body, flag)
+    )
     assert ended(got)
 
 
 @pytest.mark.parametrize(
     "data",
     [
-        b"", b"\0", b"\0\0\0\0", b"\0\xff\xff\xff\xff", b"\0\0\0\1\0abc", grpc_frame(good_message()) * 2,
+        b"", b"\0", b"\0\0\0\0", b"\0\xff\xff\xff\xff", b"\0\0\0\1\0abc",
+        grpc_frame(good_message()) * 2,
         grpc_frame(good_message())[:-1], b"\0\x7f\xff\xff\xff" + bytes(1000),
     ],
     ids=lambda d: repr(d[:12]),
@@ -167,7 +172,10 @@ def test_bi10ch_rapid_reset(grpc_gateway: Served) -> None:
     """CVE-2023-44487: calls begun and reset at once."""
     body = grpc_frame(good_message())
     attack = streams(
-        5000, (HEADERS, END_HEADERS, head()), (DATA, END_STREAM, body), (RST_STREAM, 0, struct.pack(">I", 8))
+        5000,
+        (HEADERS, END_HEADERS, head()),
+        (DATA, END_STREAM, body),
+        (RST_STREAM, 0, struct.pack(">I", 8)),
     )
     under_fire(grpc_gateway, attack, 1)
 
@@ -175,7 +183,10 @@ def test_bi10ch_rapid_reset(grpc_gateway: Served) -> None:
 def test_bi10ci_rapid_reset_of_slow_calls(grpc_gateway: Served) -> None:
     body = grpc_frame(message([raw_input(struct.pack("<4f", 0.05, 0, 0, 0))], model="slow"))
     attack = streams(
-        1000, (HEADERS, END_HEADERS, head()), (DATA, END_STREAM, body), (RST_STREAM, 0, struct.pack(">I", 8))
+        1000,
+        (HEADERS, END_HEADERS, head()),
+        (DATA, END_STREAM, body),
+        (RST_STREAM, 0, struct.pack(">I", 8)),
     )
     before = grpc_gateway.ask()["executions"]["slow"]
     under_fire(grpc_gateway, attack, 1)
@@ -200,19 +211,25 @@ def test_bi10cl_window_update_and_empty_frames_flood(grpc_gateway: Served) -> No
 def test_bi10cm_endless_continuation(grpc_gateway: Served) -> None:
     """CVE-2024-27316 and its like: a header block that never ends."""
     start = frame(HEADERS, 0, 1, head())
-    under_fire(grpc_gateway, start + frame(CONTINUATION, 0, 1, b"\0\1a" + b"\x7f\x80\x7e" + b"x" * 16000) * 2000, 1)
+    under_fire(
+        grpc_gateway,
+        start + frame(CONTINUATION, 0, 1, b"\0\1a" + b"\x7f\x80\x7e" + b"x" * 16000) * 2000,
+        1,
+    )
 
 
 @pytest.mark.parametrize(
     "data",
     [
-        b"GET / HTTP/1.1\r\nhost: a\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(508),
+        b"GET / HTTP/1.1\r\nhost: a\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(508),
         bytes(1000), b"\xff" * 1000, PREFACE + b"\xff" * 100,
         PREFACE + frame(SETTINGS, 0, 0) + frame(DATA, 0, 99, b"x"),
         PREFACE + frame(SETTINGS, 0, 0) + frame(HEADERS, END_HEADERS, 1, b"\xff\xff\xff\xff\xff"),
         PREFACE + frame(SETTINGS, 0, 0) + frame(HEADERS, END_HEADERS, 2, head()),
         PREFACE + frame(SETTINGS, 0, 3) + frame(PING, 0, 0, b"x"),
-        PREFACE + frame(SETTINGS, 0, 0) + frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 2**31 - 1)) * 2,
+        PREFACE + frame(SETTINGS, 0, 0) + frame(WINDOW_UPDATE, 0, 0, struct.pack(">I",
+        2**31 - 1)) * 2,
         PREFACE + frame(SETTINGS, 0, 0) + b"\xff\xff\xff" + bytes(6),
     ],
     ids=lambda d: repr(d[:12]) + str(len(d)),
@@ -228,7 +245,8 @@ def test_bi10co_closed_early_at_every_stage(grpc_gateway: Served, stage: int) ->
     body = grpc_frame(message([raw_input(struct.pack("<4f", 0.1, 0, 0, 0))], model="slow"))
     parts = [
         b"", frame(HEADERS, 0, 1, head()[:20]), frame(HEADERS, END_HEADERS, 1, head()),
-        frame(DATA, 0, 1, body[:3]), frame(DATA, 0, 1, body[3:20]), frame(DATA, END_STREAM, 1, body[20:]),
+        frame(DATA, 0, 1, body[:3]), frame(DATA, 0, 1, body[3:20]), frame(DATA, END_STREAM, 1,
+        body[20:]),
     ]  # fmt: skip
     if stage != 1:
         parts[1] = b""
@@ -256,8 +274,21 @@ def test_bi10cp_answers_that_nobody_reads(grpc_gateway: Served) -> None:
 
 
 def test_bi10cq_deadlines_that_are_none(grpc_gateway: Served) -> None:
-    for value in (b"", b"abc", b"-1S", b"99999999H", b"1", b"1X", b"999999999S", b"\xff", b"0n", b"00000000S"):
-        got = ask(grpc_gateway, head("ModelInfer", (b"grpc-timeout", value)), grpc_frame(good_message()))
+    for value in (
+        b"",
+        b"abc",
+        b"-1S",
+        b"99999999H",
+        b"1",
+        b"1X",
+        b"999999999S",
+        b"\xff",
+        b"0n",
+        b"00000000S",
+    ):
+        got = ask(
+            grpc_gateway, head("ModelInfer", (b"grpc-timeout", value)), grpc_frame(good_message())
+        )
         assert ended(got), value
 
 

@@ -97,7 +97,12 @@ def test_bi13f_a_deadline_behind_a_hanging_model(door: Door) -> None:
         hanging = [pool.submit(door.infer, stuck, model="slow") for _ in range(2)]
         time.sleep(0.1)
         reply = door.infer(stuck, model="slow", parameters={"timeout": 100_000})
-        assert reply.status in (429, 504, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED)
+        assert reply.status in (
+            429,
+            504,
+            grpc.StatusCode.DEADLINE_EXCEEDED,
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+        )
         assert all(each.result().ok for each in hanging)
     door.served.quiet()
     assert door.served.ask()["executions"]["slow"] - executed == 2
@@ -116,7 +121,9 @@ def test_bi13g_callers_that_leave_while_waiting(door: Door) -> None:
         for sock in opened:
             sock.sendall(http_bytes("/v2/models/slow/infer", body))
         time.sleep(0.1)
-        stay = threading.Thread(target=lambda: stays.append(door.infer([raw_input(slow)], model="slow")))
+        stay = threading.Thread(
+            target=lambda: stays.append(door.infer([raw_input(slow)], model="slow"))
+        )
         stay.start()
         for each in socks:
             each.__exit__(None, None, None)
@@ -144,7 +151,9 @@ def test_bi13h_callers_that_leave_at_any_moment(door: Door) -> None:
                 sock.sendall(http_bytes("/v2/models/slow/infer", body))
                 time.sleep(turn / 2000)
         else:
-            future = door.served.channel.unary_unary(SERVICE + "ModelInfer").future(payload, timeout=20)
+            future = door.served.channel.unary_unary(SERVICE + "ModelInfer").future(
+                payload, timeout=20
+            )
             time.sleep(turn / 2000)
             future.cancel()
     door.served.quiet()
@@ -216,7 +225,9 @@ def test_bi13k_sigterm_under_load_loses_nothing(tmp_path: Path, server: str) -> 
                     lost.append(repr(reply))
                 return
 
-    threads = [threading.Thread(target=http_load, args=(data,)) for data in [slow] * 6 + [quick] * 2]
+    threads = [
+        threading.Thread(target=http_load, args=(data,)) for data in [slow] * 6 + [quick] * 2
+    ]
     threads += [threading.Thread(target=grpc_load) for _ in range(6)]
     for thread in threads:
         thread.start()

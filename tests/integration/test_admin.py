@@ -241,7 +241,9 @@ def test_who_may_use_it(root: Path) -> None:
             {"origin": "https://evil.example"},  # a page of somebody else's
         ]
         for headers in refused:
-            status, answer = client.admin("POST", "/models/m/promote", {"version": "2"}, headers=headers)
+            status, answer = client.admin(
+                "POST", "/models/m/promote", {"version": "2"}, headers=headers
+            )
             assert status == 403, headers
             assert "admin" in answer["error"]
         assert client.versions() == {"1": 40}

@@ -156,7 +156,9 @@ def test_strict_ends_with_the_cause(tmp_path: Path) -> None:
     write_adding(tmp_path, "m", 1.0)
     done = serve(tmp_path, "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--strict")
     assert done.returncode == 4
-    assert "bad/1: 'model.onnx' is not an ONNX file, or it is damaged" in done.stderr.splitlines()[-1]
+    assert (
+        "bad/1: 'model.onnx' is not an ONNX file, or it is damaged" in done.stderr.splitlines()[-1]
+    )
     assert "Traceback" not in done.stderr
 
 

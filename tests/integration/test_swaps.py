@@ -18,7 +18,6 @@ import pytest
 
 from gateway.app import Gateway
 from gateway.config import load_config
-from gateway.registries.files import GONE_SECONDS
 from tests.support.load import Load
 from tests.support.onnx_models import adding, write, write_adding
 

@@ -99,7 +99,8 @@ class Load:
             assert tally.sent == tally.answered + tally.refused.total(), (protocol, tally)
 
     def _count(self, tally: Tally, version: str, values: Any) -> None:
-        differences = set((np.asarray(values, np.float32).reshape(ROW.shape) - ROW).ravel().tolist())
+        added = np.asarray(values, np.float32).reshape(ROW.shape) - ROW
+        differences = set(added.ravel().tolist())
         difference = differences.pop()
         if differences or not self.right(version, difference):
             tally.wrong.append(f"version {version} added {difference} {differences}")

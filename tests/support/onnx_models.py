@@ -7,7 +7,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import onnx
 from onnx import TensorProto
 from onnx import helper as h
 

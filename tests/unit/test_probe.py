@@ -42,9 +42,7 @@ def ints(name: str, *values: int) -> Any:
 
 def unary(nodes: Sequence[Any], out: Sequence[Any], weights: Sequence[Any] = ()) -> bytes:
     """A model from FP32 ``x[N, 4]`` to ``y``."""
-    return model_bytes(
-        nodes, [info("x", FLOAT, ["N", 4])], [info("y", FLOAT, list(out))], weights
-    )
+    return model_bytes(nodes, [info("x", FLOAT, ["N", 4])], [info("y", FLOAT, list(out))], weights)
 
 
 ROWS_APART = {
@@ -196,9 +194,7 @@ def test_answers_for_some_rows_only_are_no_batch(tmp_path: Path) -> None:
 
 
 def random_model() -> bytes:
-    return unary(
-        [node("RandomNormalLike", ["x"], ["r"]), node("Add", ["x", "r"], ["y"])], ["N", 4]
-    )
+    return unary([node("RandomNormalLike", ["x"], ["r"]), node("Add", ["x", "r"], ["y"])], ["N", 4])
 
 
 def test_random_answers_are_batched_only_where_that_is_declared(tmp_path: Path) -> None:

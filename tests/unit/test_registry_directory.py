@@ -327,6 +327,25 @@ def test_a_version_in_use_stays_as_it_was_while_its_files_change(tmp_path: Path)
     assert watched.look(SETTLE_SECONDS)["m"].versions["1"] != before
 
 
+def test_what_is_not_there_any_more_is_not_waited_for(tmp_path: Path) -> None:
+    put(tmp_path, "m/1")
+    say(tmp_path, "m/model.yaml", "versions: {all: true}")
+    watched = Watched(tmp_path)
+    for _ in range(2):
+        put(tmp_path, "m/2", "n/1")
+        watched.look()
+        assert watched.registry.unsettled
+        shutil.rmtree(tmp_path / "m/2")
+        shutil.rmtree(tmp_path / "n")
+        watched.look()
+        assert not watched.registry.unsettled
+    put(tmp_path, "m/2")
+    watched.look()
+    say(tmp_path, "m/model.yaml", "versions: [")
+    watched.look()
+    assert not watched.registry.unsettled
+
+
 def test_changed_settings_load_a_version_anew_but_labels_do_not(tmp_path: Path) -> None:
     put(tmp_path, "m/1")
     watched = Watched(tmp_path)
@@ -424,6 +443,40 @@ def test_version_folders_that_are_links(tmp_path: Path) -> None:
     assert watched.settle()["m"].versions["1"].fingerprint != before.fingerprint
 
 
+def test_a_link_to_where_nobody_may_look_stops_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path, "m/1", "m/1/data", "n/1")
+    real = os.scandir
+
+    class Refusing:
+        def __init__(self, entry: Any) -> None:
+            self.name, self.path = entry.name, entry.path
+            self.is_file, self.stat, self.real = entry.is_file, entry.stat, entry.is_dir
+
+        def is_dir(self) -> bool:
+            if self.name in ("m", "data"):
+                raise PermissionError(13, "Permission denied")
+            return bool(self.real())
+
+    class Listing(list[Any]):
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+    def scandir(path: Any) -> Any:
+        with real(path) as entries:
+            return Listing(map(Refusing, entries))
+
+    monkeypatch.setattr("gateway.registries.files.os.scandir", scandir)
+    assert {name: versions(model) for name, model in scan(tmp_path).items()} == {
+        "m": ["1"],
+        "n": ["1"],
+    }
+
+
 def test_links_that_lead_in_circles(tmp_path: Path) -> None:
     put(tmp_path, "m/1")
     for name in "abcdefgh":
@@ -513,9 +566,7 @@ def test_changes_are_told(tmp_path: Path) -> None:
     follow(tmp_path, test)
 
 
-def test_a_source_may_go_and_come_back(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_source_may_go_and_come_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = tmp_path / "models"
     put(root, "m/1")
 

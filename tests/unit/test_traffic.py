@@ -183,10 +183,16 @@ def test_killed_at_any_moment_it_leaves_the_old_document_or_the_new_one(tmp_path
         assert set(traffic.labels.values()) <= {traffic.stable}
 
 
-@given(tree=st.dictionaries(st.sampled_from(["weights", "stable", "sticky", "labels", "x"]),
-                            st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-                                         lambda inner: st.lists(inner, max_size=3)
-                                         | st.dictionaries(st.text(max_size=3), inner, max_size=3))))  # fmt: skip
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
+)
+KEYS = st.sampled_from(["weights", "stable", "sticky", "labels", "x"])
+
+
+@given(tree=st.dictionaries(KEYS, VALUES))
 def test_any_document_is_taken_or_refused(tree: dict[str, Any]) -> None:
     try:
         traffic = parse_traffic(tree, "somewhere")
