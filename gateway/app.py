@@ -119,11 +119,6 @@ class Gateway:
                 or "some models did not load in time (startup_timeout)"
             )
         access_log.start(self.config.telemetry.access_log)
-        # What lives until the end need not be looked at by every collection.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(50_000, 20, 20)
-        sys.setswitchinterval(SWITCH_INTERVAL)
 
     async def _start_grpc(self) -> None:
         config = self.config
@@ -260,6 +255,15 @@ class Gateway:
         if self._socket_folder is not None:
             self._socket_folder.cleanup()
         gc.unfreeze()
+
+
+def tune_process() -> None:
+    """What is set once for a process that does nothing but serve, after start-up."""
+    # What lives until the end need not be looked at by every collection.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+    sys.setswitchinterval(SWITCH_INTERVAL)
 
 
 def grpc_server_choice(config: Config) -> tuple[str, str]:

@@ -42,7 +42,7 @@ class CostCurve:
             return known[bucket]
         for smaller in range(min(bucket, len(known)) - 1, -1, -1):
             if known[smaller] >= 0:
-                return known[smaller] * 2 ** (bucket - smaller)
+                return known[smaller] * (1 << (bucket - smaller))
         for larger in range(bucket + 1, len(known)):
             if known[larger] >= 0:
                 return known[larger]

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Coroutine
 from typing import Final
 
-from gateway.app import Gateway
+from gateway.app import Gateway, tune_process
 from gateway.cli import exits
 from gateway.cli.welcome import welcome
 from gateway.config import Config
@@ -40,6 +40,7 @@ async def serve(config: Config) -> int:
     gateway = Gateway(config)
     try:
         if await stop.unless(gateway.start(announce=lambda: announce(gateway))):
+            tune_process()
             welcome(gateway)
             await stop.asked.wait()
             await drain(gateway, stop)

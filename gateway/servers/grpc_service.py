@@ -22,7 +22,7 @@ class GrpcService:
 
     def __init__(self, facts: Facts) -> None:
         self._facts = facts
-        self.ready = lambda: facts.ready
+        self.ready: Callable[[], bool] = lambda: facts.ready
         answers: dict[str, Callable[[Any], dict[str, Any]]] = {
             "ServerLive": lambda request: {"live": facts.live},
             "ServerReady": lambda request: {"ready": facts.ready},

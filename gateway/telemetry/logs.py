@@ -12,10 +12,10 @@ access = logging.getLogger("sluice.access")
 
 
 class TextFormatter(logging.Formatter):
-    """``21:35:07 INFO  digits/2 is ready``"""
+    """``21:35:07 INFO    digits/2 is ready``"""
 
     def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)-5.5s %(message)s", "%H:%M:%S")
+        super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
