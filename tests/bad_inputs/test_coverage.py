@@ -27,7 +27,7 @@ def items() -> dict[str, str]:
     return found
 
 
-def tested() -> set[str]:
+def covered() -> set[str]:
     """Items that a test is named after."""
     return {
         f"BI-{number}{letters}"
@@ -37,7 +37,7 @@ def tested() -> set[str]:
 
 
 def test_every_item_has_a_test_or_a_reason_for_having_none() -> None:
-    named = tested()
+    named = covered()
     for item, answer in items().items():
         if answer.startswith("deferred: "):
             assert item not in named, f"{item} is deferred, and yet it has a test"
@@ -47,7 +47,7 @@ def test_every_item_has_a_test_or_a_reason_for_having_none() -> None:
 
 
 def test_every_test_is_of_an_item() -> None:
-    assert not tested() - items().keys()
+    assert not covered() - items().keys()
 
 
 def test_no_line_is_left_out() -> None:
