@@ -18,6 +18,7 @@ import yaml
 from msgspec import Meta
 
 from gateway.errors import ConfigError
+from gateway.model_settings import NaturalInt
 
 ENV_PREFIX = "SLUICE_"
 NOT_KEYS = frozenset({"SLUICE_URL", "SLUICE_TOKEN"})
@@ -104,13 +105,13 @@ class BatchingConfig(Section, frozen=True, kw_only=True):
         int, doc("Largest batch in rows for models that do not say.", ge=1)
     ] = 64
     inline_us: Annotated[
-        int,
+        NaturalInt | None,
         doc(
             "A batch expected to cost at most this many microseconds runs on the event loop, "
-            "saving the hop to a thread and back; 0 = never.",
-            ge=0,
+            "saving the hop to a thread and back; 0 = never. Not set: 500, and 2500 on two cores "
+            "or fewer, where thread and loop would only take turns."
         ),
-    ] = 500
+    ] = None
 
 
 class LifecycleConfig(Section, frozen=True, kw_only=True):
@@ -298,7 +299,9 @@ def describe(field: Any) -> tuple[str, str, Any]:
     elif get_origin(hint) is tuple:
         kind = "list of str"
     else:
-        kind = hint.__name__
+        # `int | None` is an int that may be left out.
+        kind = next((each for each in get_args(hint) if each is not type(None)), hint)
+        kind = (get_args(kind) or (kind,))[0].__name__
     return kind, description, field.default
 
 

@@ -18,6 +18,7 @@ from gateway.model_settings import BatchingSettings, ModelSettings
 from gateway.registries.base import AspiredVersion
 from gateway.servable import Servable
 from gateway.telemetry.stats import ServableStats
+from runtimes.cpus import usable_cores
 from runtimes.discovery import choose
 from runtimes.interface import Artifact, Model, Runtime
 
@@ -31,6 +32,20 @@ class Loaded:
     findings: Findings
 
 
+INLINE_US = 500
+INLINE_US_FEW_CORES = 2500
+
+
+def inline_us(config: BatchingConfig) -> int:
+    """Microseconds up to which a batch runs on the loop.
+
+    Measured on two cores, a thread for batches of 1 to 2 ms cost a fifth of the throughput.
+    """
+    if config.inline_us is not None:
+        return config.inline_us
+    return INLINE_US_FEW_CORES if usable_cores() <= 2 else INLINE_US
+
+
 class Loader:
     """Loads versions and makes servables of them."""
 
@@ -39,6 +54,7 @@ class Loader:
     ) -> None:
         self._runtimes = runtimes
         self._config = config
+        self._inline_seconds = inline_us(config) / 1e6
         self._clock = clock
 
     def load(
@@ -88,7 +104,7 @@ class Loader:
             batching,
             max_rows=max(loaded.findings.max_batch_size, 1),
             instances=max(model.instances, 1),
-            inline_seconds=self._config.inline_us / 1e6,
+            inline_seconds=self._inline_seconds,
             limits=settings.limits,
         )
         label = f"{name}/{version}"

@@ -26,6 +26,7 @@ from gateway.servers.http_state import HttpState
 _TARGET: Final = re.compile(
     rb"(?:https?://[^/?]+)?/v2/models/([^/?]+)(?:/versions/([^/?]+))?/infer/?(?:\?.*)?"
 )
+_UPGRADE: Final = re.compile(rb"\r\nupgrade[ \t]*:", re.IGNORECASE)
 _MAX_TARGETS: Final = 4096
 MOST_WAITING: Final = 32
 """Pipelined requests from which a connection is not read on; who does not read does not see that
@@ -132,6 +133,8 @@ class SluiceHttpProtocol(HttpToolsProtocol):
         if self.refusing:
             return
         head = self.heads if self.in_head else -1
+        if not self.receiving and b"pgrade" in data:
+            data = without_upgrade(data)
         try:
             self.parser.feed_data(data)
             if self.in_head and self.heads == head:
@@ -378,6 +381,16 @@ class SluiceHttpProtocol(HttpToolsProtocol):
         self.running = None
         self.transport.write(answer)
         self.transport.close()
+
+
+def without_upgrade(data: bytes) -> bytes:
+    """The data with an Upgrade header in its head made into one that means nothing.
+
+    A server may ignore the wish (RFC 9110, 7.8), and Java's client sends one with its first
+    request; but the parser would stop at it and take the body for another protocol's.
+    """
+    head, end, rest = data.partition(b"\r\n\r\n")
+    return _UPGRADE.sub(b"\r\nx-ignored:", head, count=1) + end + rest
 
 
 def make_protocol(shared: HttpState) -> type[SluiceHttpProtocol]:
