@@ -10,14 +10,13 @@ from gateway.tensors import InferenceRequest
 class Admission:
     """Counts what is in the gateway and refuses what does not fit. Owned by the event loop."""
 
-    __slots__ = ("_limits", "bytes_in_flight", "draining", "in_flight")
+    __slots__ = ("_limits", "draining", "in_flight")
 
     def __init__(self, limits: LimitsConfig) -> None:
         self._limits = limits
         self.draining = False
         self.in_flight = 0
         """Calls admitted and not ended."""
-        self.bytes_in_flight = 0
 
     def check_size(self, size: int) -> None:
         """Raises `RequestTooLarge` for a message above the limit, before it is decoded."""

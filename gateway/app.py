@@ -72,7 +72,9 @@ class Gateway:
 
         # edges: HTTP and gRPC over the same pipeline
         shared = HttpState(config, self.pipeline, RestCodec(config.limits), self.facts)
-        admin = Admin(config, self.facts, self.manager, self._models.owner, self.status)
+        admin = Admin(
+            config, self.facts, self.manager, self._models.owner, self.status, self.rescan
+        )
         app = make_app(shared, [*admin.routes(), *documentation_routes()])
         self.http = HttpServer(shared, app)
         self.metrics = (
@@ -161,6 +163,10 @@ class Gateway:
         """Hands a registry's wanted state to the lifecycle."""
         self.manager.apply(*self._models.take(registry, snapshot))
 
+    async def rescan(self, registry: Registry) -> None:
+        """Looks at a registry now; for those that nobody watches."""
+        self._apply(registry, await asyncio.to_thread(registry.scan))
+
     async def _watch(self, registry: Registry) -> None:
         async def changed(snapshot: Snapshot) -> None:
             self._apply(registry, snapshot)
@@ -244,6 +250,7 @@ class Gateway:
             watcher.cancel()
         await asyncio.gather(*self._watchers, return_exceptions=True)
         if self.native is not None:
+            self.native.end_calls()
             await asyncio.to_thread(self.native.close)
         if self.grpc is not None:
             await self.grpc.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 from gateway.errors import SluiceError
 from gateway.tensors import InferenceRequest, InferenceResponse
@@ -29,8 +29,8 @@ class Call:
     """
 
     __slots__ = (
-        "arrived", "caller_deadline", "deadline", "order", "owner", "request", "route", "rows",
-        "size", "state",
+        "arrived", "caller_deadline", "chosen", "deadline", "order", "owner", "request", "route",
+        "rows", "size", "state",
     )  # fmt: skip
 
     protocol: ClassVar[str] = ""
@@ -39,6 +39,8 @@ class Call:
     owner: Owner | None
     caller_deadline: float | None
     """`deadline` without the queue's time limit; set only where a queue has one."""
+    chosen: tuple[Any, str] | None
+    """The servable and why it, where decoding had to know it already."""
 
     def __init__(self, arrived: float, deadline: float | None = None) -> None:
         self.arrived = arrived
@@ -48,6 +50,7 @@ class Call:
         self.rows = 1
         self.size = 0
         self.owner = None
+        self.chosen = None
         self.route = ""
 
     def decode(self) -> InferenceRequest:

@@ -40,9 +40,7 @@ class HttpConfig(Section, frozen=True, kw_only=True):
     address: Annotated[str, doc("Host and port to listen on; port 0 picks a free one.")] = (
         "127.0.0.1:8080"
     )
-    keep_alive: Annotated[
-        float, doc("Seconds an idle connection is kept open.", gt=0)
-    ] = 75.0
+    keep_alive: Annotated[float, doc("Seconds an idle connection is kept open.", gt=0)] = 75.0
     compress_from: Annotated[
         int,
         doc("Smallest answer in bytes that is compressed for callers that accept it.", ge=0),
@@ -87,15 +85,22 @@ class LimitsConfig(Section, frozen=True, kw_only=True):
     max_parameters: Annotated[
         int, doc("Most parameters of a request, its inputs and its outputs together.", ge=1)
     ] = 1024
-    max_tensors: Annotated[int, doc("Most inputs, and most requested outputs, of a request.", ge=1)] = 1024
-    max_in_flight: Annotated[
-        int, doc("Most requests in the gateway at the same time.", ge=1)
-    ] = 16384
+    max_tensors: Annotated[
+        int, doc("Most inputs, and most requested outputs, of a request.", ge=1)
+    ] = 1024
+    max_in_flight: Annotated[int, doc("Most requests in the gateway at the same time.", ge=1)] = (
+        16384
+    )
     max_bytes_in_flight: Annotated[
         int,
-        doc("Most bytes of HTTP bodies being received or waiting to be answered.", ge=MIB),
+        doc(
+            "Most bytes of inference bodies over HTTP being received or waiting to be answered.",
+            ge=MIB,
+        ),
     ] = 2048 * MIB
-    max_connections: Annotated[int, doc("Most HTTP connections open at the same time.", ge=1)] = 8192
+    max_connections: Annotated[int, doc("Most HTTP connections open at the same time.", ge=1)] = (
+        8192
+    )
 
 
 class BatchingConfig(Section, frozen=True, kw_only=True):
@@ -145,9 +150,7 @@ class AdminConfig(Section, frozen=True, kw_only=True):
 
     token: Annotated[
         str,
-        doc(
-            "Bearer token that callers must send. Empty: the API answers loopback peers only."
-        ),
+        doc("Bearer token that callers must send. Empty: the API answers loopback peers only."),
     ] = ""
 
 
@@ -182,9 +185,7 @@ class DrainConfig(Section, frozen=True, kw_only=True):
 class Config(Section, frozen=True, kw_only=True):
     """The whole configuration."""
 
-    sources: Annotated[
-        tuple[str, ...], doc("Where models come from: model directories.")
-    ] = ()
+    sources: Annotated[tuple[str, ...], doc("Where models come from: model directories.")] = ()
     strict: Annotated[bool, doc("A model that fails to load at start-up is fatal.")] = False
     startup_timeout: Annotated[
         float, doc("Seconds to wait at start-up until every model is ready or failed.", gt=0)
@@ -233,7 +234,9 @@ def load_config(
         text, _, where = str(error).partition(" - at `$.")
         key = where.rstrip("`")
         source = f" ({origin[key]})" if key in origin else ""
-        raise ConfigError(f"configuration key '{key}'{source}: {text[:1].lower()}{text[1:]}") from None
+        raise ConfigError(
+            f"configuration key '{key}'{source}: {text[:1].lower()}{text[1:]}"
+        ) from None
 
 
 def read_yaml(path: Path) -> Any:

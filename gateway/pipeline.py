@@ -45,7 +45,7 @@ class Pipeline:
             # limits and draining
             self.admission.admit(request)
             # model, version or label, routing key → servable, from one immutable snapshot
-            servable, call.route = self.choose(call, request)
+            servable, call.route = call.chosen or self.choose(call, request)
             # shape and datatype against the model, queue bounds, deadline; then it waits, runs
             # in a batch, and ends in call.reply (encode, write) or call.fail
             servable.batcher.submit(call)
@@ -118,9 +118,7 @@ class AwaitableCall(Call):
         if request is not None:
             self.request = request
         self.headers = headers or {}
-        self.future: asyncio.Future[InferenceResponse] = (
-            asyncio.get_running_loop().create_future()
-        )
+        self.future: asyncio.Future[InferenceResponse] = asyncio.get_running_loop().create_future()
 
     def header(self, name: str) -> str | None:
         return self.headers.get(name)

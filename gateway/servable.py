@@ -14,13 +14,13 @@ from runtimes.interface import Model
 class Servable:
     """What the routing table points at.
 
-    Whoever holds a call in the batcher keeps it alive: `retire` closes the model only after
-    the last call has ended.
+    Whoever holds a call in the batcher keeps it alive: the lifecycle closes it only after the
+    last call has ended.
     """
 
     __slots__ = (
         "_close", "_retired", "batcher", "contract", "max_batch_size", "model", "name", "runtime",
-        "settings", "stats", "version", "wire",
+        "settings", "stats", "version",
     )  # fmt: skip
 
     def __init__(
@@ -45,8 +45,6 @@ class Servable:
         self.runtime = runtime
         self.max_batch_size = max_batch_size
         self.stats: ServableStats = batcher.stats
-        self.wire: dict[object, object] = {}
-        """What the codecs keep beside the version, such as the encoded head of its answers."""
         self._close = close
         self._retired = False
 

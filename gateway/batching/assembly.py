@@ -65,9 +65,7 @@ class Splitter:
         self._version = version
         self._datatypes: dict[str, Datatype] = {o.name: o.datatype for o in outputs}
 
-    def split(
-        self, calls: Sequence[Call], outputs: Mapping[str, Array]
-    ) -> list[InferenceResponse]:
+    def split(self, calls: Sequence[Call], outputs: Mapping[str, Array]) -> list[InferenceResponse]:
         """One response a call, in the order of `calls`."""
         if len(calls) == 1:
             tensors = [

@@ -77,6 +77,7 @@ class Batcher:
         self._retries: deque[Batch] = deque()
         self._running = 0
         self._running_rows = 0
+        self._started_at = 0.0
         self._flush_due = False
         self._flushing = False
         self._delay_timer: Timer | None = None
@@ -179,11 +180,14 @@ class Batcher:
         if policy.max_in_flight and self.pending >= policy.max_in_flight:
             raise self._queue_full(f"{policy.max_in_flight} requests in flight")
         policy.set_deadline(call)
-        if call.deadline is not None:
-            left = call.deadline - self._clock.now()
+        deadline = policy.hard_deadline(call)
+        if deadline is not None:
+            left = deadline - self._clock.now()
             if left <= 0:
                 raise DeadlineExceeded("the deadline passed before the request was queued")
-            self._check_deadline(call, left)
+            # An idle servable always tries: else one slow sample could refuse everybody for ever.
+            if self.pending:
+                self._check_deadline(call, left)
 
     def _check_requests(self, call: Call) -> None:
         policy = self.policy
@@ -194,10 +198,7 @@ class Batcher:
             raise self._queue_full(f"{bound} requests")
 
     def _check_deadline(self, call: Call, left: float) -> None:
-        # An idle servable always tries: else one slow sample could refuse everybody for ever.
-        if not self.pending or call.deadline is None:
-            return
-        wait = self.expected_wait()
+        wait = self.expected_wait(self._rows_ahead(call))
         cost = self.curve.predict(min(call.rows, self.policy.max_rows))
         if cost is not None and wait + cost > left:
             raise DeadlineUnmeetable(
@@ -206,15 +207,24 @@ class Batcher:
                 retry_after=max(wait, 0.001),
             )
 
-    def expected_wait(self) -> float:
-        """Seconds until what waits and runs now will be done, by the learned cost."""
+    def _rows_ahead(self, call: Call) -> int:
+        """Waiting rows that will run before this call, which is not in line yet."""
+        if self.policy.ordered_by_arrival:
+            return self.waiting_rows
+        order = self.policy.order(call)
+        return sum([line.rows_ahead(order) for line in self._lines.values() if line.calls])
+
+    def expected_wait(self, rows: int | None = None) -> float:
+        """Seconds until `rows` (all that wait, if not told) and what runs now will be done, by
+        the learned cost."""
         most = self.policy.max_rows
-        rows = self.waiting_rows
+        rows = self.waiting_rows if rows is None else rows
         full = self.curve.predict(most) or 0.0
         rest = (self.curve.predict(rows % most) or 0.0) if rows % most else 0.0
         running = 0.0
         if self._running >= self.policy.instances:
             running = self.curve.predict(self._running_rows // self._running) or 0.0
+            running = max(running - (self._clock.now() - self._started_at), 0.0)
         return ((rows // most) * full + rest) / self.policy.instances + running
 
     def _queue_full(self, bound: str) -> QueueFull:
@@ -311,6 +321,7 @@ class Batcher:
                 cost = self._cost_here(batch.rows)
                 self._running += 1
                 self._running_rows += batch.rows
+                self._started_at = batch.closed
                 self._runner.run(batch, self._finished, here=cost is not None)
                 if cost is not None:
                     on_loop += cost

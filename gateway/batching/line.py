@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from operator import attrgetter
 
 from gateway.call import Call
@@ -26,6 +26,13 @@ class Line:
         else:
             insort(calls, call, key=_order)
         self.rows += call.rows
+
+    def rows_ahead(self, order: float) -> int:
+        """Rows of the calls that go before one with this order."""
+        calls = self.calls
+        if calls[-1].order <= order:
+            return self.rows
+        return sum([call.rows for call in calls[: bisect_right(calls, order, key=_order)]])
 
     def remove(self, call: Call) -> None:
         """Takes out one call, which must be in the line."""

@@ -84,10 +84,9 @@ class BatchPolicy:
         """The nearest of the request's own deadline and the queue's time limit."""
         request = call.request
         if not self._queue_timeouts:
-            if request.timeout_us and self.queue.allow_timeout_override:
+            if request.timeout_us:
                 self._sooner(call, request.timeout_us)
             return
-        call.caller_deadline = call.deadline
         own = self.settings.priority_queues.get(self.level(request.priority))
         limit = self.queue.timeout_us
         override = self.queue.allow_timeout_override
@@ -95,8 +94,9 @@ class BatchPolicy:
             limit = limit if own.timeout_us is None else own.timeout_us
             if own.allow_timeout_override is not None:
                 override = own.allow_timeout_override
-        if request.timeout_us and override:
-            limit = min(limit, request.timeout_us) if limit else request.timeout_us
+        if request.timeout_us and (override or not limit):
+            self._sooner(call, request.timeout_us)
+        call.caller_deadline = call.deadline
         if limit:
             self._sooner(call, limit)
 
@@ -114,6 +114,15 @@ class BatchPolicy:
             return False
         if call.caller_deadline is not None and call.caller_deadline <= now:
             return False
+        return self._delays(call)
+
+    def hard_deadline(self, call: Call) -> float | None:
+        """The deadline that nothing forgives: with `delay`, the caller's own."""
+        if self._queue_timeouts and self._delays(call):
+            return call.caller_deadline
+        return call.deadline
+
+    def _delays(self, call: Call) -> bool:
         own = self.settings.priority_queues.get(self.level(call.request.priority))
         action = own.timeout_action if own is not None else None
         return (action or self.queue.timeout_action) == "delay"

@@ -73,7 +73,9 @@ class Form:
         "tensors", "timeout_us", "version",
     )  # fmt: skip
 
-    def __init__(self, payload: bytes, spans: list[tuple[int, int]], like: InferenceRequest) -> None:
+    def __init__(
+        self, payload: bytes, spans: list[tuple[int, int]], like: InferenceRequest
+    ) -> None:
         self.head = payload[: spans[0][0]]
         self.separators = tuple(
             (stop, payload[stop:start])
@@ -243,9 +245,7 @@ class GrpcCodec:
         """Everything but the id and the tensors' bytes; protobuf allows any order of fields."""
         message = ModelInferResponse(model_name=response.model, model_version=response.version)
         for tensor in response.outputs:
-            message.outputs.add(
-                name=tensor.name, datatype=tensor.datatype.name, shape=tensor.shape
-            )
+            message.outputs.add(name=tensor.name, datatype=tensor.datatype.name, shape=tensor.shape)
         head: bytes = message.SerializeToString()
         if len(self._heads) >= MAX_HEADS:
             self._heads.clear()

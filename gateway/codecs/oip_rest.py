@@ -37,7 +37,9 @@ MAX_HEAD: Final = 4096
 VIEW: Final = 65536
 """Bytes from which a binary tensor is a view of the body."""
 
-_REQUEST_KEYS: Final = frozenset({"id", "parameters", "inputs", "outputs", "model_name", "model_version"})
+_REQUEST_KEYS: Final = frozenset(
+    {"id", "parameters", "inputs", "outputs", "model_name", "model_version"}
+)
 _INPUT_KEYS: Final = frozenset({"name", "shape", "datatype", "parameters", "data"})
 _OUTPUT_KEYS: Final = frozenset({"name", "parameters", "datatype", "shape", "data"})
 
@@ -64,7 +66,9 @@ class Head:
 
     __slots__ = ("answer", "request", "sizes")
 
-    def __init__(self, request: InferenceRequest, sizes: tuple[int, ...], answer: AnswerForm) -> None:
+    def __init__(
+        self, request: InferenceRequest, sizes: tuple[int, ...], answer: AnswerForm
+    ) -> None:
         # A request without data, from which the others of this head are made.
         self.request = request
         self.sizes = sizes
@@ -381,9 +385,7 @@ def _name(tree: dict[str, Any], what: str) -> str:
     return name
 
 
-def _parameters(
-    tree: dict[str, Any], what: str, whose: str | None = None
-) -> dict[str, Parameter]:
+def _parameters(tree: dict[str, Any], what: str, whose: str | None = None) -> dict[str, Parameter]:
     parameters = tree.get("parameters")
     if parameters is None:
         return {}

@@ -40,8 +40,7 @@ def decode_v1(
     for name, value in values.items():
         if name not in specs:
             raise InvalidRequest(
-                f"model '{model}' has no input '{printable(name)}'; it takes: "
-                f"{', '.join(specs)}"
+                f"model '{model}' has no input '{printable(name)}'; it takes: {', '.join(specs)}"
             )
         inputs.append(_tensor(specs[name], value))
     return InferenceRequest(model, version, tuple(inputs))

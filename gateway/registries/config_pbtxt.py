@@ -165,7 +165,7 @@ def _runtime(config: Any) -> str | None:
         if name in ELSEWHERE:
             raise InvalidModelSettings(
                 f"{field} '{name}' is Triton's own and no runtime here; {ELSEWHERE[name]}, or serve"
-                " it with the 'triton' runtime"
+                " it with Triton itself"
             )
         # A platform is one of Triton's fixed names; a backend is an open set of plugins.
         if field == "platform" and name and config.platform not in PLATFORMS:

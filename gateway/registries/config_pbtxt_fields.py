@@ -135,7 +135,7 @@ FIELDS: Final[dict[str, Honoured | Refused]] = {
     ),
     "sequence_batching": Refused(
         "state that the server keeps between requests is not supported",
-        "pass the state as an input and output of the model, or serve it with the 'triton' runtime",
+        "pass the state as an input and output of the model, or serve it with Triton itself",
     ),
     "ensemble_scheduling": Refused(
         "pipelines of models are not declared in a model's configuration here",
@@ -245,7 +245,7 @@ FIELDS: Final[dict[str, Honoured | Refused]] = {
     "model_transaction_policy": Honoured("see its field"),
     "model_transaction_policy.decoupled": Refused(
         "a request gets exactly one response",
-        "let the model answer once, or serve it with the 'triton' runtime",
+        "let the model answer once, or serve it with Triton itself",
     ),
     "model_repository_agents": Honoured("nothing inside it may be set"),
     "model_repository_agents.agents": Refused(

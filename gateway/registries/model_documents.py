@@ -17,7 +17,7 @@ from gateway.tensors import DATATYPES
 MODEL_YAML: Final = "model.yaml"
 CONFIG_PBTXT: Final = "config.pbtxt"
 
-_INTERNAL: Final = frozenset({"declared", "triton_config", "version_files"})
+_INTERNAL: Final = frozenset({"declared", "triton_config"})
 _LATER: Final = {
     "isolation": "models run in the gateway's own process; remove the key",
     "on_demand": "every version is loaded when the gateway starts; remove the key",

@@ -21,7 +21,7 @@ from starlette.routing import BaseRoute, Route
 from gateway.codecs.json_data import parse_json
 from gateway.codecs.oip_rest import refuse_unknown
 from gateway.config import Config
-from gateway.errors import InvalidRequest, ModelNotReady, NotAllowed, UnknownVersion
+from gateway.errors import InvalidRequest, ModelNotReady, NotAllowed, UnknownModel, UnknownVersion
 from gateway.facts import Facts
 from gateway.lifecycle.manager import Manager
 from gateway.registries.base import Registry
@@ -41,12 +41,14 @@ class Admin:
         manager: Manager,
         registry_of: Callable[[str], Registry],
         status: Callable[[], dict[str, Any]],
+        rescan: Callable[[Registry], Awaitable[None]],
     ) -> None:
         self._config = config
         self._facts = facts
         self._manager = manager
         self._registry_of = registry_of
         self._status = status
+        self._rescan = rescan
         self._locks: dict[str, asyncio.Lock] = {}
 
     def routes(self) -> list[BaseRoute]:
@@ -92,9 +94,9 @@ class Admin:
             self._check_version(name, version)
 
         def change(old: Traffic) -> Traffic:
-            stable = asked.stable if asked.stable is not None else old.stable
-            if stable not in asked.weights:
-                stable = None
+            stable = asked.stable
+            if stable is None and old.stable in asked.weights:
+                stable = old.stable
             return msgspec.structs.replace(
                 old, weights=asked.weights, stable=stable, sticky=asked.sticky or old.sticky
             )
@@ -153,9 +155,15 @@ class Admin:
         """Stores new traffic in the registry, then lets it take effect; one at a time a model."""
         async with self._locks.setdefault(name, asyncio.Lock()):
             traffic = change(self._facts.managed(name).traffic)
-            registry = self._registry_of(name)
+            try:
+                registry = self._registry_of(name)
+            except KeyError:  # gone from its registry, and still draining
+                raise UnknownModel(name) from None
             await asyncio.to_thread(registry.write_traffic, name, traffic)
             self._manager.set_traffic(name, traffic)
+            if not self._config.registry.watch:
+                # Nobody else would notice that a version is named now that is not loaded.
+                await self._rescan(registry)
         return answer(self._facts.status(name))
 
 
@@ -174,10 +182,18 @@ def check_caller(request: Request, token: str) -> None:
     # somebody else's nor a name that was made to lead here may use it.
     for name, start in (("host", "//"), ("origin", "")):
         value = request.headers.get(name)
-        if value and not is_this_machine(urlsplit(start + value).hostname or ""):
+        if value and not is_this_machine(host_of(start + value)):
             raise NotAllowed(
                 "the admin API is not for other hosts or their pages; set admin.token to open it"
             )
+
+
+def host_of(url: str) -> str:
+    """The host in a URL; empty for what is none."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
 
 
 def is_this_machine(host: str) -> bool:

@@ -167,19 +167,22 @@ class NativeGrpcServer:
         calls = self._calls
         admission = self.pipeline.admission
         for kind, call_id, method, payload, _, details in events:
-            if kind != EVENT_CALL:
-                call = calls.get(call_id)
-                if call is not None:
-                    call.cancel()
-            elif method == 0:
-                metadata, _, left = details
-                deadline = None if left is None else now + left
-                call = NativeCall(self, call_id, payload, metadata, now, deadline)
-                calls[call_id] = call
-                admission.in_flight += 1
-                serve(call)
-            else:
-                self._control(call_id, method, payload)
+            try:
+                if kind != EVENT_CALL:
+                    call = calls.get(call_id)
+                    if call is not None:
+                        call.cancel()
+                elif method == 0:
+                    metadata, _, left = details
+                    deadline = None if left is None else now + left
+                    call = NativeCall(self, call_id, payload, metadata, now, deadline)
+                    calls[call_id] = call
+                    admission.in_flight += 1
+                    serve(call)
+                else:
+                    self._control(call_id, method, payload)
+            except Exception:  # the others of the burst have nothing to do with it
+                log.exception("unexpected error on the native gRPC server")
 
     def _control(self, call_id: int, method: int, payload: bytes) -> None:
         """Answers anything but inference, at once."""
@@ -198,10 +201,14 @@ class NativeGrpcServer:
         del self._calls[call_id]
         self.pipeline.admission.in_flight -= 1
 
-    def close(self) -> None:
-        """Stops listening. Calls that are still there end with UNAVAILABLE."""
+    def end_calls(self) -> None:
+        """Ends the calls that are still there with UNAVAILABLE; on the event loop."""
         for call_id, call in list(self._calls.items()):
             call.cancel()
             self.front.fail(call_id, UNAVAILABLE, str(Draining()))
+
+    def close(self) -> None:
+        """Stops listening; blocking, and touches nothing of the event loop's."""
         self.front.close()
-        self._thread.join(5)
+        if self._thread.is_alive():
+            self._thread.join(5)

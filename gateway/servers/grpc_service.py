@@ -37,9 +37,7 @@ class GrpcService:
             "ModelMetadata": self._model_metadata,
             "ModelConfig": lambda request: {"config": facts.config(request.name, request.version)},
             "ModelStatistics": self._statistics,
-            "RepositoryIndex": lambda request: {
-                "models": facts.index(only_ready=request.ready)
-            },
+            "RepositoryIndex": lambda request: {"models": facts.index(only_ready=request.ready)},
         }
         self.handlers = {name: self._handler(name, answer) for name, answer in answers.items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from time import perf_counter
 from typing import Any
@@ -22,7 +23,7 @@ from gateway.errors import InvalidRequest, RequestTooLarge, SluiceError, without
 from gateway.facts import EXTENSIONS, NAME, Facts, statistics_json, tensor_json
 from gateway.pipeline import AwaitableCall
 from gateway.registries.config_pbtxt_message import to_json
-from gateway.servers.http_call import timeout_ms
+from gateway.servers.http_call import IN_THREAD, timeout_ms
 from gateway.servers.http_state import HttpState
 from gateway.telemetry.logs import log
 from gateway.telemetry.metrics import CONTENT_TYPE, render
@@ -59,7 +60,9 @@ class V1Call(AwaitableCall):
         timeout = self.headers.get("x-request-timeout-ms")
         if timeout is not None:
             self.deadline = self.arrived + timeout_ms(timeout.encode("latin-1")) / 1e3
-        contract = self._shared.facts.servable(self._model).contract
+        # Only the version that will answer can say how to read the values.
+        self.chosen = self._shared.pipeline.choose(self, InferenceRequest(self._model, "", ()))
+        contract = self.chosen[0].contract
         return decode_v1(self._model, "", self._body, contract, self._shared.limits)
 
 
@@ -188,8 +191,6 @@ class HttpApp:
 
 async def until_disconnect(request: Request, shared: HttpState, call: AwaitableCall) -> Any:
     """The answer to a call, which is cancelled when the client goes away."""
-    import asyncio
-
     admission = shared.pipeline.admission
     admission.in_flight += 1
     work = asyncio.ensure_future(shared.pipeline.infer(call))
@@ -219,7 +220,9 @@ async def read_body(request: Request, limit: int) -> bytes:
             raise RequestTooLarge(f"the body is larger than limits.max_message_bytes = {limit}")
     encoding = request.headers.get("content-encoding")
     if encoding and encoding != "identity":
-        return compression.decompress(bytes(body), encoding, limit)
+        if len(body) < IN_THREAD:
+            return compression.decompress(body, encoding, limit)
+        return await asyncio.to_thread(compression.decompress, body, encoding, limit)
     return bytes(body)
 
 
@@ -255,5 +258,3 @@ def make_app(shared: HttpState, more: list[BaseRoute]) -> Starlette:
             Exception: unexpected,
         },
     )
-
-

@@ -42,7 +42,7 @@ class Exchange:
 
     __slots__ = (
         "_body", "_call", "_counted", "disconnected", "headers", "keep_alive", "message_event",
-        "protocol", "response_complete", "target",
+        "protocol", "response_complete", "since", "target",
     )  # fmt: skip
 
     def __init__(
@@ -57,6 +57,7 @@ class Exchange:
         self.target = target
         self.headers = headers
         self.keep_alive = keep_alive
+        self.since = protocol.since
         self.response_complete = False
         self.disconnected = False
         self.message_event = _Nobody()
@@ -111,13 +112,20 @@ class Exchange:
         return compression.decompress(self._body, encoding.decode("latin-1"), limit)
 
     async def _decompress_apart(self, encoding: bytes) -> None:
+        admission = self.protocol.shared.pipeline.admission
+        admission.in_flight += 1  # draining waits for it
         try:
             body = await asyncio.to_thread(self._decompress, encoding)
         except SluiceError as error:
             self.fail(error)
+        except Exception as error:
+            log.exception("cannot decompress a body")
+            self.fail(InferenceFailed(f"internal error: {type(error).__name__}"))
         else:
             if not self.disconnected:
                 self._serve(body)
+        finally:
+            admission.in_flight -= 1
 
     def _serve(self, body: Buffer) -> None:
         self._body = b""
@@ -161,8 +169,13 @@ class Exchange:
             return
 
         async def apart() -> None:
-            packed = await asyncio.to_thread(compression.compress, body, encoding)
-            self._write(200, packed, content_type, extra)
+            try:
+                packed = await asyncio.to_thread(compression.compress, body, encoding)
+            except Exception as error:
+                log.exception("cannot compress an answer")
+                self.fail(InferenceFailed(f"internal error: {type(error).__name__}"))
+            else:
+                self._write(200, packed, content_type, extra)
 
         task = asyncio.get_running_loop().create_task(apart())
         self.protocol.tasks.add(task)
@@ -218,7 +231,8 @@ class HttpCall(Call):
         self._body = b""
         timeout = headers.get(b"x-request-timeout-ms")
         if timeout is not None:
-            self.deadline = self.arrived + timeout_ms(timeout) / 1e3
+            # It runs from the request's first byte, not from when its turn came.
+            self.deadline = self._exchange.since + timeout_ms(timeout) / 1e3
         length = headers.get(b"inference-header-content-length")
         if length is None:
             request, self._form = shared.codec.decode(model, version, body, None)
@@ -228,7 +242,9 @@ class HttpCall(Call):
                 "Inference-Header-Content-Length must be a whole number of at least 0"
             )
         if int(length) == 0:
-            contract = shared.facts.servable(model, version).contract
+            # Only the version that will answer can say what the bytes are.
+            self.chosen = shared.pipeline.choose(self, InferenceRequest(model, version, ()))
+            contract = self.chosen[0].contract
             request, self._form = shared.codec.decode_raw(model, version, body, contract)
             return request
         request, self._form = shared.codec.decode(model, version, body, int(length))

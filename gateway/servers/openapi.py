@@ -157,18 +157,14 @@ def _paths() -> Json:
             "get": _operation("models", "Every version and its state"),
         },
         "/v1/models": {"get": _operation("v1", "Names of the models that can answer")},
-        "/v1/models/{model}": {
-            "get": _operation("v1", "Is the model ready?", statuses=(404, 503))
-        },
+        "/v1/models/{model}": {"get": _operation("v1", "Is the model ready?", statuses=(404, 503))},
         "/v1/models/{model}:predict": {
             "post": _operation("v1", "Inference by KServe V1", "V1Response", "V1Request", _INFER)
         },
         "/metrics": {"get": _operation("server", "Metrics in Prometheus' text format")},
         "/admin/v1/status": {"get": _operation("admin", "The gateway", statuses=(403,))},
         "/admin/v1/models": {"get": _operation("admin", "Every model", statuses=(403,))},
-        "/admin/v1/models/{model}": {
-            "get": _operation("admin", "One model", statuses=(403, 404))
-        },
+        "/admin/v1/models/{model}": {"get": _operation("admin", "One model", statuses=(403, 404))},
         "/admin/v1/models/{model}/split": {
             "put": _operation("admin", "Set the split", body="Split", statuses=(400, 403, 404))
         },
@@ -191,9 +187,7 @@ def _paths() -> Json:
         paths[f"{prefix}/config"] = {
             "get": _operation("models", "Configuration in Triton's form", statuses=(404, 503))
         }
-        paths[f"{prefix}/stats"] = {
-            "get": _operation("models", "Statistics", statuses=(404, 503))
-        }
+        paths[f"{prefix}/stats"] = {"get": _operation("models", "Statistics", statuses=(404, 503))}
         infer = _operation(
             "inference", "Inference", "InferenceResponse", "InferenceRequest", _INFER
         )

@@ -26,7 +26,7 @@ from gateway.lifecycle.manager import Manager
 from gateway.lifecycle.states import State
 from gateway.pipeline import Pipeline
 from gateway.servable import Servable
-from gateway.telemetry.stats import Histogram, ServableStats
+from gateway.telemetry.stats import Histogram
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 REASONS = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
@@ -49,7 +49,6 @@ class Collector:
         self._facts = facts
         self._manager = manager
         self._pipeline = pipeline
-        self._gone: dict[tuple[str, str], ServableStats] = {}
 
     def register(self) -> None:
         for old in list(_registry._collector_to_names):
@@ -177,9 +176,7 @@ def add(metric: Metric, labels: dict[str, str], value: float) -> None:
     metric.samples.append(Sample(metric.name, labels, value))
 
 
-def add_histogram(
-    family: HistogramMetricFamily, labels: list[str], histogram: Histogram
-) -> None:
+def add_histogram(family: HistogramMetricFamily, labels: list[str], histogram: Histogram) -> None:
     total = 0
     buckets: list[tuple[str, float]] = []
     for bound, count in zip(histogram.bounds, histogram.counts, strict=False):

@@ -714,7 +714,7 @@ def test_delay_on_timeout_also_holds_for_slices() -> None:
         ),
         (QueueSettings(), PriorityQueueSettings(timeout_us=4_000), 0, 4),
         (QueueSettings(), None, 3_000, 3),
-        (QueueSettings(allow_timeout_override=False), None, 3_000, None),
+        (QueueSettings(allow_timeout_override=False), None, 3_000, 3),
         (QueueSettings(timeout_us=5_000), PriorityQueueSettings(timeout_us=0), 0, None),
         (QueueSettings(timeout_us=5_000), PriorityQueueSettings(timeout_action="delay"), 0, None),
     ],

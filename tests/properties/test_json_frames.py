@@ -87,13 +87,13 @@ def test_mutated_bodies_decode_as_without_frames(cut: int, insert: bytes, drop: 
 @pytest.mark.parametrize(
     "data",
     [
-        "[1, 2], \"data\": [3, 4]",
-        "[1, 2]}], \"inputs\": [{\"data\": [3, 4]",
+        '[1, 2], "data": [3, 4]',
+        '[1, 2]}], "inputs": [{"data": [3, 4]',
         "[[1, 2]]",
         "[[1], [2]]",
         "[1, 2, 3]",
         "[1 2]",
-        "[\"]\", \"[\"]",
+        '["]", "["]',
         "[" * 100 + "]" * 100,
         "[true, 2]",
         "[1e300, 2]",
@@ -102,7 +102,7 @@ def test_mutated_bodies_decode_as_without_frames(cut: int, insert: bytes, drop: 
         "",
         "5",
         "[1, 2] ",
-        "[{\"data\": [1]}, 2]",
+        '[{"data": [1]}, 2]',
     ],
 )
 def test_odd_data_is_judged_as_without_frames(data: str) -> None:

@@ -6,8 +6,8 @@ import io
 import json
 
 from gateway.call import Call
-from gateway.tensors import DATATYPES, InferenceRequest, Tensor
 from gateway.telemetry.access import QUEUE, AccessLog, line
+from gateway.tensors import DATATYPES, InferenceRequest, Tensor
 
 
 class _Call(Call):
