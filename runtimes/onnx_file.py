@@ -8,7 +8,7 @@ and the ``onnx`` package is not needed.
 
 from __future__ import annotations
 
-import mmap
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -19,6 +19,7 @@ from runtimes.interface import Artifact
 
 DEFAULT_FILE: Final = "model.onnx"
 
+BUFFER: Final = 1 << 16
 Range = tuple[int, int]
 
 # Message → {field: message in it}; only what leads to a TensorProto.
@@ -106,15 +107,41 @@ def _inside(location: str, base: Path, root: Path) -> Path:
     return path
 
 
+class _Window:
+    """A large file, looked at through a small buffer.
+
+    Not a memory map: a file that is overwritten in place shrinks under it, and touching what is
+    gone ends the process (SIGBUS). Here that is an `IndexError`.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._start = 0
+        self._buffer = b""
+
+    def __len__(self) -> int:
+        return os.fstat(self._descriptor).st_size
+
+    def byte(self, position: int) -> int:
+        offset = position - self._start
+        if not 0 <= offset < len(self._buffer):
+            self._buffer = os.pread(self._descriptor, BUFFER, position)
+            self._start, offset = position, 0
+        return self._buffer[offset]
+
+    def part(self, start: int, stop: int) -> bytes:
+        data = os.pread(self._descriptor, stop - start, start)
+        if len(data) != stop - start:
+            raise IndexError("the file has become shorter")
+        return data
+
+
 @contextmanager
-def _mapped(file: Path) -> Iterator[mmap.mmap]:
+def _opened(file: Path) -> Iterator[_Window]:
     try:
-        with (
-            file.open("rb") as stream,
-            mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data,
-        ):
-            yield data
-    except (ValueError, IndexError):  # an empty file cannot be mapped; or it ends in mid-field
+        with file.open("rb") as stream:
+            yield _Window(stream.fileno())
+    except (ValueError, IndexError):  # an empty file, or one that ends in mid-field
         raise ModelLoadError(
             f"'{file.name}' is not an ONNX file, or it is damaged; export or copy it again"
         ) from None
@@ -127,11 +154,11 @@ def external_locations(file: Path) -> frozenset[str]:
 
     Raises `ModelLoadError` when the file is not an ONNX file or cannot be read.
     """
-    with _mapped(file) as data:
+    with _opened(file) as data:
         return frozenset(_walk(data))
 
 
-def _walk(data: mmap.mmap) -> Iterator[str]:
+def _walk(data: _Window) -> Iterator[str]:
     pending: list[tuple[str, Range]] = [("Model", (0, len(data)))]
     while pending:
         message, where = pending.pop()
@@ -139,14 +166,14 @@ def _walk(data: mmap.mmap) -> Iterator[str]:
         for field, span in _fields(data, where):
             kind = inner.get(field)
             if kind == "Entry":
-                entry = {f: data[s:e] for f, (s, e) in _fields(data, span)}
+                entry = {f: data.part(s, e) for f, (s, e) in _fields(data, span)}
                 if entry.get(1) == b"location":
                     yield entry.get(2, b"").decode("utf-8", "surrogateescape")
             elif kind is not None:
                 pending.append((kind, span))
 
 
-def _fields(data: mmap.mmap, where: Range) -> Iterator[tuple[int, Range]]:
+def _fields(data: _Window, where: Range) -> Iterator[tuple[int, Range]]:
     """Length-delimited fields of one message: number, and where their contents are.
 
     Raises `ValueError` or `IndexError` when this is no protobuf message.
@@ -178,15 +205,15 @@ def unranked_tensors(file: Path) -> frozenset[str]:
     ONNX Runtime reports them like scalars. Raises `ModelLoadError` as `external_locations`.
     """
     names: set[str] = set()
-    with _mapped(file) as data:
+    with _opened(file) as data:
         for graph in _inner(data, (0, len(data)), 7):
             for field, info in _fields(data, graph):
                 if field in (11, 12) and not _has_shape(data, info):
-                    names.update(data[s:e].decode() for s, e in _inner(data, info, 1))
+                    names.update(data.part(s, e).decode() for s, e in _inner(data, info, 1))
     return frozenset(names)
 
 
-def _has_shape(data: mmap.mmap, info: Range) -> bool:
+def _has_shape(data: _Window, info: Range) -> bool:
     return any(
         field == 2
         for kind in _inner(data, info, 2)
@@ -195,19 +222,19 @@ def _has_shape(data: mmap.mmap, info: Range) -> bool:
     )
 
 
-def _inner(data: mmap.mmap, where: Range, wanted: int) -> Iterator[Range]:
+def _inner(data: _Window, where: Range, wanted: int) -> Iterator[Range]:
     return (span for field, span in _fields(data, where) if field == wanted)
 
 
-def _varint(data: mmap.mmap, position: int) -> tuple[int, int]:
-    byte = data[position]
+def _varint(data: _Window, position: int) -> tuple[int, int]:
+    byte = data.byte(position)
     if byte < 0x80:
         return byte, position + 1
     value = byte & 0x7F
     shift = 7
     while True:
         position += 1
-        byte = data[position]
+        byte = data.byte(position)
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, position + 1

@@ -456,7 +456,7 @@ def paths_of_routes() -> set[tuple[str, str]]:
     from gateway.servers.http_app import HttpApp
 
     shared: Any = SimpleNamespace(facts=None)
-    admin: Any = Admin(*[None] * 5)  # type: ignore[arg-type]
+    admin: Any = Admin(*[None] * 6)  # type: ignore[arg-type]
     found = set()
     for route in [*HttpApp(shared).routes(), *admin.routes()]:
         path = "/v2" if route.path == "/v2/" else route.path

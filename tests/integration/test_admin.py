@@ -231,6 +231,29 @@ def test_a_split_over_a_version_that_is_not_loaded_loads_it(root: Path) -> None:
     serving(test, root)
 
 
+def test_without_watching_a_split_still_loads_what_it_names(root: Path) -> None:
+    (root / "m" / "model.yaml").unlink()
+
+    def test(client: Client, gateway: Gateway) -> None:
+        assert set(gateway.router.table["m"].versions) == {"1", "3"}
+        client.admin("PUT", "/models/m/split", {"weights": {"1": 50, "2": 50}})
+        wait_until(lambda: "2" in gateway.router.table["m"].versions)
+
+    serving(test, root, **{"registry.watch": False})
+
+
+def test_a_stable_version_outside_the_split_is_kept(root: Path) -> None:
+    def test(client: Client, gateway: Gateway) -> None:
+        tree = {"weights": {"2": 100}, "stable": "1"}
+        status, answer = client.admin("PUT", "/models/m/split", tree)
+        assert (status, answer["stable"]) == (200, "1")
+        # One that was only inherited goes when the split no longer names it.
+        client.admin("PUT", "/models/m/split", {"weights": {"2": 60, "3": 40}})
+        assert client.admin("GET", "/models/m")[1]["stable"] == "2"
+
+    serving(test, root)
+
+
 def test_who_may_use_it(root: Path) -> None:
     def loopback(client: Client, gateway: Gateway) -> None:
         assert client.admin("GET", "/status")[0] == 200
@@ -239,6 +262,7 @@ def test_who_may_use_it(root: Path) -> None:
             {"forwarded": "for=10.0.0.1"},
             {"host": "evil.example"},  # a name that leads here, out of a browser
             {"origin": "https://evil.example"},  # a page of somebody else's
+            {"origin": "http://[::1"},  # no URL at all
         ]
         for headers in refused:
             status, answer = client.admin(
