@@ -38,6 +38,7 @@ from gateway.servers.http_state import HttpState
 from gateway.telemetry.access import access_log
 from gateway.telemetry.logs import log
 from gateway.telemetry.metrics import Collector
+from runtimes.cpus import usable_cores
 from runtimes.discovery import load_runtimes
 
 LAST_WORDS = 0.1
@@ -150,6 +151,7 @@ class Gateway:
                 *shared,
                 config.limits,
                 io_threads=config.grpc.io_threads,
+                poll_us=config.grpc.poll_us if usable_cores() > 1 else 0,
                 fallback=path,
             )
             self.native.start()

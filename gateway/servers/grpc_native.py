@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import deque
 from collections.abc import Sequence
 from time import perf_counter
 from typing import Any, Final
@@ -111,6 +110,7 @@ class NativeGrpcServer:
         limits: LimitsConfig,
         *,
         io_threads: int,
+        poll_us: int,
         fallback: str,
     ) -> None:
         self.pipeline = pipeline
@@ -118,8 +118,10 @@ class NativeGrpcServer:
         names = [INFER, *service.handlers]
         self._handlers = dict(enumerate(service.handlers.values(), start=1))
         self._calls: dict[int, NativeCall] = {}
-        self._inbox: deque[list[Any]] = deque()
-        self._due = False
+        self._poll_seconds = poll_us / 1e6
+        self._look_until = 0.0
+        self._turn = threading.Semaphore(0)
+        """Whose turn it is to look for calls: released when it is the thread's again."""
         self._loop = asyncio.get_running_loop()
         self.front = NativeGrpcFront(
             address,
@@ -144,22 +146,32 @@ class NativeGrpcServer:
     def _receive(self) -> None:
         receive = self.front.recv_batch_details
         while (events := receive(BURST)) is not None:
-            self._inbox.append(events)
-            # One wake-up for all bursts that the loop has not taken yet.
-            if not self._due:
-                self._due = True
-                try:
-                    self._loop.call_soon_threadsafe(self._take)
-                except RuntimeError:
-                    return  # the loop is closed
+            try:
+                self._loop.call_soon_threadsafe(self._take, events)
+            except RuntimeError:
+                return  # the loop is closed
+            # Until the loop no longer looks for calls by itself.
+            self._turn.acquire()
 
     # --- on the event loop
 
-    def _take(self) -> None:
-        self._due = False
-        inbox = self._inbox
-        while inbox:
-            self._burst(inbox.popleft())
+    def _take(self, events: list[Any]) -> None:
+        """A burst from the thread; from here on the loop looks by itself for a while."""
+        self._burst(events)
+        self._look_until = perf_counter() + self._poll_seconds
+        self._loop.call_soon(self._look)
+
+    def _look(self) -> None:
+        """Takes what has come, without the way over the thread; gives the turn back when for a
+        moment nothing did."""
+        events = self.front.recv_batch_details(BURST, 0)
+        if events:
+            self._burst(events)
+            self._look_until = perf_counter() + self._poll_seconds
+        elif events is None or perf_counter() >= self._look_until:
+            self._turn.release()
+            return
+        self._loop.call_soon(self._look)
 
     def _burst(self, events: list[Any]) -> None:
         now = perf_counter()
@@ -210,5 +222,6 @@ class NativeGrpcServer:
     def close(self) -> None:
         """Stops listening; blocking, and touches nothing of the event loop's."""
         self.front.close()
+        self._turn.release()
         if self._thread.is_alive():
             self._thread.join(5)
