@@ -78,7 +78,7 @@ class BatchingSettings(Document, frozen=True, kw_only=True):
     default_priority: NaturalInt = 0
     """Level of a request that names none; 0 = the middle level."""
     priority_ageing_us: PositiveInt = 100_000
-    """A waiting request is overtaken only by more urgent ones that arrive within this time a level."""
+    """How much later, a level, more urgent requests may come and still go first."""
     queue: QueueSettings = QueueSettings()
     priority_queues: dict[int, PriorityQueueSettings] = {}
     """Per level: what differs from ``queue`` for it."""
@@ -146,11 +146,11 @@ class ModelSettings(Document, frozen=True, kw_only=True):
     runtime: str | None = None
     """Name of the runtime; ``None`` = the first installed one that can load the artifact."""
     file: str | None = None
-    """File (or folder) of the artifact inside a version's folder; ``None`` = the runtime's default."""
+    """The artifact's file (or folder) in a version's folder; ``None`` = the runtime's default."""
     version_files: dict[str, str] = {}
     """Version → file, where one version's file has another name."""
     max_batch_size: NaturalInt | None = None
-    """Most rows in one batch. 0 = never batch; ``None`` = found out from the artifact (at most 64)."""
+    """Most rows in one batch. 0 = never batch; ``None`` = found out (at most 64)."""
     inputs: tuple[TensorSettings, ...] = ()
     outputs: tuple[TensorSettings, ...] = ()
     instances: NaturalInt = 0

@@ -8,6 +8,7 @@ bytes (`Form`), which costs a tenth of parsing it again. Answers likewise.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -79,7 +80,7 @@ class Form:
         self.head = payload[: spans[0][0]]
         self.separators = tuple(
             (stop, payload[stop:start])
-            for (_, stop), (start, _) in zip(spans, spans[1:], strict=False)
+            for (_, stop), (start, _) in pairwise(spans)
         )
         self.spans = tuple(spans)
         self.model = like.model

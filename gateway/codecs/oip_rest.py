@@ -356,7 +356,8 @@ def refuse_unknown(
     if not known.issuperset(tree):
         name = next(key for key in tree if key not in known)
         raise InvalidRequest(
-            f"{described(what, whose)} has an unknown key '{printable(name)}'; known: {', '.join(sorted(known))}"
+            f"{described(what, whose)} has an unknown key '{printable(name)}'; "
+            f"known: {', '.join(sorted(known))}"
         )
 
 
@@ -394,7 +395,8 @@ def _parameters(tree: dict[str, Any], what: str, whose: str | None = None) -> di
     for name, value in parameters.items():
         if type(value) not in (str, int, float, bool):
             raise InvalidRequest(
-                f"parameter '{printable(name)}' of {described(what, whose)} must be a string, number or boolean"
+                f"parameter '{printable(name)}' of {described(what, whose)} must be a string, "
+                "number or boolean"
             )
     return parameters
 
