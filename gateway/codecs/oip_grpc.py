@@ -79,8 +79,7 @@ class Form:
     ) -> None:
         self.head = payload[: spans[0][0]]
         self.separators = tuple(
-            (stop, payload[stop:start])
-            for (_, stop), (start, _) in pairwise(spans)
+            (stop, payload[stop:start]) for (_, stop), (start, _) in pairwise(spans)
         )
         self.spans = tuple(spans)
         self.model = like.model
