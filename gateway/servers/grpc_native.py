@@ -163,12 +163,12 @@ class NativeGrpcServer:
 
     def _look(self) -> None:
         """Takes what has come, without the way over the thread; gives the turn back when for a
-        moment nothing did."""
+        moment nothing did, or when a model is at work elsewhere, which needs the core more."""
         events = self.front.recv_batch_details(BURST, 0)
         if events:
             self._burst(events)
             self._look_until = perf_counter() + self._poll_seconds
-        elif events is None or perf_counter() >= self._look_until:
+        elif events is None or self._calls or perf_counter() >= self._look_until:
             self._turn.release()
             return
         self._loop.call_soon(self._look)
