@@ -116,14 +116,6 @@ class TensorSpec:
     def __repr__(self) -> str:
         return f"{self.name} {self.datatype} {list(self.shape)}"
 
-    def same_as(self, other: TensorSpec) -> bool:
-        """Whether clients see the same tensor in both."""
-        return (self.name, self.datatype.name, self.shape) == (
-            other.name,
-            other.datatype.name,
-            other.shape,
-        )
-
 
 class Tensor:
     """A named tensor, row-major.
@@ -373,6 +365,25 @@ class InferenceRequest:
         self.timeout_us = timeout_us
         self.priority = priority
         self.wire = wire
+
+    def with_inputs(self, inputs: tuple[Tensor, ...]) -> InferenceRequest:
+        """The same request over other tensors of the same signature, without an id."""
+        return InferenceRequest(
+            self.model,
+            self.version,
+            inputs,
+            outputs=self.outputs,
+            parameters=self.parameters,
+            signature=self.signature,
+            timeout_us=self.timeout_us,
+            priority=self.priority,
+        )
+
+    def without_data(self) -> InferenceRequest:
+        """The request without its tensors' bytes, to make others from."""
+        return self.with_inputs(
+            tuple(Tensor(t.name, t.datatype, t.shape, b"") for t in self.inputs)
+        )
 
     @property
     def nbytes(self) -> int:

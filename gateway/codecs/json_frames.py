@@ -62,17 +62,7 @@ class JsonFrames:
         tensor = tensor_from_json(
             spec.name, spec.datatype, spec.shape, data, booleans=has_booleans(text)
         )
-        request = InferenceRequest(
-            model,
-            version,
-            (tensor,),
-            outputs=like.outputs,
-            parameters=like.parameters,
-            signature=like.signature,
-            timeout_us=like.timeout_us,
-            priority=like.priority,
-        )
-        return request, frame.answer
+        return like.with_inputs((tensor,)), frame.answer
 
     def remember(
         self, body: Buffer, tree: dict[str, Any], request: InferenceRequest, answer: Any
@@ -92,21 +82,7 @@ class JsonFrames:
         if len(self._frames) >= MAX_FRAMES:
             self._frames.pop(next(iter(self._frames)))
         key = (request.model, request.version, body[:start])
-        self._frames[key] = Frame(suffix, without_data(request), answer)
-
-
-def without_data(request: InferenceRequest) -> InferenceRequest:
-    """The request without its tensors' bytes, to make others from."""
-    return InferenceRequest(
-        request.model,
-        request.version,
-        tuple(type(t)(t.name, t.datatype, t.shape, b"") for t in request.inputs),
-        outputs=request.outputs,
-        parameters=request.parameters,
-        signature=request.signature,
-        timeout_us=request.timeout_us,
-        priority=request.priority,
-    )
+        self._frames[key] = Frame(suffix, request.without_data(), answer)
 
 
 def _start(body: bytes) -> int:

@@ -30,7 +30,6 @@ from gateway.tensors import (
     InferenceResponse,
     Parameter,
     Shape,
-    Signature,
     Tensor,
     as_bytes,
     check_shape,
@@ -69,10 +68,7 @@ _RAW_ONLY: Final = frozenset({"FP16", "BF16"})
 class Form:
     """The head of a raw request, and where its tensors' bytes are."""
 
-    __slots__ = (
-        "head", "model", "outputs", "parameters", "priority", "separators", "signature", "spans",
-        "tensors", "timeout_us", "version",
-    )  # fmt: skip
+    __slots__ = ("head", "like", "separators", "spans")
 
     def __init__(
         self, payload: bytes, spans: list[tuple[int, int]], like: InferenceRequest
@@ -82,16 +78,7 @@ class Form:
             (stop, payload[stop:start]) for (_, stop), (start, _) in pairwise(spans)
         )
         self.spans = tuple(spans)
-        self.model = like.model
-        self.version = like.version
-        self.outputs = like.outputs
-        self.parameters = like.parameters
-        self.priority = like.priority
-        self.timeout_us = like.timeout_us
-        self.signature: Signature = like.signature
-        self.tensors: tuple[tuple[str, Datatype, Shape], ...] = tuple(
-            (t.name, t.datatype, t.shape) for t in like.inputs
-        )
+        self.like = like.without_data()
 
     def fits(self, payload: bytes) -> bool:
         """Whether `payload` (of the same length) differs in the tensors' bytes alone."""
@@ -102,23 +89,14 @@ class Form:
     def request(self, payload: bytes) -> InferenceRequest:
         """The request of this form that `payload` is."""
         inputs = []
-        for (name, kind, shape), (start, stop) in zip(self.tensors, self.spans, strict=True):
+        for tensor, (start, stop) in zip(self.like.inputs, self.spans, strict=True):
             data: bytes | memoryview
             if stop - start < VIEW:
                 data = payload[start:stop]
             else:
                 data = memoryview(payload)[start:stop]
-            inputs.append(Tensor(name, kind, shape, data))
-        return InferenceRequest(
-            self.model,
-            self.version,
-            tuple(inputs),
-            outputs=self.outputs,
-            parameters=self.parameters,
-            signature=self.signature,
-            timeout_us=self.timeout_us,
-            priority=self.priority,
-        )
+            inputs.append(Tensor(tensor.name, tensor.datatype, tensor.shape, data))
+        return self.like.with_inputs(tuple(inputs))
 
 
 class GrpcCodec:

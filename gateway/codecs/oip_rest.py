@@ -12,7 +12,7 @@ from typing import Any, Final
 import orjson
 
 from gateway.codecs.json_data import has_booleans, json_data, parse_json, tensor_from_json
-from gateway.codecs.json_frames import JsonFrames, without_data
+from gateway.codecs.json_frames import JsonFrames
 from gateway.codecs.parameters import refuse_tensor_parameters, timeout_and_priority
 from gateway.config import LimitsConfig
 from gateway.contract import Contract
@@ -117,7 +117,7 @@ class RestCodec:
         if sizes is not None and not request.id and len(model) + head_length <= MAX_HEAD:
             if len(self._heads) >= MAX_HEADS:
                 self._heads.pop(next(iter(self._heads)))
-            self._heads[model, version, text] = Head(without_data(request), sizes, answer)
+            self._heads[model, version, text] = Head(request.without_data(), sizes, answer)
         return request, answer
 
     def _filled(self, head: Head, body: Buffer, at: int) -> InferenceRequest:
@@ -128,16 +128,7 @@ class RestCodec:
             data = body[at : at + size] if size < VIEW else memoryview(body)[at : at + size]
             inputs.append(Tensor(tensor.name, tensor.datatype, tensor.shape, data))
             at += size
-        return InferenceRequest(
-            like.model,
-            like.version,
-            tuple(inputs),
-            outputs=like.outputs,
-            parameters=like.parameters,
-            signature=like.signature,
-            timeout_us=like.timeout_us,
-            priority=like.priority,
-        )
+        return like.with_inputs(tuple(inputs))
 
     def decode_raw(
         self, model: str, version: str, body: Buffer, contract: Contract

@@ -11,37 +11,12 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from gateway.errors import InvalidModelSettings
+from runtimes.onnx_options import SESSION_ENTRIES
 
 Option = str | int | float | bool
 Options = dict[str, Option]
 
 GRAPH_LEVELS: Final = {0: "all", -1: "basic", 1: "extended", 2: "disabled"}
-
-SESSION_ENTRIES: Final = frozenset(
-    {
-        "optimization.disable_specified_optimizers",
-        "optimization.enable_cast_chain_elimination",
-        "optimization.enable_gelu_approximation",
-        "session.allow_released_opsets_only",
-        "session.disable_aot_function_inlining",
-        "session.disable_cpu_ep_fallback",
-        "session.disable_double_qdq_remover",
-        "session.disable_prepacking",
-        "session.disable_quant_qdq",
-        "session.dynamic_block_base",
-        "session.enable_quant_qdq_cleanup",
-        "session.force_spinning_stop",
-        "session.graph_optimizations_loop_level",
-        "session.inter_op.allow_spinning",
-        "session.intra_op.allow_spinning",
-        "session.intra_op_thread_affinities",
-        "session.qdq_matmulnbits_accuracy_level",
-        "session.set_denormal_as_zero",
-        "session.strict_shape_type_inference",
-        "session.use_device_allocator_for_initializers",
-    }
-)
-"""Session entries handed to ONNX Runtime as they are. None of them names a file."""
 
 
 def _natural(value: str) -> int:

@@ -30,8 +30,6 @@ from gateway.tensors import InferenceRequest, InferenceResponse
 BURST: Final = 256
 """Most calls taken at once."""
 
-Details = tuple[Sequence[tuple[str, str | bytes]], str, float | None]
-
 
 class NativeCall(Call):
     """One ModelInfer on the native server."""

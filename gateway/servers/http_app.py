@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from time import perf_counter
 from typing import Any
 
@@ -28,8 +27,6 @@ from gateway.servers.http_state import HttpState
 from gateway.telemetry.logs import log
 from gateway.telemetry.metrics import CONTENT_TYPE, render
 from gateway.tensors import InferenceRequest
-
-Handler = Callable[[Request], Awaitable[Response]]
 
 
 def answer(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

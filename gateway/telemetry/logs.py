@@ -8,7 +8,6 @@ import sys
 from typing import TextIO
 
 log = logging.getLogger("sluice")
-access = logging.getLogger("sluice.access")
 
 
 class TextFormatter(logging.Formatter):
