@@ -20,6 +20,7 @@ from gateway.codecs.oip_rest import RestCodec
 from gateway.config import Config, is_loopback, split_address
 from gateway.errors import ConfigError, ModelLoadError
 from gateway.facts import Facts
+from gateway.host import PipelineHost
 from gateway.lifecycle.loader import Loader
 from gateway.lifecycle.manager import Manager
 from gateway.pipeline import Pipeline
@@ -38,6 +39,7 @@ from gateway.servers.http_state import HttpState
 from gateway.telemetry.access import access_log
 from gateway.telemetry.logs import log
 from gateway.telemetry.metrics import Collector
+from gateway.trust import Trust
 from runtimes.cpus import usable_cores
 from runtimes.discovery import load_runtimes
 
@@ -66,7 +68,13 @@ class Gateway:
         self.router: Router[Servable] = Router()
         self.admission = Admission(config.limits)
         self.pipeline = Pipeline(self.router, self.admission)
-        loader = Loader(load_runtimes(), config.batching, LoopClock(loop))
+        loader = Loader(
+            load_runtimes(),
+            config.batching,
+            LoopClock(loop),
+            Trust(config.trust.code or ()),
+            PipelineHost(self.pipeline, loop),
+        )
         self.manager = Manager(loader, self.router, config.lifecycle)
         self.facts = Facts(self.manager, self.router)
         Collector(self.facts, self.manager, self.pipeline).register()

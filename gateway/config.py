@@ -23,6 +23,8 @@ from gateway.model_settings import NaturalInt
 ENV_PREFIX = "SLUICE_"
 NOT_KEYS = frozenset({"SLUICE_URL", "SLUICE_TOKEN"})
 """Variables with our prefix that the command line reads, as its own options."""
+LISTS = frozenset({"sources", "trust.code"})
+"""Keys whose value is a list, given as text with commas outside of files."""
 MIB = 1024 * 1024
 
 
@@ -164,6 +166,19 @@ class AdminConfig(Section, frozen=True, kw_only=True):
     ] = ""
 
 
+class TrustConfig(Section, frozen=True, kw_only=True):
+    """Whose artifacts may execute code. A child process is no sandbox: trust is all there is."""
+
+    code: Annotated[
+        tuple[str, ...] | None,
+        doc(
+            "Directories and sources (and what is below them) whose models may hold code: "
+            "`model.py`, MLflow's python_function, AOTInductor packages, custom operators. Not "
+            "set: the local directories given on the command line."
+        ),
+    ] = None
+
+
 class TelemetryConfig(Section, frozen=True, kw_only=True):
     """Logs and metrics."""
 
@@ -207,6 +222,7 @@ class Config(Section, frozen=True, kw_only=True):
     lifecycle: LifecycleConfig = LifecycleConfig()
     registry: RegistryConfig = RegistryConfig()
     admin: AdminConfig = AdminConfig()
+    trust: TrustConfig = TrustConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     drain: DrainConfig = DrainConfig()
 
@@ -231,7 +247,7 @@ def load_config(
         if name.startswith(ENV_PREFIX) and name not in NOT_KEYS:
             key = name[len(ENV_PREFIX) :].lower().replace("__", ".")
             check_key(key, f"environment variable {name}")
-            put(tree, key, text.split(",") if key == "sources" else text)
+            put(tree, key, text.split(",") if key in LISTS else text)
             origin[key] = f"environment variable {name}"
     for key, value in (flags or {}).items():
         put(tree, key, value)
@@ -314,7 +330,9 @@ def describe(field: Any) -> tuple[str, str, Any]:
     else:
         # `int | None` is an int that may be left out.
         kind = next((each for each in get_args(hint) if each is not type(None)), hint)
+        listed = get_origin(kind) is tuple
         kind = (get_args(kind) or (kind,))[0].__name__
+        kind = f"list of {kind}" if listed else kind
     return kind, description, field.default
 
 

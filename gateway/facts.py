@@ -117,7 +117,7 @@ class Facts:
             [(t.name, t.datatype.name, t.shape) for t in servable.contract.outputs],
             max_batch_size=servable.max_batch_size,
             runtime=servable.runtime,
-            instances=servable.batcher.policy.instances,
+            instances=servable.dispatcher.instances,
         )
 
     # --- statistics
@@ -239,7 +239,8 @@ def version_status(record: Record, share: float) -> dict[str, Any]:
         status["max_batch_size"] = servable.max_batch_size
         status["requests"] = stats.success.count + stats.fail.count
         status["failed"] = stats.fail.count
-        status["pending"] = servable.batcher.pending
+        status["pending"] = servable.dispatcher.pending
+        status |= servable.dispatcher.status()
         for name, quantile in (("p50_ms", 0.5), ("p99_ms", 0.99)):
             status[name] = latency_ms(stats, quantile)
     return status

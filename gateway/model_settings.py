@@ -124,6 +124,59 @@ class LimitSettings(Document, frozen=True, kw_only=True):
     """Most requests in flight for one version; 0 = no bound but the queue's."""
 
 
+class RemoteSettings(Document, frozen=True, kw_only=True):
+    """Where the model really runs: another inference server. Also the content of a version's
+    ``remote.yaml``, with ``runtime`` beside."""
+
+    urls: tuple[str, ...]
+    """``grpc://HOST:PORT``, ``grpcs://``, ``http://`` or ``https://``, one for each replica. A
+    name with several addresses stands for a replica at each."""
+    model: str = ""
+    """The model's name there; empty = the same as here."""
+    version: str = ""
+    """The version there; empty = whichever that server chooses."""
+    batching: Literal["server", "gateway"] = "server"
+    """Who forms batches: the server itself (each request is passed on alone), or the gateway."""
+    timeout_ms: NaturalInt = 0
+    """Longest time for one attempt; 0 = the request's own deadline alone."""
+    retries: NaturalInt = 2
+    """Most further attempts of one request, where it was not executed yet (or the model is
+    ``idempotent``)."""
+    retry_share: Annotated[float, Meta(ge=0, le=1)] = 0.2
+    """Most retries in proportion to requests, so that a failing server is not flooded."""
+    connections: PositiveInt = 1
+    """Connections to each replica."""
+    health_seconds: Annotated[float, Meta(gt=0)] = 2.0
+    """How often each replica is asked whether it is ready."""
+    shared_memory: bool = False
+    """Hand tensors over in shared memory (Triton on this machine only)."""
+    headers: dict[str, str] = {}
+    """Sent with each request, e.g. ``authorization``."""
+    forward_headers: tuple[str, ...] = ()
+    """The caller's headers that are passed on, besides those for tracing."""
+    ca_file: str | None = None
+    """PEM file of the authorities trusted for TLS; ``None`` = the system's."""
+
+
+class IsolationSettings(Document, frozen=True, kw_only=True):
+    """A child process for each version of the model."""
+
+    python: str | None = None
+    """A virtual environment (or its python) to run the child in; ``None`` = the gateway's own."""
+    env: dict[str, str] = {}
+    """Environment variables of the child, besides the gateway's."""
+    memory_mb: NaturalInt = 0
+    """Most memory of the child in MiB; 0 = no bound."""
+    cpus: NaturalInt = 0
+    """Processors that the child may use; 0 = all."""
+    hang_seconds: Annotated[float, Meta(gt=0)] = 60.0
+    """A batch that takes longer counts as hung: the child is killed and started again."""
+    max_restarts: NaturalInt = 5
+    """Crashes in a row (with no minute of peace between them) after which the version fails."""
+    spare: bool = True
+    """Keep a process that has imported the runtime's library ready to take over."""
+
+
 class ImageSettings(Document, frozen=True, kw_only=True):
     """How ``sluice infer --image`` turns a picture into this model's input tensor."""
 
@@ -165,6 +218,14 @@ class ModelSettings(Document, frozen=True, kw_only=True):
     limits: LimitSettings = LimitSettings()
     warmup: tuple[WarmupSettings, ...] = ()
     image: ImageSettings | None = None
+    isolation: Literal["none", "process"] | IsolationSettings = "none"
+    """``process`` (or a mapping with its settings): each version runs in a child process."""
+    idempotent: bool = False
+    """Running a request twice does no harm: it is tried again where it may have run already."""
+    decoupled: bool = False
+    """A request may have any number of answers."""
+    remote: RemoteSettings | None = None
+    """The server that runs the model, for the runtimes ``triton`` and ``oip``."""
     options: dict[str, str | int | float | bool] = {}
     """The runtime's own options (for ONNX: ``intra_op_threads``, ``graph_optimization``, ...)."""
     declared: Literal["nothing", "model.yaml", "config.pbtxt"] = "nothing"

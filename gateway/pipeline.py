@@ -14,16 +14,23 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import AsyncGenerator
+from typing import Final
 
 from gateway.admission import Admission
 from gateway.call import Call
-from gateway.errors import Cancelled, InferenceFailed, SluiceError
+from gateway.errors import Cancelled, InferenceFailed, SluiceError, Unsupported
 from gateway.routing import Route, Router
 from gateway.servable import Servable
 from gateway.telemetry.access import access_log
 from gateway.telemetry.logs import log
 from gateway.telemetry.stats import error_name, failure_reason
 from gateway.tensors import InferenceRequest, InferenceResponse
+
+MANY_ANSWERS: Final = (
+    "model '{0}' may answer a request any number of times; call it by ModelStreamInfer (gRPC) "
+    "or by POST /v2/models/{0}/generate_stream (or /generate)"
+)
 
 
 class Pipeline:
@@ -46,9 +53,11 @@ class Pipeline:
             self.admission.admit(request)
             # model, version or label, routing key → servable, from one immutable snapshot
             servable, call.route = call.chosen or self.choose(call, request)
+            if servable.decoupled:
+                raise Unsupported(MANY_ANSWERS.format(request.model))
             # shape and datatype against the model, queue bounds, deadline; then it waits, runs
             # in a batch, and ends in call.reply (encode, write) or call.fail
-            servable.batcher.submit(call)
+            servable.dispatcher.submit(call)
         except SluiceError as error:
             self._refuse(call, servable, error)
         except Exception as error:
@@ -71,12 +80,39 @@ class Pipeline:
             self.refused[call.protocol, error_name(error)] += 1
             seconds = 0.0
         else:
-            seconds = max(servable.batcher.now() - call.arrived, 0.0)
+            seconds = max(servable.dispatcher.now() - call.arrived, 0.0)
             servable.stats.failed(call.protocol, error_name(error), failure_reason(error), seconds)
         if access_log.share:
             version = "" if servable is None else servable.version
             access_log.record(call, version, error_name(error), seconds)
         call.fail(error)
+
+    async def stream(self, call: AwaitableCall) -> AsyncGenerator[InferenceResponse]:
+        """The answers to a call, as they come: one from most models, any number from decoupled
+        ones. Closing the iterator cancels the call. Raises `SluiceError`."""
+        servable: Servable | None = None
+        try:
+            request = call.decode()
+            call.request = request
+            self.admission.admit(request)
+            servable, call.route = call.chosen or self.choose(call, request)
+            if not servable.decoupled:
+                servable.dispatcher.submit(call)
+        except SluiceError as error:
+            self._refuse(call, servable, error)
+        if servable is None or not servable.decoupled:
+            try:
+                yield await call.future
+            finally:
+                call.cancel()
+            return
+        answers = servable.dispatcher.stream(call)
+        try:
+            async for response in answers:
+                response.route = call.route
+                yield response
+        finally:
+            await answers.aclose()
 
     async def infer(self, call: AwaitableCall) -> InferenceResponse:
         """Serves a call and waits for its end; being cancelled cancels it."""

@@ -1,11 +1,11 @@
-"""One loaded version, able to infer: a runtime's model plus its batcher."""
+"""One loaded version, able to infer: a runtime's model and what runs its calls."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from gateway.batching.batcher import Batcher
 from gateway.contract import Contract
+from gateway.dispatch import Dispatcher
 from gateway.model_settings import ModelSettings
 from gateway.telemetry.stats import ServableStats
 from runtimes.interface import Model
@@ -14,13 +14,13 @@ from runtimes.interface import Model
 class Servable:
     """What the routing table points at.
 
-    Whoever holds a call in the batcher keeps it alive: the lifecycle closes it only after the
-    last call has ended.
+    Whoever holds a call in the dispatcher keeps it alive: the lifecycle closes it only after
+    the last call has ended.
     """
 
     __slots__ = (
-        "_close", "_retired", "batcher", "contract", "max_batch_size", "model", "name", "runtime",
-        "settings", "stats", "version",
+        "_close", "_retired", "contract", "dispatcher", "max_batch_size", "model", "name",
+        "runtime", "settings", "stats", "version",
     )  # fmt: skip
 
     def __init__(
@@ -28,7 +28,7 @@ class Servable:
         name: str,
         version: str,
         model: Model,
-        batcher: Batcher,
+        dispatcher: Dispatcher,
         contract: Contract,
         settings: ModelSettings,
         *,
@@ -39,23 +39,28 @@ class Servable:
         self.name = name
         self.version = version
         self.model = model
-        self.batcher = batcher
+        self.dispatcher = dispatcher
         self.contract = contract
         self.settings = settings
         self.runtime = runtime
         self.max_batch_size = max_batch_size
-        self.stats: ServableStats = batcher.stats
+        self.stats: ServableStats = dispatcher.stats
         self._close = close
         self._retired = False
 
     @property
+    def decoupled(self) -> bool:
+        """Whether a request may have any number of answers."""
+        return self.model.decoupled
+
+    @property
     def idle(self) -> bool:
         """Whether no call waits or runs."""
-        return self.batcher.pending == 0
+        return self.dispatcher.pending == 0
 
     def close(self) -> None:
         """Gives everything back; the lifecycle calls it once, when idle."""
         if not self._retired:
             self._retired = True
-            self.batcher.close()
+            self.dispatcher.close()
             self._close()

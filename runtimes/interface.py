@@ -3,19 +3,59 @@
 A runtime is cheap to make and touches its library only when it loads something. It registers
 as an entry point in the group ``sluicegate.runtimes``; the built-in ones do the same.
 ``runtimes.conformance`` is a test suite for anything written against this module.
+
+A loaded version is a `Model` (computes in the caller's thread), an `AsyncModel` (answers
+later, without a thread for each batch) or a `ForwardingModel` (passes whole requests on).
 """
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from gateway.model_settings import ModelSettings
-from gateway.tensors import Array, Parameter, TensorSpec
+from gateway.tensors import Array, InferenceRequest, InferenceResponse, Parameter, TensorSpec
 
-__all__ = ["Artifact", "Model", "Runtime", "RuntimeReport"]
+__all__ = [
+    "Artifact",
+    "AsyncModel",
+    "ForwardingModel",
+    "Headers",
+    "Host",
+    "Model",
+    "Runtime",
+    "RuntimeReport",
+]
+
+Outputs = Mapping[str, Array]
+Headers = Callable[[str], str | None]
+"""Value of a caller's header or metadata key (lower case), `None` where there is none."""
+
+
+class Host(Protocol):
+    """What the gateway offers to the models in it. `call` and `stream` are for any thread but
+    the loop's."""
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """Where `AsyncModel.infer_async` is awaited."""
+
+    def call(self, request: InferenceRequest) -> Future[InferenceResponse]:
+        """Sends a request to a model of this gateway; cancelling the future cancels it.
+
+        `request.timeout_us` is its deadline. The future raises `SluiceError`.
+        """
+
+    def stream(self, request: InferenceRequest) -> Iterator[InferenceResponse]:
+        """The answers of a model, as they come; closing the iterator cancels the request.
+
+        Raises `SluiceError` while iterated over.
+        """
 
 
 @dataclass(frozen=True)
@@ -26,6 +66,8 @@ class Artifact:
     version: str
     path: Path
     settings: ModelSettings
+    host: Host | None = field(default=None, compare=False, repr=False)
+    """The gateway that loads it; `None` where there is none, as in a test."""
 
     def file(self, default: str) -> Path:
         """The artifact's file: as the settings name it, else `default`."""
@@ -58,13 +100,19 @@ class Model(ABC):
     platform: str = ""
     """As in the metadata answer, e.g. ``onnxruntime_onnx``."""
     instances: int = 1
-    """How many `infer` calls may run at the same time."""
+    """How many `infer` or `stream` calls may run at the same time."""
     batch_dimension: bool = False
     """Whether every input and output shares one symbolic first dimension."""
     parameters_matter: bool = False
     """Whether `infer` looks at parameters; if so only equal ones share a batch."""
-    accepts_wire: bool = False
-    """Whether the request's undecoded bytes are of use to this model."""
+    stateful: bool = False
+    """Whether an answer depends on earlier requests: never batched, never run twice."""
+    decoupled: bool = False
+    """Whether a request has any number of answers: `stream` is called instead of `infer`."""
+    probed: bool = True
+    """Whether made-up rows may be run when it is loaded, to find out if it can be batched."""
+    max_batch_size: int | None = None
+    """Most rows of a batch, where the artifact itself says so; 0 = never batched."""
 
     @abstractmethod
     def infer(
@@ -72,7 +120,7 @@ class Model(ABC):
         inputs: Mapping[str, Array],
         outputs: Sequence[str],
         parameters: Mapping[str, Parameter],
-    ) -> Mapping[str, Array]:
+    ) -> Outputs:
         """Runs the model once.
 
         `inputs` are read-only arrays of the declared datatypes (BYTES: object arrays of
@@ -83,14 +131,94 @@ class Model(ABC):
         `gateway.errors.InferenceFailed` (or anything else) when the model is.
         """
 
+    def stream(
+        self,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        parameters: Mapping[str, Parameter],
+    ) -> Iterator[Outputs]:
+        """The answers to one request, none or more; for `decoupled` models alone.
+
+        Runs in a thread. When the caller goes away the iterator is closed: a generator sees
+        `GeneratorExit` at its `yield`. Raises like `infer`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is decoupled, but has no stream()")
+
     def close(self) -> None:  # noqa: B027 - most models have nothing to give back
         """Gives memory and devices back. Nothing is running when it is called."""
+
+
+class AsyncModel(Model):
+    """A model whose work is done elsewhere: awaited on `loop`, which it must never block."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+
+    @abstractmethod
+    async def infer_async(
+        self,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        parameters: Mapping[str, Parameter],
+    ) -> Outputs:
+        """As `infer`; `instances` of them at most are awaited at once. Being cancelled stops
+        the work."""
+
+    def infer(
+        self,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        parameters: Mapping[str, Parameter],
+    ) -> Outputs:
+        """The same for threads other than the loop's, such as the one that loads."""
+        work = self.infer_async(inputs, outputs, parameters)
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+
+    def stream_async(
+        self,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        parameters: Mapping[str, Parameter],
+    ) -> AsyncIterator[Outputs]:
+        """As `stream`, iterated over on `loop` and closed (`aclose`) when the caller is gone."""
+        raise NotImplementedError(f"{type(self).__name__} is decoupled, but has no stream_async()")
+
+
+class ForwardingModel(AsyncModel):
+    """A model on another server: whole requests go there, undecoded where that is possible."""
+
+    batches_itself: bool = True
+    """Whether each request is passed on by `forward`; else the gateway forms batches and calls
+    `infer_async`."""
+
+    @abstractmethod
+    async def forward(
+        self, request: InferenceRequest, deadline: float | None, headers: Headers
+    ) -> InferenceResponse:
+        """The server's answer to one request, under our name and version of the model.
+
+        `request.wire`, where it is not `None`, is the request as a serialized
+        ``ModelInferRequest`` with raw contents; then the answer may be `wire` as well.
+        `deadline` is in seconds of `time.perf_counter`. Raises `SluiceError`.
+        """
+
+    def forward_stream(
+        self, request: InferenceRequest, deadline: float | None, headers: Headers
+    ) -> AsyncIterator[InferenceResponse]:
+        """The same for decoupled models."""
+        raise NotImplementedError(f"{type(self).__name__} is decoupled, but has no forward_stream")
+
+    def status(self) -> dict[str, object]:
+        """What `sluice models` shows beside: endpoints and their health."""
+        return {}
 
 
 class Runtime(ABC):
     """A kind of model that can be served."""
 
     name: str
+    preload: tuple[str, ...] = ()
+    """Modules that take long to import, for processes that wait to take over from another."""
 
     @abstractmethod
     def report(self) -> RuntimeReport:
@@ -103,6 +231,11 @@ class Runtime(ABC):
     @abstractmethod
     def estimate(self, artifact: Artifact) -> int:
         """Upper bound of the memory that loading takes, in bytes."""
+
+    def executes_code(self, artifact: Artifact) -> str:
+        """What of `artifact` runs as code when it is loaded or used, e.g. ``model.py``; empty
+        where nothing does. Such artifacts are loaded from trusted sources alone."""
+        return ""
 
     @abstractmethod
     def load(self, artifact: Artifact) -> Model:

@@ -8,8 +8,8 @@ most urgent gives the next batch.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any, Final
 
 from gateway.batching.assembly import Splitter
 from gateway.batching.clock import Clock, Timer
@@ -69,6 +69,8 @@ class Batcher:
         self.waiting_rows = 0
         self.waiting_bytes = 0
         self.waiting = 0
+        self.on_broken: Callable[[str], object] | None = None
+        self.instances = policy.instances
         self._runner = runner
         self._splitter = splitter
         self._clock = clock
@@ -545,6 +547,14 @@ class Batcher:
         for call in alive:
             if call.deadline is not None:
                 self._watch_deadline(call.deadline)
+
+    def stream(self, call: Call) -> AsyncGenerator[InferenceResponse]:
+        """Batches give one answer a call: see `Pipeline.stream`."""
+        raise NotImplementedError
+
+    def status(self) -> dict[str, Any]:
+        """Nothing that other dispatchers do not have as well."""
+        return {}
 
     def close(self) -> None:
         """Gives the threads back. Nothing may be pending."""

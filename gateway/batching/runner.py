@@ -1,7 +1,9 @@
-"""Runs batches: here when they are cheap, in a thread of the instance's when they are not."""
+"""Runs batches: on the loop when they are cheap, in a thread of the instance's when they are
+not, and as a task where the model computes elsewhere."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
@@ -11,7 +13,7 @@ from typing import Protocol
 from gateway.batching.assembly import assemble, check_rows, wanted_outputs
 from gateway.call import Call
 from gateway.tensors import Array
-from runtimes.interface import Model
+from runtimes.interface import AsyncModel, Model
 
 
 class Batch:
@@ -116,3 +118,37 @@ class ModelRunner:
         for _ in self._threads:
             self._work.put(None)
         self._threads = []
+
+
+class AsyncRunner:
+    """Runs batches of a model that answers later: one task a batch, on the owning loop."""
+
+    def __init__(self, model: AsyncModel, *, batched: bool) -> None:
+        self._model = model
+        self._batched = batched
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def run(self, batch: Batch, done: Callable[[Batch], None], *, here: bool) -> None:
+        task = self._loop.create_task(self._run(batch, done))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, batch: Batch, done: Callable[[Batch], None]) -> None:
+        model = self._model
+        batch.started = perf_counter()
+        try:
+            inputs = assemble(batch.calls, batch.rows)
+            batch.assembled = perf_counter()
+            parameters = batch.calls[0].request.parameters if model.parameters_matter else None
+            outputs = await model.infer_async(inputs, wanted_outputs(batch.calls), parameters or {})
+            if self._batched:
+                check_rows(outputs, batch.rows)
+            batch.outputs = outputs
+        except Exception as error:
+            batch.error = error
+        batch.finished = perf_counter()
+        done(batch)
+
+    def close(self) -> None:
+        """Nothing is pending, so there is nothing to give back."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Iterable, Iterator
-from contextlib import closing
 from dataclasses import dataclass
 
 from gateway.batching.clock import LoopClock
@@ -14,7 +12,9 @@ from gateway.errors import SluiceError
 from gateway.lifecycle.loader import Loader, one_line
 from gateway.registries.base import AspiredModel
 from gateway.registries.sources import open_registry
+from gateway.trust import Trust
 from runtimes.discovery import choose, load_runtimes
+from runtimes.hosts import LoopHost
 from runtimes.interface import Artifact, Runtime
 
 
@@ -34,8 +34,11 @@ def check_sources(sources: Iterable[str], *, load: bool) -> list[Finding]:
     # What is ignored is in the report; no need to log it as well.
     logging.getLogger("sluice").setLevel(logging.ERROR)
     runtimes = load_runtimes()
-    with closing(asyncio.new_event_loop()) as loop:
-        loader = Loader(runtimes, BatchingConfig(), LoopClock(loop)) if load else None
+    sources = tuple(sources)
+    with LoopHost() as host:
+        trust = Trust(source for source in sources if "://" not in source)
+        clock = LoopClock(host.loop)
+        loader = Loader(runtimes, BatchingConfig(), clock, trust, host) if load else None
         return look_through(sources, runtimes, loader)
 
 

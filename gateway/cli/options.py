@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
+from gateway.config import LISTS
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_URL = "http://127.0.0.1:8080"
@@ -46,5 +48,5 @@ def parse_settings(settings: Iterable[str]) -> dict[str, str | list[str]]:
             raise click.BadParameter(
                 f"'{text}' must be KEY=VALUE, such as drain.grace=3", param_hint="'--set'"
             )
-        flags[key] = value.split(",") if key == "sources" else value
+        flags[key] = value.split(",") if key in LISTS else value
     return flags

@@ -52,8 +52,10 @@ def serve(
     Ctrl-C stops when the requests in flight are answered; SIGTERM waits drain.grace seconds
     first. A second signal cuts that grace short, or stops at once.
     """
+    from msgspec.structs import replace
+
     from gateway.cli.options import parse_settings
-    from gateway.config import load_config
+    from gateway.config import TrustConfig, load_config
 
     flags: dict[str, Any] = parse_settings(settings)
     named = {
@@ -65,7 +67,11 @@ def serve(
         "strict": strict,
     }
     flags.update({key: value for key, value in named.items() if value})
-    config, _ = load_config(file, flags)
+    config, origin = load_config(file, flags)
+    if config.trust.code is None and origin.get("sources") == "command line":
+        # Who names a directory here means its models; a URL may hold anybody's.
+        local = tuple(s for s in config.sources if "://" not in s or s.startswith("file://"))
+        config = replace(config, trust=TrustConfig(code=local))
     if not config.sources:
         raise click.UsageError("give a SOURCE, such as examples/models")
 

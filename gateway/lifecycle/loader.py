@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from gateway.batching.assembly import Splitter
-from gateway.batching.batcher import Batcher
 from gateway.batching.clock import LoopClock
-from gateway.batching.policy import BatchPolicy
-from gateway.batching.runner import ModelRunner
 from gateway.config import BatchingConfig
-from gateway.contract import Contract
 from gateway.errors import ModelLoadError, SluiceError
+from gateway.lifecycle.dispatchers import contract_of, make_dispatcher
 from gateway.lifecycle.probe import Findings, examine
-from gateway.model_settings import BatchingSettings, ModelSettings
+from gateway.model_settings import ModelSettings
 from gateway.registries.base import AspiredVersion
 from gateway.servable import Servable
-from gateway.telemetry.stats import ServableStats
+from gateway.trust import Trust
 from runtimes.cpus import usable_cores
 from runtimes.discovery import choose
-from runtimes.interface import Artifact, Model, Runtime
+from runtimes.interface import Artifact, Host, Model, Runtime
+
+if TYPE_CHECKING:
+    from gateway.isolation.nursery import Nursery
 
 
 @dataclass
@@ -47,15 +47,28 @@ def inline_us(config: BatchingConfig) -> int:
 
 
 class Loader:
-    """Loads versions and makes servables of them."""
+    """Loads versions and makes servables of them.
+
+    `nursery` starts the child processes of isolated models, `host` is what models see of the
+    gateway; without them, models that need one do not load.
+    """
 
     def __init__(
-        self, runtimes: Mapping[str, Runtime], config: BatchingConfig, clock: LoopClock
+        self,
+        runtimes: Mapping[str, Runtime],
+        config: BatchingConfig,
+        clock: LoopClock,
+        trust: Trust,
+        host: Host | None = None,
+        nursery: Nursery | None = None,
     ) -> None:
         self._runtimes = runtimes
         self._config = config
         self._inline_seconds = inline_us(config) / 1e6
         self._clock = clock
+        self._trust = trust
+        self._host = host
+        self._nursery = nursery
 
     def load(
         self,
@@ -68,80 +81,62 @@ class Loader:
 
         Raises `SluiceError`, for whatever goes wrong.
         """
-        artifact = Artifact(name, aspired.version, aspired.path, settings)
+        artifact = Artifact(name, aspired.version, aspired.path, settings, self._host)
         runtime = choose(artifact, self._runtimes)
-        try:
-            model = runtime.load(artifact)
-        except SluiceError:
-            raise
-        except Exception as error:
-            raise ModelLoadError(f"{type(error).__name__}: {one_line(error)}") from error
-        warming(runtime.name)
-        try:
-            findings = examine(model, settings, self._config.max_batch_size, aspired.path.parent)
-        except BaseException:
-            model.close()
-            raise
+        code = runtime.executes_code(artifact)
+        if code:
+            self._trust.check(code, aspired.path, aspired.source)
+        if settings.isolation != "none":
+            return self._load_in_child(artifact, runtime, warming)
+        return load_here(artifact, runtime, self._config.max_batch_size, warming)
+
+    def _load_in_child(
+        self, artifact: Artifact, runtime: Runtime, warming: Callable[[str], object]
+    ) -> Loaded:
+        if self._nursery is None:
+            raise ModelLoadError("isolation: there is no gateway to run a child process")
+        model, findings = self._nursery.load(artifact, runtime, warming)
         return Loaded(model, runtime.name, findings)
 
     def servable(
         self, name: str, version: str, loaded: Loaded, settings: ModelSettings
     ) -> Servable:
         """The servable over a loaded model; on the event loop."""
-        model = loaded.model
-        batched = loaded.findings.max_batch_size > 0
-        contract = Contract(
-            model.inputs,
-            model.outputs,
-            batched=batched,
-            parameters_matter=model.parameters_matter,
-        )
-        batching = settings.batching
-        if not batched:
-            # One request at a time; everything else about waiting stays as it was set.
-            batching = without_batching(batching)
-        policy = BatchPolicy(
-            batching,
-            max_rows=max(loaded.findings.max_batch_size, 1),
-            instances=max(model.instances, 1),
-            inline_seconds=self._inline_seconds,
-            limits=settings.limits,
-        )
-        label = f"{name}/{version}"
-        runner = ModelRunner(
-            model,
-            batched=batched,
-            instances=policy.instances,
-            name=label,
-            call_soon_threadsafe=self._clock.call_soon_threadsafe,
-        )
-        batcher = Batcher(
-            label,
-            contract,
-            policy,
-            runner,
-            Splitter(name, version, model.outputs),
-            self._clock,
-            ServableStats(),
-            loaded.findings.curve,
+        model, findings = loaded.model, loaded.findings
+        contract = contract_of(model, findings)
+        dispatcher = make_dispatcher(
+            name, version, model, findings, contract, settings, self._clock, self._inline_seconds
         )
         return Servable(
             name,
             version,
             model,
-            batcher,
+            dispatcher,
             contract,
             settings,
             runtime=loaded.runtime,
-            max_batch_size=loaded.findings.max_batch_size,
+            max_batch_size=findings.max_batch_size,
             close=model.close,
         )
 
 
-def without_batching(batching: BatchingSettings) -> BatchingSettings:
-    from msgspec.structs import replace
-
-    return replace(batching, enabled=False, preferred_sizes=(), max_delay_us=0)
+def load_here(
+    artifact: Artifact, runtime: Runtime, max_batch_size: int, warming: Callable[[str], object]
+) -> Loaded:
+    """Loads and warms up in this process; blocking. Raises `SluiceError`."""
+    try:
+        model = runtime.load(artifact)
+    except SluiceError:
+        raise
+    except Exception as error:
+        raise ModelLoadError(f"{type(error).__name__}: {one_line(error)}") from error
+    warming(runtime.name)
+    try:
+        findings = examine(model, artifact.settings, max_batch_size, artifact.path.parent)
+    except BaseException:
+        model.close()
+        raise
+    return Loaded(model, runtime.name, findings)
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:

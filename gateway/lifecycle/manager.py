@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Final
 
 from gateway.config import LifecycleConfig
-from gateway.errors import SluiceError
+from gateway.errors import ModelLoadError, SluiceError
 from gateway.lifecycle.loader import Loaded, Loader, one_line
 from gateway.lifecycle.model import ManagedModel
 from gateway.lifecycle.policy import Load, Unload, next_action
@@ -202,6 +202,8 @@ class Manager:
 
     def _loaded(self, name: str, record: Record, loaded: Loaded, took: float) -> None:
         self.loads["ok"] += 1
+        assert record.servable is not None
+        record.servable.dispatcher.on_broken = lambda cause: self._broken(name, record, cause)
         self.load_seconds += took
         record.runtime = loaded.runtime
         notes = "; ".join(loaded.findings.notes)
@@ -228,6 +230,16 @@ class Manager:
             "%s/%s failed to load: %s (next try in %.0f s)", name, record.version, cause, pause
         )
         asyncio.get_running_loop().call_later(pause + 0.01, self._reconcile, name)
+
+    def _broken(self, name: str, record: Record, cause: str) -> None:
+        """A ready version can run nothing any more: out of the routes, and loaded anew later."""
+        servable = record.servable
+        if record.state != State.READY or servable is None:
+            return
+        record.servable = None
+        self._load_failed(name, record, ModelLoadError(cause))
+        self._reconcile(name)
+        self._spawn(asyncio.to_thread(servable.close))
 
     def _start_unload(self, model: ManagedModel, action: Unload) -> None:
         record = action.record

@@ -74,8 +74,17 @@ def examine(model: Model, settings: ModelSettings, default_max: int, folder: Pat
     Raises `ModelLoadError` when a declared warm-up fails or a declared batch is impossible.
     """
     findings = Findings(0)
-    if settings.max_batch_size is not None:
-        findings.max_batch_size = declared_batch(model, settings.max_batch_size, findings.notes)
+    declared = settings.max_batch_size
+    if declared is None:
+        declared = model.max_batch_size
+    if model.decoupled or model.stateful:
+        # Answers of several requests at once cannot be told apart.
+        return findings
+    if not model.probed:
+        findings.max_batch_size = declared or 0
+        return findings
+    if declared is not None:
+        findings.max_batch_size = declared_batch(model, declared, findings.notes)
     elif not model.batch_dimension:
         findings.notes.append("not batched: inputs and outputs share no symbolic first dimension")
     else:

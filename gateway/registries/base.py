@@ -18,6 +18,8 @@ class AspiredVersion:
     version: str
     path: Path
     fingerprint: Hashable
+    source: str = ""
+    """Where the files came from, if they were fetched; empty: they were here, at `path`."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ CONFIG_PBTXT: Final = "config.pbtxt"
 
 _INTERNAL: Final = frozenset({"declared", "triton_config"})
 _LATER: Final = {
-    "isolation": "models run in the gateway's own process; remove the key",
     "on_demand": "every version is loaded when the gateway starts; remove the key",
 }
 

@@ -134,8 +134,8 @@ def own_metrics(servables: Iterable[Servable]) -> Iterator[Metric]:
         add_histogram(rows, key, stats.batch_rows)
         for reason, count in list(stats.closed.items()):
             closed.add_metric([*key, reason], count)
-        waiting.add_metric(key, servable.batcher.waiting)
-        waiting_rows.add_metric(key, servable.batcher.waiting_rows)
+        waiting.add_metric(key, servable.dispatcher.waiting)
+        waiting_rows.add_metric(key, servable.dispatcher.waiting_rows)
     yield from (requests, latency, queue, execute, rows, closed, waiting, waiting_rows)
 
 
@@ -165,7 +165,7 @@ def triton_metrics(servables: Iterable[Servable]) -> Iterator[Metric]:
             add(failure, {**labels, "reason": reason}, stats.failures[reason])
         add(count, labels, stats.inference_count)
         add(execs, labels, stats.execution_count)
-        add(pending, labels, servable.batcher.waiting)
+        add(pending, labels, servable.dispatcher.waiting)
         for name, attribute, _ in durations:
             add(families[name], labels, getattr(stats, attribute).ns // 1000)
     yield from (success, failure, count, execs, pending, *families.values())

@@ -60,8 +60,8 @@ class Rig:
         """Takes note of every servable there is (by its batcher), without keeping it."""
         route = self.gateway.router.table.get("m")
         for servable in route.versions.values() if route is not None else ():
-            if servable.batcher not in self.seen:
-                self.seen.add(servable.batcher)
+            if servable.dispatcher not in self.seen:
+                self.seen.add(servable.dispatcher)
                 self.ever += 1
                 self.models.append(servable.model)
 
@@ -199,7 +199,7 @@ async def run(rig: Rig, plan: Callable[[Rig, Load], Any], swaps: int) -> None:
 
 async def check_nothing_is_left(rig: Rig) -> None:
     """Of all servables there ever were, only those in the table are there."""
-    current = {id(s.batcher) for s in rig.gateway.router.table["m"].versions.values()}
+    current = {id(s.dispatcher) for s in rig.gateway.router.table["m"].versions.values()}
     assert rig.ever > len(current)
     open_models = [model for model in rig.models if model._session is not None]
     assert len(open_models) == len(current)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -38,6 +39,7 @@ class FakeServable:
         self.label = label
         self.model = model
         self.idle = True
+        self.dispatcher = SimpleNamespace(on_broken=None)
 
     def close(self) -> None:
         assert self.idle, "closed while a request held it"

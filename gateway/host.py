@@ -1,0 +1,63 @@
+"""What models in this gateway see of it: its event loop, and the other models."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator
+from concurrent.futures import Future
+from time import perf_counter
+
+from gateway.pipeline import AwaitableCall, Pipeline
+from gateway.tensors import InferenceRequest, InferenceResponse
+
+
+class ModelCall(AwaitableCall):
+    """A request that another model of the gateway makes."""
+
+    __slots__ = ()
+    protocol = "model"
+
+    def __init__(self, request: InferenceRequest) -> None:
+        now = perf_counter()
+        timeout = request.timeout_us
+        super().__init__(request, now, now + timeout / 1e6 if timeout else None)
+
+
+class PipelineHost:
+    """`runtimes.interface.Host` over the pipeline. `call` and `stream` are for other threads."""
+
+    def __init__(self, pipeline: Pipeline, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._pipeline = pipeline
+
+    def call(self, request: InferenceRequest) -> Future[InferenceResponse]:
+        """See `Host.call`."""
+        return asyncio.run_coroutine_threadsafe(self._infer(request), self.loop)
+
+    async def _infer(self, request: InferenceRequest) -> InferenceResponse:
+        self._pipeline.admission.in_flight += 1
+        try:
+            return await self._pipeline.infer(ModelCall(request))
+        finally:
+            self._pipeline.admission.in_flight -= 1
+
+    def stream(self, request: InferenceRequest) -> Iterator[InferenceResponse]:
+        """See `Host.stream`."""
+        answers = self._answers(request)
+        try:
+            while True:
+                step = asyncio.run_coroutine_threadsafe(anext(answers, None), self.loop)
+                response = step.result()
+                if response is None:
+                    return
+                yield response
+        finally:
+            asyncio.run_coroutine_threadsafe(answers.aclose(), self.loop).result()
+
+    async def _answers(self, request: InferenceRequest) -> AsyncGenerator[InferenceResponse]:
+        self._pipeline.admission.in_flight += 1
+        try:
+            async for response in self._pipeline.stream(ModelCall(request)):
+                yield response
+        finally:
+            self._pipeline.admission.in_flight -= 1
