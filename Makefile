@@ -59,8 +59,8 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/.run: EXTRAS = onnx,image
-$(VENV)/.test: EXTRAS = onnx,image,test
-$(VENV)/.dev: EXTRAS = onnx,image,test,dev
+$(VENV)/.test: EXTRAS = onnx,torch,image,test
+$(VENV)/.dev: EXTRAS = onnx,torch,image,test,dev
 $(VENV)/.bench: EXTRAS = onnx,bench
 $(VENV)/.%: $(BIN)/python pyproject.toml constraints.txt
 	@echo "Installing sluicegate[$(EXTRAS)] into $(VENV) ..."

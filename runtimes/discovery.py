@@ -14,8 +14,16 @@ from runtimes.interface import Artifact, Model, Runtime, RuntimeReport
 log = logging.getLogger(__name__)
 
 GROUP: Final = "sluicegate.runtimes"
-BUILT_IN: Final = {"onnx": "runtimes.onnx:OnnxRuntime"}
-"""For a checkout that is not installed; the installed package has the same as entry points."""
+BUILT_IN: Final = {
+    "oip": "runtimes.remote.oip:OipRuntime",
+    "triton": "runtimes.remote.triton:TritonRuntime",
+    "mlflow": "runtimes.mlflow:MlflowRuntime",
+    "onnx": "runtimes.onnx:OnnxRuntime",
+    "torch": "runtimes.torch:TorchRuntime",
+    "python": "runtimes.python:PythonRuntime",
+}
+"""For a checkout that is not installed; the installed package has the same as entry points.
+An artifact that several could load is taken by the first of them."""
 
 
 class BrokenRuntime(Runtime):
@@ -48,6 +56,7 @@ def load_runtimes() -> dict[str, Runtime]:
     A plugin that cannot be imported is there as a `BrokenRuntime`; it never stops the others.
     """
     points = {name: EntryPoint(name, target, GROUP) for name, target in BUILT_IN.items()}
+    # Those of the installed package keep their places.
     for point in sorted(entry_points(group=GROUP), key=lambda p: p.name):
         points[point.name] = point
     return {name: _make(point) for name, point in points.items()}

@@ -1,0 +1,1 @@
+"""Models on other inference servers: one mechanism for all of them."""
