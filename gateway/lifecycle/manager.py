@@ -215,7 +215,9 @@ class Manager:
             name, record.version, loaded.runtime, took, notes or batches,
         )  # fmt: skip
 
-    def _load_failed(self, name: str, record: Record, error: Exception) -> None:
+    def _load_failed(
+        self, name: str, record: Record, error: Exception, what: str = "failed to load"
+    ) -> None:
         record.attempts += 1
         self.loads["failed"] += 1
         pause = self._config.retry_seconds * 2 ** min(record.attempts - 1, 5)
@@ -226,9 +228,7 @@ class Manager:
             else (f"{type(error).__name__}: {one_line(error)}")
         )
         record.move(State.FAILED, cause)
-        log.error(
-            "%s/%s failed to load: %s (next try in %.0f s)", name, record.version, cause, pause
-        )
+        log.error("%s/%s %s: %s (next try in %.0f s)", name, record.version, what, cause, pause)
         asyncio.get_running_loop().call_later(pause + 0.01, self._reconcile, name)
 
     def _broken(self, name: str, record: Record, cause: str) -> None:
@@ -237,7 +237,7 @@ class Manager:
         if record.state != State.READY or servable is None:
             return
         record.servable = None
-        self._load_failed(name, record, ModelLoadError(cause))
+        self._load_failed(name, record, ModelLoadError(cause), "broke")
         self._reconcile(name)
         self._spawn(asyncio.to_thread(servable.close))
 

@@ -18,6 +18,7 @@ from gateway.errors import ModelLoadError, ModelNotReady, UnknownModel
 from gateway.lifecycle.loader import Loaded
 from gateway.lifecycle.manager import Manager
 from gateway.lifecycle.probe import Findings
+from gateway.lifecycle.states import State
 from gateway.model_settings import ModelSettings
 from gateway.registries.base import AspiredModel, AspiredVersion
 from gateway.registries.traffic import Traffic
@@ -435,5 +436,28 @@ def test_labels_follow_the_split() -> None:
             assert w.answers("stable") == "m/1"
             assert w.answers("canary") == "m/2"
             assert w.answers("blue") == "m/2"
+
+    run(test)
+
+
+def test_a_version_that_breaks_while_it_serves_leaves_the_routes_and_is_loaded_anew() -> None:
+    async def test() -> None:
+        async with world(retry_seconds=0.05) as w:
+            w.apply(model("1", "2", weights={"1": 1, "2": 1}))
+            await w.settled()
+            (record,) = (r for r in w.manager.models["m"].records if r.version == "2")
+            servable: Any = record.servable
+            gate = w.loader.shut("2")
+            servable.dispatcher.on_broken("the child crashed 6 times: Killed")
+            assert w.split() == {"1": 1.0}
+            assert record.state == State.FAILED
+            assert w.manager.failed() == {"m/2": "the child crashed 6 times: Killed"}
+            await w.until(lambda: servable.model.closed == 1)
+            await w.until(lambda: w.states()["2"] == ["loading"])
+            # Told twice, or too late, it changes nothing.
+            servable.dispatcher.on_broken("again")
+            gate.set()
+            await w.until(lambda: w.states()["2"] == ["ready"])
+            assert w.split() == {"1": 1.0, "2": 1.0}
 
     run(test)
