@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from gateway.errors import InvalidRequest, printable
-from gateway.tensors import InferenceRequest, Signature, Tensor, TensorSpec
+from gateway.tensors import InferenceRequest, Parameter, Signature, Tensor, TensorSpec
 
 FOR_THE_GATEWAY: Final = frozenset(
     (
@@ -15,6 +15,15 @@ FOR_THE_GATEWAY: Final = frozenset(
     )
 )  # fmt: skip
 """Reserved parameters: they never say anything to a model."""
+
+
+def for_the_model(parameters: Mapping[str, Parameter] | None) -> dict[str, Parameter]:
+    """The parameters that a model may see: those that are not reserved."""
+    return {
+        name: value
+        for name, value in (parameters or {}).items()
+        if name not in FOR_THE_GATEWAY and not name.startswith("triton_")
+    }
 
 
 class Contract:
@@ -66,12 +75,10 @@ class Contract:
 
     def signature(self, request: InferenceRequest) -> Signature:
         """The request's signature with the parameters that matter to the model."""
-        parameters = request.parameters or {}
         # The type as well: 1, 1.0 and True are equal, but not the same to a model.
         matter = sorted(
             (name, type(value).__name__, value)
-            for name, value in parameters.items()
-            if name not in FOR_THE_GATEWAY
+            for name, value in for_the_model(request.parameters).items()
         )
         return (*request.signature, *matter)
 

@@ -118,6 +118,7 @@ class Facts:
             max_batch_size=servable.max_batch_size,
             runtime=servable.runtime,
             instances=servable.dispatcher.instances,
+            decoupled=servable.decoupled,
         )
 
     # --- statistics
@@ -290,6 +291,9 @@ def statistics_json(servable: Servable) -> dict[str, Any]:
             }
             for rows, size in sorted(stats.batch_sizes.items())
         ],
-        "response_stats": {},
+        "response_stats": {
+            str(index): {"compute_infer": duration(each), "success": duration(each)}
+            for index, each in enumerate(stats.answers)
+        },
         "memory_usage": [],
     }

@@ -32,6 +32,9 @@ MANY_ANSWERS: Final = (
     "or by POST /v2/models/{0}/generate_stream (or /generate)"
 )
 
+Answers = AsyncGenerator[InferenceResponse]
+"""Answers to one call, as they come."""
+
 
 class Pipeline:
     """Everything between the servers and the runtimes. Owned by the event loop."""
@@ -42,8 +45,12 @@ class Pipeline:
         self.refused: Counter[tuple[str, str]] = Counter()
         """(protocol, code) → requests that ended before a version was chosen."""
 
-    def serve(self, call: Call) -> None:
-        """Takes a call all the way into its servable's waiting line; never raises."""
+    def serve(self, call: Call, *, many: bool = False) -> Answers | None:
+        """Takes a call all the way into its servable's waiting line; never raises.
+
+        `many` says that the caller takes any number of answers. Those of a decoupled model are
+        then returned, to be iterated over and closed; every other call ends by itself.
+        """
         servable: Servable | None = None
         try:
             # bytes → tensors; the codec checks all that can be checked without the model
@@ -54,7 +61,9 @@ class Pipeline:
             # model, version or label, routing key → servable, from one immutable snapshot
             servable, call.route = call.chosen or self.choose(call, request)
             if servable.decoupled:
-                raise Unsupported(MANY_ANSWERS.format(request.model))
+                if not many:
+                    raise Unsupported(MANY_ANSWERS.format(request.model))
+                return servable.dispatcher.stream(call)
             # shape and datatype against the model, queue bounds, deadline; then it waits, runs
             # in a batch, and ends in call.reply (encode, write) or call.fail
             servable.dispatcher.submit(call)
@@ -63,6 +72,7 @@ class Pipeline:
         except Exception as error:
             log.exception("unexpected error on the request path")
             self._refuse(call, servable, InferenceFailed(f"internal error: {type(error).__name__}"))
+        return None
 
     def choose(self, call: Call, request: InferenceRequest) -> tuple[Servable, str]:
         """The servable that answers, and why it. Raises `NotFound` or `ModelNotReady`."""
@@ -87,32 +97,26 @@ class Pipeline:
             access_log.record(call, version, error_name(error), seconds)
         call.fail(error)
 
-    async def stream(self, call: AwaitableCall) -> AsyncGenerator[InferenceResponse]:
+    async def stream(self, call: AwaitableCall) -> Answers:
         """The answers to a call, as they come: one from most models, any number from decoupled
         ones. Closing the iterator cancels the call. Raises `SluiceError`."""
-        servable: Servable | None = None
+        answers = self.serve(call, many=True)
         try:
-            request = call.decode()
-            call.request = request
-            self.admission.admit(request)
-            servable, call.route = call.chosen or self.choose(call, request)
-            if not servable.decoupled:
-                servable.dispatcher.submit(call)
-        except SluiceError as error:
-            self._refuse(call, servable, error)
-        if servable is None or not servable.decoupled:
-            try:
+            if answers is None:
                 yield await call.future
-            finally:
-                call.cancel()
-            return
-        answers = servable.dispatcher.stream(call)
-        try:
+                return
             async for response in answers:
                 response.route = call.route
                 yield response
+        except (SluiceError, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            log.exception("unexpected error in a stream of answers")
+            raise InferenceFailed(f"internal error: {type(error).__name__}") from None
         finally:
-            await answers.aclose()
+            if answers is not None:
+                await answers.aclose()
+            call.cancel()
 
     async def infer(self, call: AwaitableCall) -> InferenceResponse:
         """Serves a call and waits for its end; being cancelled cancels it."""

@@ -185,10 +185,7 @@ class Tensor:
         return len(self.data)
 
     def check_data(self) -> None:
-        """Raises `InvalidRequest` unless the bytes are a tensor of this shape and datatype.
-
-        Looked into here, so that a broken one harms nobody else's batch.
-        """
+        """Raises `InvalidRequest` unless the bytes are a tensor of this shape and datatype."""
         if self.datatype is BYTES:
             _ = self.array
             return
@@ -323,7 +320,9 @@ class InferenceRequest:
 
     `outputs` names the requested outputs, empty for all. `signature` and `rows` describe the
     inputs for batching (first dimension = rows). `timeout_us` and `priority` come from the
-    reserved parameters, 0 when absent.
+    reserved parameters, 0 when absent. `wire`, where it is not `None`, is the request as a
+    serialized ``ModelInferRequest`` with raw contents. `unchecked`: the bytes of BYTES and BOOL
+    inputs were not looked into yet; whoever lets a runtime see them calls `check_data` first.
     """
 
     __slots__ = (
@@ -336,6 +335,7 @@ class InferenceRequest:
         "rows",
         "signature",
         "timeout_us",
+        "unchecked",
         "version",
         "wire",
     )
@@ -353,6 +353,7 @@ class InferenceRequest:
         timeout_us: int = 0,
         priority: int = 0,
         wire: Buffer | None = None,
+        unchecked: bool = False,
     ) -> None:
         self.model = model
         self.version = version
@@ -365,6 +366,7 @@ class InferenceRequest:
         self.timeout_us = timeout_us
         self.priority = priority
         self.wire = wire
+        self.unchecked = unchecked
 
     def with_inputs(self, inputs: tuple[Tensor, ...]) -> InferenceRequest:
         """The same request over other tensors of the same signature, without an id."""
@@ -377,6 +379,7 @@ class InferenceRequest:
             signature=self.signature,
             timeout_us=self.timeout_us,
             priority=self.priority,
+            unchecked=self.unchecked,
         )
 
     def without_data(self) -> InferenceRequest:
@@ -384,6 +387,13 @@ class InferenceRequest:
         return self.with_inputs(
             tuple(Tensor(t.name, t.datatype, t.shape, b"") for t in self.inputs)
         )
+
+    def check_data(self) -> None:
+        """Raises `InvalidRequest` unless the bytes of every input are what its shape and datatype
+        say, so that a broken one harms nobody else's batch."""
+        for tensor in self.inputs:
+            tensor.check_data()
+        self.unchecked = False
 
     @property
     def nbytes(self) -> int:
@@ -402,10 +412,12 @@ def signature_of(inputs: Sequence[Tensor]) -> Signature:
 class InferenceResponse:
     """One answer: output tensors and who gave them.
 
-    `route` says why this version was chosen: split, sticky, label, version or fallback.
+    `route` says why this version was chosen: split, sticky, label, version or fallback. `wire`,
+    where it is not `None`, is the answer as a serialized ``ModelInferResponse``; then `outputs`
+    is empty, and the id is in there as well.
     """
 
-    __slots__ = ("id", "model", "outputs", "parameters", "route", "version")
+    __slots__ = ("id", "model", "outputs", "parameters", "route", "version", "wire")
 
     def __init__(
         self,
@@ -416,6 +428,7 @@ class InferenceResponse:
         id: str = "",
         route: str = "",
         parameters: dict[str, Parameter] | None = None,
+        wire: Buffer | None = None,
     ) -> None:
         self.model = model
         self.version = version
@@ -423,3 +436,4 @@ class InferenceResponse:
         self.id = id
         self.route = route
         self.parameters = parameters
+        self.wire = wire

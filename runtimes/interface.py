@@ -22,8 +22,10 @@ from gateway.model_settings import ModelSettings
 from gateway.tensors import Array, InferenceRequest, InferenceResponse, Parameter, TensorSpec
 
 __all__ = [
+    "Answer",
     "Artifact",
     "AsyncModel",
+    "Description",
     "ForwardingModel",
     "Headers",
     "Host",
@@ -35,6 +37,14 @@ __all__ = [
 Outputs = Mapping[str, Array]
 Headers = Callable[[str], str | None]
 """Value of a caller's header or metadata key (lower case), `None` where there is none."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """The signature of a model that can answer."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
 
 
 class Host(Protocol):
@@ -55,6 +65,12 @@ class Host(Protocol):
         """The answers of a model, as they come; closing the iterator cancels the request.
 
         Raises `SluiceError` while iterated over.
+        """
+
+    def describe(self, model: str, version: str = "") -> Description:
+        """What a model of this gateway takes and gives, for any thread.
+
+        Raises `ModelNotReady`, `UnknownModel` or `UnknownVersion`.
         """
 
 
@@ -82,9 +98,31 @@ class RuntimeReport:
     name: str
     available: bool
     version: str = ""
+    """The library's, e.g. of ONNX Runtime; empty where there is none, or it is not installed."""
     devices: tuple[str, ...] = ()
+    """``cpu`` and ``gpu``, where models can run here."""
     formats: tuple[str, ...] = ()
+    """File names or endings that are loaded, e.g. ``onnx``."""
     reason: str = ""
+    """Why it is not available: one line, with the exact ``pip install`` where that helps."""
+    package: str = ""
+    """The distribution it came with, e.g. ``sluicegate``; filled in by the gateway."""
+    package_version: str = ""
+    """The distribution's; filled in by the gateway."""
+    built_in: bool = False
+    """Whether it is part of this package; filled in by the gateway."""
+
+
+class Answer(dict[str, Array]):
+    """The outputs of one request by name, with parameters for its caller beside."""
+
+    __slots__ = ("parameters",)
+
+    def __init__(
+        self, outputs: Outputs, parameters: Mapping[str, Parameter] | None = None
+    ) -> None:
+        super().__init__(outputs)
+        self.parameters = parameters
 
 
 class Model(ABC):
@@ -113,6 +151,14 @@ class Model(ABC):
     """Whether made-up rows may be run when it is loaded, to find out if it can be batched."""
     max_batch_size: int | None = None
     """Most rows of a batch, where the artifact itself says so; 0 = never batched."""
+    inline: bool = True
+    """Whether batches that proved cheap may run on the event loop; not where `infer` may wait
+    for something, such as another model of the gateway."""
+    separate: bool = False
+    """Whether the requests of a batch reach the model unjoined: `infer_each` is called instead
+    of `infer`, and `stream_each` instead of `stream`. `max_batch_size` is what counts then."""
+    joined: bool | None = None
+    """Whether several requests share a batch, where the artifact itself says so."""
 
     @abstractmethod
     def infer(
@@ -143,6 +189,17 @@ class Model(ABC):
         `GeneratorExit` at its `yield`. Raises like `infer`.
         """
         raise NotImplementedError(f"{type(self).__name__} is decoupled, but has no stream()")
+
+    def infer_each(
+        self, requests: Sequence[InferenceRequest], gone: Callable[[int], bool]
+    ) -> Sequence[Outputs | Exception]:
+        """The requests of one batch, answered one by one; for `separate` models alone.
+
+        All have the same signature. `gone` says whether the caller of the request with that
+        index has gone away. An exception ends that request alone; raising one fails the batch.
+        Answers may be `Answer` objects.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is separate, but has no infer_each()")
 
     def close(self) -> None:  # noqa: B027 - most models have nothing to give back
         """Gives memory and devices back. Nothing is running when it is called."""
@@ -182,6 +239,10 @@ class AsyncModel(Model):
     ) -> AsyncIterator[Outputs]:
         """As `stream`, iterated over on `loop` and closed (`aclose`) when the caller is gone."""
         raise NotImplementedError(f"{type(self).__name__} is decoupled, but has no stream_async()")
+
+    def stream_each(self, request: InferenceRequest) -> AsyncIterator[Outputs]:
+        """As `stream_async`, for `separate` models: with all that the request says."""
+        raise NotImplementedError(f"{type(self).__name__} is decoupled, but has no stream_each()")
 
 
 class ForwardingModel(AsyncModel):

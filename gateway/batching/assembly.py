@@ -9,6 +9,7 @@ import numpy as np
 from gateway.call import Call
 from gateway.errors import InferenceFailed, WrongRows
 from gateway.tensors import BYTES, Array, Datatype, InferenceResponse, Tensor, TensorSpec
+from runtimes.interface import Answer
 
 
 def assemble(calls: Sequence[Call], rows: int) -> dict[str, Array]:
@@ -72,7 +73,10 @@ class Splitter:
                 Tensor(name, self._datatype(name, array), array.shape, array=array)
                 for name, array in outputs.items()
             ]
-            return [self._response(calls[0], tensors)]
+            response = self._response(calls[0], tensors)
+            if type(outputs) is Answer and outputs.parameters:
+                response.parameters = dict(outputs.parameters)
+            return [response]
         columns = [self._column(name, array, calls) for name, array in outputs.items()]
         return [
             self._response(call, tensors)

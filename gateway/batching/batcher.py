@@ -8,16 +8,16 @@ most urgent gives the next batch.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any, Final
 
-from gateway.batching.assembly import Splitter
+from gateway.batching.assembly import Splitter, check_rows
 from gateway.batching.clock import Clock, Timer
 from gateway.batching.curve import CostCurve
 from gateway.batching.line import Line
 from gateway.batching.policy import NEVER, BatchPolicy
 from gateway.batching.runner import Batch, Runner
-from gateway.batching.slices import Slices
+from gateway.batching.slices import Slice, Slices
 from gateway.call import ENDED, QUEUED, RUNNING, Call
 from gateway.contract import Contract
 from gateway.errors import (
@@ -34,7 +34,7 @@ from gateway.errors import (
 from gateway.telemetry.access import access_log
 from gateway.telemetry.logs import log
 from gateway.telemetry.stats import ServableStats, error_name, failure_reason
-from gateway.tensors import InferenceResponse, Signature
+from gateway.tensors import Array, InferenceResponse, Signature
 
 MAX_LINES: Final = 256
 """Most signatures with a line of their own; idle ones are forgotten first."""
@@ -112,6 +112,9 @@ class Batcher:
             if len(request.inputs) > 1 or request.rows < 1:
                 contract.check_rows(request)
             call.rows = request.rows
+        if request.unchecked:
+            request.check_data()
+        request.wire = None  # of no use here, and twice the memory for as long as it waits
         call.size = request.nbytes
         self._check_bounds(call)
         if call.rows > self.policy.max_rows:
@@ -459,6 +462,9 @@ class Batcher:
         split_from = self._clock.now()
         if error is None:
             self._account(batch)
+            if batch.answers is not None:
+                self._finished_each(calls, batch.answers)
+                return
             try:
                 responses = self._splitter.split(calls, batch.outputs)
             except Exception as broken:
@@ -480,6 +486,27 @@ class Batcher:
             for call in calls:
                 self._fail(call, failure)
         if ordered:
+            self.flush()
+
+    def _finished_each(
+        self, calls: Sequence[Call], answers: Sequence[Mapping[str, Array] | Exception]
+    ) -> None:
+        """The end of a batch whose calls have each an answer or an error of its own."""
+        self.pending -= len(calls)
+        if not self.policy.ordered_by_arrival:
+            self.flush()
+        for call, answer in zip(calls, answers, strict=True):
+            try:
+                if isinstance(answer, Exception):
+                    raise answer
+                if isinstance(call, Slice):
+                    check_rows(answer, call.rows)
+                responses = self._splitter.split([call], answer)
+            except Exception as error:
+                self._fail(call, as_sluice_error(error))
+            else:
+                self._answer([call], responses)
+        if self.policy.ordered_by_arrival:
             self.flush()
 
     def _account(self, batch: Batch) -> None:

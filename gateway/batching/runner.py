@@ -11,7 +11,8 @@ from time import perf_counter
 from typing import Protocol
 
 from gateway.batching.assembly import assemble, check_rows, wanted_outputs
-from gateway.call import Call
+from gateway.call import ENDED, Call
+from gateway.errors import InferenceFailed
 from gateway.tensors import Array
 from runtimes.interface import AsyncModel, Model
 
@@ -20,7 +21,8 @@ class Batch:
     """Calls that run together, then their outputs or the error. Times in the clock's seconds."""
 
     __slots__ = (
-        "assembled", "calls", "closed", "error", "finished", "outputs", "reason", "rows", "started",
+        "answers", "assembled", "calls", "closed", "error", "finished", "outputs", "reason", "rows",
+        "started",
     )  # fmt: skip
 
     def __init__(self, calls: Sequence[Call], rows: int, reason: str, closed: float) -> None:
@@ -30,6 +32,8 @@ class Batch:
         self.closed = closed
         self.started = self.assembled = self.finished = closed
         self.outputs: Mapping[str, Array] = {}
+        self.answers: Sequence[Mapping[str, Array] | Exception] | None = None
+        """One for each call, in place of `outputs`, where the model kept them separate."""
         self.error: Exception | None = None
 
 
@@ -57,6 +61,23 @@ def execute(model: Model, batch: Batch, *, batched: bool) -> None:
     batch.finished = perf_counter()
 
 
+def execute_each(model: Model, batch: Batch, *, batched: bool) -> None:
+    """As `execute`, for a model that answers the requests of a batch one by one."""
+    calls = batch.calls
+    batch.started = batch.assembled = perf_counter()
+    try:
+        requests = [call.request for call in calls]
+        answers = model.infer_each(requests, lambda index: calls[index].state == ENDED)
+        if len(answers) != len(calls):
+            raise InferenceFailed(
+                f"the model gave {len(answers)} answers to {len(calls)} requests"
+            )
+        batch.answers = answers
+    except Exception as error:
+        batch.error = error
+    batch.finished = perf_counter()
+
+
 class ModelRunner:
     """Runs batches of one model; `instances` threads at most, started when first needed."""
 
@@ -70,6 +91,7 @@ class ModelRunner:
         call_soon_threadsafe: Callable[..., object],
     ) -> None:
         self._model = model
+        self._execute = execute_each if model.separate else execute
         self._batched = batched
         self._instances = instances
         self._name = name
@@ -80,7 +102,7 @@ class ModelRunner:
 
     def run(self, batch: Batch, done: Callable[[Batch], None], *, here: bool) -> None:
         if here:
-            execute(self._model, batch, batched=self._batched)
+            self._execute(self._model, batch, batched=self._batched)
             done(batch)
             return
         self._busy += 1
@@ -103,7 +125,7 @@ class ModelRunner:
     def _loop(self) -> None:
         while (item := self._work.get()) is not None:
             batch, done = item
-            execute(self._model, batch, batched=self._batched)
+            self._execute(self._model, batch, batched=self._batched)
             try:
                 self._call_soon_threadsafe(self._came_back, batch, done)
             except RuntimeError:

@@ -55,6 +55,7 @@ class Slices:
                     request.model,
                     request.version,
                     tuple(t.rows(start, min(start + limit, request.rows)) for t in request.inputs),
+                    id=request.id,
                     outputs=request.outputs,
                     parameters=request.parameters,
                     signature=request.signature,

@@ -12,17 +12,22 @@ from gateway.cli.options import json_option
 @click.command(short_help="List the installed runtimes.")
 @json_option
 def runtimes(as_json: bool) -> None:
-    """List the installed runtimes, and what to install for those that cannot be used."""
-    from gateway.cli.output import Column, print_json, print_table
-    from runtimes.discovery import load_runtimes
+    """List the installed runtimes, where they come from, and what to install for those that
+    cannot be used."""
+    import logging
 
-    reports = [runtime.report() for runtime in load_runtimes().values()]
+    from gateway.cli.output import Column, print_json, print_table
+    from runtimes.discovery import installed_runtimes
+
+    # What is wrong with a plugin is in the table.
+    logging.getLogger("runtimes").setLevel(logging.ERROR)
+    reports = [installed.report() for installed in installed_runtimes()]
     if as_json:
         print_json({"runtimes": [asdict(report) for report in reports]})
         return
-    columns = [Column(n) for n in ("RUNTIME", "USABLE", "VERSION", "DEVICES", "FORMATS", "REASON")]
+    names = ("RUNTIME", "USABLE", "VERSION", "DEVICES", "FORMATS", "FROM", "REASON")
     print_table(
-        columns,
+        [Column(name) for name in names],
         [
             [
                 report.name,
@@ -30,6 +35,9 @@ def runtimes(as_json: bool) -> None:
                 report.version,
                 ", ".join(report.devices),
                 ", ".join(report.formats),
+                "built in"
+                if report.built_in
+                else f"{report.package} {report.package_version}".strip(),
                 report.reason,
             ]
             for report in reports

@@ -47,6 +47,8 @@ MAX_FORMS: Final = 512
 MAX_ALIKE: Final = 4
 """Forms of the same length."""
 MAX_HEADS: Final = 4096
+MAX_BESIDE: Final = 65536
+"""Most bytes beside the tensors' own with which a payload is kept for as long as its request."""
 
 _CONTENTS: Final = {
     "BOOL": "bool_contents",
@@ -63,6 +65,7 @@ _CONTENTS: Final = {
     "BYTES": "bytes_contents",
 }
 _RAW_ONLY: Final = frozenset({"FP16", "BF16"})
+_MAX_INT64: Final = 2**63 - 1
 
 
 class Form:
@@ -96,7 +99,9 @@ class Form:
             else:
                 data = memoryview(payload)[start:stop]
             inputs.append(Tensor(tensor.name, tensor.datatype, tensor.shape, data))
-        return self.like.with_inputs(tuple(inputs))
+        request = self.like.with_inputs(tuple(inputs))
+        request.wire = payload
+        return request
 
 
 class GrpcCodec:
@@ -126,15 +131,17 @@ class GrpcCodec:
     def _decode(self, payload: bytes) -> tuple[InferenceRequest, bool]:
         message, raws, spans = parse(payload, self._max_fields)
         request = self.request_of(message, raws)
-        if raws and spans is not None and not request.id:
-            self._remember(payload, spans, request)
+        if raws:
+            if len(payload) - request.nbytes <= MAX_BESIDE:
+                request.wire = payload
+            if spans is not None and not request.id:
+                self._remember(payload, spans, request)
         return request, not raws and any(i.HasField("contents") for i in message.inputs)
 
     def _remember(
         self, payload: bytes, spans: list[tuple[int, int]], request: InferenceRequest
     ) -> None:
-        # BYTES and BOOL must be looked into each time, so they gain nothing.
-        if not all(t.datatype.any_bytes for t in request.inputs) or spans[0][0] > 4096:
+        if spans[0][0] > 4096:
             return
         alike = self._forms.get(len(payload))
         if alike is None:
@@ -169,14 +176,14 @@ class GrpcCodec:
             _input(tensor, raws[index] if raws else None)
             for index, tensor in enumerate(message.inputs)
         )
-        parameters = _parameters(message.parameters) if message.parameters else None
+        parameters = plain_parameters(message.parameters) if message.parameters else None
         timeout_us = priority = 0
         if parameters is not None:
             timeout_us, priority = timeout_and_priority(parameters)
         outputs: tuple[str, ...] = ()
         if message.outputs:
             for output in message.outputs:
-                refuse_tensor_parameters(output.name, _parameters(output.parameters), "output")
+                refuse_tensor_parameters(output.name, plain_parameters(output.parameters), "output")
             outputs = tuple(dict.fromkeys(output.name for output in message.outputs))
         return InferenceRequest(
             message.model_name,
@@ -188,12 +195,15 @@ class GrpcCodec:
             signature=signature_of(inputs),
             timeout_us=timeout_us,
             priority=priority,
+            unchecked=bool(raws) and not all(t.datatype.any_bytes for t in inputs),
         )
 
     # --- out
 
     def encode(self, response: InferenceResponse, *, typed: bool) -> bytes:
         """The serialized ModelInferResponse."""
+        if response.wire is not None:
+            return bytes(response.wire)
         if typed and not any(t.datatype.name in _RAW_ONLY for t in response.outputs):
             encoded: bytes = typed_response(response).SerializeToString()
             return encoded
@@ -210,7 +220,7 @@ class GrpcCodec:
         for tensor in outputs:
             data = tensor.data
             size = len(data)
-            parts.append(b"2" + _LENGTHS[size] if size < 1024 else b"2" + varint(size))
+            parts.append(b"2" + LENGTHS[size] if size < 1024 else b"2" + varint(size))
             parts.append(data)  # type: ignore[arg-type]
         return b"".join(parts)
 
@@ -243,7 +253,8 @@ def _put_parameters(message: Any, parameters: Mapping[str, Parameter]) -> None:
         message.parameters[name].CopyFrom(parameter_message(value))
 
 
-_LENGTHS: Final = tuple(varint(size) for size in range(1024))
+LENGTHS: Final = tuple(varint(size) for size in range(1024))
+"""Short lengths as varints."""
 
 
 def parse(
@@ -273,7 +284,7 @@ def _input(message: Any, raw: bytes | memoryview | None) -> Tensor:
     kind = datatype(message.datatype)
     shape = check_shape(name, list(message.shape))
     if message.parameters:
-        refuse_tensor_parameters(name, _parameters(message.parameters), "input")
+        refuse_tensor_parameters(name, plain_parameters(message.parameters), "input")
     if raw is not None:
         if message.HasField("contents"):
             raise InvalidRequest(
@@ -281,12 +292,14 @@ def _input(message: Any, raw: bytes | memoryview | None) -> Tensor:
                 "use one of the two for all inputs"
             )
         tensor = Tensor(name, kind, shape, raw)
-        tensor.check_data()
+        tensor.check_size()
         return tensor
-    return _typed_input(name, kind, shape, message)
+    return typed_tensor(name, kind, shape, message)
 
 
-def _typed_input(name: str, kind: Datatype, shape: Shape, message: Any) -> Tensor:
+def typed_tensor(name: str, kind: Datatype, shape: Shape, message: Any) -> Tensor:
+    """The tensor in the typed contents of an input's or output's message. Raises
+    `InvalidRequest`."""
     want = _CONTENTS.get(kind.name)
     if want is None:
         raise InvalidRequest(
@@ -319,7 +332,7 @@ def _typed_input(name: str, kind: Datatype, shape: Shape, message: Any) -> Tenso
     return Tensor(name, kind, shape, array=np.array(values, kind.dtype).reshape(shape))
 
 
-def _parameters(message: Any) -> dict[str, Parameter]:
+def plain_parameters(message: Any) -> dict[str, Parameter]:
     """A parameter map as plain values. Raises `InvalidRequest` for one without a value."""
     parameters: dict[str, Parameter] = {}
     for name, parameter in message.items():
@@ -335,6 +348,8 @@ def parameter_message(value: Parameter) -> Any:
     if isinstance(value, bool):
         return InferParameter(bool_param=value)
     if isinstance(value, int):
+        if value > _MAX_INT64:
+            return InferParameter(uint64_param=value)
         return InferParameter(int64_param=value)
     if isinstance(value, float):
         return InferParameter(double_param=value)

@@ -153,7 +153,8 @@ class RestCodec:
             known = element_count([d for d in dims if d >= 0]) * spec.datatype.itemsize
             dims[dims.index(-1)] = len(body) // known if known else 0
         tensor = _binary(spec.name, spec.datatype, tuple(dims), memoryview(body))
-        return InferenceRequest(model, version, (tensor,)), BINARY_ANSWER
+        unchecked = not tensor.datatype.any_bytes
+        return InferenceRequest(model, version, (tensor,), unchecked=unchecked), BINARY_ANSWER
 
     def _request(
         self,
@@ -176,6 +177,7 @@ class RestCodec:
         count = len(parameters or ())
         inputs: list[Tensor] = []
         sizes: list[int] = []
+        unchecked = False
         at = 0
         for each in inputs_json:
             tensor, size = _input(each, binary[at:], booleans)
@@ -185,6 +187,7 @@ class RestCodec:
             if size is not None:
                 sizes.append(size)
                 at += size
+                unchecked = unchecked or not tensor.datatype.any_bytes
         if at != len(binary):
             raise InvalidRequest(
                 f"the body has {len(binary) - at} bytes more than its inputs' binary_data_size say"
@@ -213,9 +216,9 @@ class RestCodec:
             signature=signature_of(inputs),
             timeout_us=timeout_us,
             priority=priority,
+            unchecked=unchecked,
         )
-        all_binary = len(sizes) == len(inputs) and all(t.datatype.any_bytes for t in inputs)
-        return request, answer, tuple(sizes) if all_binary else None
+        return request, answer, tuple(sizes) if len(sizes) == len(inputs) else None
 
     def _answer(
         self, outputs: list[dict[str, Any]], parameters: dict[str, Parameter] | None
@@ -429,5 +432,5 @@ def _input(tree: dict[str, Any], binary: memoryview, booleans: bool) -> tuple[Te
 
 def _binary(name: str, kind: Datatype, shape: Shape, data: memoryview) -> Tensor:
     tensor = Tensor(name, kind, shape, data if len(data) >= VIEW else bytes(data))
-    tensor.check_data()
+    tensor.check_size()
     return tensor

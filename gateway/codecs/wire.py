@@ -11,6 +11,9 @@ from typing import Final
 from gateway.errors import InvalidRequest
 
 RAW_INPUT_CONTENTS: Final = 7
+"""Field of a ModelInferRequest."""
+RAW_OUTPUT_CONTENTS: Final = 6
+"""Field of a ModelInferResponse."""
 _TYPE_SIZES: Final = {1: 8, 5: 4}
 
 
@@ -33,7 +36,7 @@ def field(number: int, payload: bytes) -> bytes:
     return varint(number << 3 | 2) + varint(len(payload)) + payload
 
 
-def _read_varint(data: bytes, at: int, end: int) -> tuple[int, int]:
+def _read_varint(data: bytes, at: int, end: int, what: str) -> tuple[int, int]:
     value = shift = 0
     while at < end and shift < 70:
         byte = data[at]
@@ -42,15 +45,19 @@ def _read_varint(data: bytes, at: int, end: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, at
         shift += 7
-    raise InvalidRequest("the message is not a ModelInferRequest: broken varint")
+    raise InvalidRequest(f"the message is not {what}: broken varint")
 
 
 def raw_spans(
-    data: bytes, most: int = 2**30
+    data: bytes,
+    most: int = 2**30,
+    *,
+    number: int = RAW_INPUT_CONTENTS,
+    what: str = "a ModelInferRequest",
 ) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """Where the raw input contents of a ModelInferRequest are, and everything else.
+    """Where the raw contents of a message are (field `number`), and everything else.
 
-    Returns (start, stop) of each `raw_input_contents` payload, and of each stretch of other
+    Returns (start, stop) of each payload of that field, and of each stretch of other
     top-level fields. Raises `InvalidRequest` for what is not protobuf, and for more than `most`
     fields: hundreds of megabytes of tiny ones would take minutes.
     """
@@ -67,26 +74,26 @@ def raw_spans(
                 f"the message has more than {most} fields, more than limits.max_tensors and "
                 "limits.max_parameters allow"
             )
-        key, at = _read_varint(data, at, end)
+        key, at = _read_varint(data, at, end, what)
         kind = key & 7
         if kind == 2:
-            length, at = _read_varint(data, at, end)
+            length, at = _read_varint(data, at, end, what)
             stop = at + length
             if stop > end:
-                raise InvalidRequest("the message is not a ModelInferRequest: it is truncated")
-            if key >> 3 == RAW_INPUT_CONTENTS:
+                raise InvalidRequest(f"the message is not {what}: it is truncated")
+            if key >> 3 == number:
                 raws.append((at, stop))
                 at = stop
                 continue
             at = stop
         elif kind == 0:
-            _, at = _read_varint(data, at, end)
+            _, at = _read_varint(data, at, end, what)
         elif kind in _TYPE_SIZES:
             at += _TYPE_SIZES[kind]
         else:
-            raise InvalidRequest("the message is not a ModelInferRequest: unknown field type")
+            raise InvalidRequest(f"the message is not {what}: unknown field type")
         if at > end:
-            raise InvalidRequest("the message is not a ModelInferRequest: it is truncated")
+            raise InvalidRequest(f"the message is not {what}: it is truncated")
         if rest and rest[-1][1] == start:
             rest[-1] = (rest[-1][0], at)
         else:

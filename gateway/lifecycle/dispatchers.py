@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from gateway.batching.assembly import Splitter
 from gateway.batching.batcher import Batcher
 from gateway.batching.clock import LoopClock
@@ -43,11 +45,13 @@ def make_dispatcher(
     if not contract.batched:
         # One request at a time; everything else about waiting stays as it was set.
         batching = without_batching(batching)
+    elif model.joined is not None:
+        batching = replace(batching, enabled=model.joined)
     policy = BatchPolicy(
         batching,
         max_rows=max(findings.max_batch_size, 1),
         instances=1 if model.stateful else max(model.instances, 1),
-        inline_seconds=inline_seconds,
+        inline_seconds=inline_seconds if model.inline else 0.0,
         limits=settings.limits,
     )
     if isinstance(model, ForwardingModel) and model.batches_itself:
@@ -74,6 +78,4 @@ def make_dispatcher(
 
 
 def without_batching(batching: BatchingSettings) -> BatchingSettings:
-    from msgspec.structs import replace
-
     return replace(batching, enabled=False, preferred_sizes=(), max_delay_us=0)

@@ -75,13 +75,15 @@ def examine(model: Model, settings: ModelSettings, default_max: int, folder: Pat
     """
     findings = Findings(0)
     declared = settings.max_batch_size
-    if declared is None:
+    if declared is None or model.separate:
         declared = model.max_batch_size
     if model.decoupled or model.stateful:
         # Answers of several requests at once cannot be told apart.
         return findings
     if not model.probed:
         findings.max_batch_size = declared or 0
+        for each in settings.warmup:
+            run_warmup(model, each, folder)
         return findings
     if declared is not None:
         findings.max_batch_size = declared_batch(model, declared, findings.notes)

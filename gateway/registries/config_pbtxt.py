@@ -145,6 +145,7 @@ def _settings(config: Any, model: str, text: str) -> ModelSettings:
         versions=_versions(config.version_policy),
         batching=batching_settings(config, max_batch_size),
         warmup=warmup_settings(config.model_warmup),
+        decoupled=config.model_transaction_policy.decoupled,
         options=options,
         declared="config.pbtxt",
         triton_config=text,

@@ -243,9 +243,8 @@ FIELDS: Final[dict[str, Honoured | Refused]] = {
         "express the operator in standard ONNX, or install a runtime plugin that brings it",
     ),
     "model_transaction_policy": Honoured("see its field"),
-    "model_transaction_policy.decoupled": Refused(
-        "a request gets exactly one response",
-        "let the model answer once, or serve it with Triton itself",
+    "model_transaction_policy.decoupled": Honoured(
+        "becomes 'decoupled': a request may have any number of answers"
     ),
     "model_repository_agents": Honoured("nothing inside it may be set"),
     "model_repository_agents.agents": Refused(

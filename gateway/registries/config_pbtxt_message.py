@@ -37,6 +37,7 @@ def model_config_message(
     max_batch_size: int,
     runtime: str,
     instances: int = 1,
+    decoupled: bool = False,
 ) -> Any:
     """The ``ModelConfig`` of a loaded model.
 
@@ -56,6 +57,8 @@ def model_config_message(
         _batching(config.dynamic_batching, settings.batching)
     else:
         config.ClearField("dynamic_batching")
+    if decoupled:
+        config.model_transaction_policy.decoupled = True
     if settings.file:
         config.default_model_filename = settings.file
     if not config.instance_group:

@@ -9,9 +9,9 @@ import msgspec
 
 from gateway.config import read_yaml
 from gateway.errors import ConfigError, InvalidModelSettings
+from gateway.known_keys import refuse_unknown_keys
 from gateway.model_settings import ModelSettings
 from gateway.registries.config_pbtxt import parse_config_pbtxt
-from gateway.registries.known_keys import refuse_unknown_keys
 from gateway.tensors import DATATYPES
 
 MODEL_YAML: Final = "model.yaml"

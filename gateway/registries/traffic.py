@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from gateway.config import read_yaml
 from gateway.errors import ConfigError, InvalidModelSettings, RegistryError
-from gateway.registries.known_keys import refuse_unknown_keys
+from gateway.known_keys import refuse_unknown_keys
 
 TRAFFIC_YAML: Final = "traffic.yaml"
 

@@ -122,9 +122,19 @@ def own_metrics(servables: Iterable[Servable]) -> Iterator[Metric]:
     )
     waiting = GaugeMetricFamily("sluice_queue_requests", "Requests that wait now.", labels=labels)
     waiting_rows = GaugeMetricFamily("sluice_queue_rows", "Rows that wait now.", labels=labels)
+    answers = CounterMetricFamily(
+        "sluice_streamed_answers", "Answers of models that give any number.", labels=labels
+    )
+    first = HistogramMetricFamily(
+        "sluice_first_answer_seconds", "From arrival to the first of several answers.",
+        labels=labels,
+    )  # fmt: skip
     for servable in servables:
         key = [servable.name, servable.version]
         stats = servable.stats
+        if servable.decoupled:
+            answers.add_metric(key, stats.streamed)
+            add_histogram(first, key, stats.first_answer_seconds)
         for (protocol, code), count in list(stats.requests.items()):
             requests.add_metric([*key, protocol, code], count)
         for protocol, histogram in list(stats.request_seconds.items()):
@@ -137,6 +147,7 @@ def own_metrics(servables: Iterable[Servable]) -> Iterator[Metric]:
         waiting.add_metric(key, servable.dispatcher.waiting)
         waiting_rows.add_metric(key, servable.dispatcher.waiting_rows)
     yield from (requests, latency, queue, execute, rows, closed, waiting, waiting_rows)
+    yield from (answers, first)
 
 
 def triton_metrics(servables: Iterable[Servable]) -> Iterator[Metric]:

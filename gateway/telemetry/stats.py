@@ -14,6 +14,8 @@ SECONDS: Final = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05,
     0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
 )  # fmt: skip
+MAX_ANSWERS: Final = 256
+"""Places in a stream of answers that are counted apart."""
 ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -98,10 +100,10 @@ class ServableStats:
     """All counts of one version. Durations are summed over requests, as Triton does it."""
 
     __slots__ = (
-        "batch_rows", "batch_sizes", "closed", "compute_infer", "compute_input",
+        "answers", "batch_rows", "batch_sizes", "closed", "compute_infer", "compute_input",
         "compute_output", "execute_seconds", "execution_count", "fail", "failures",
-        "inference_count", "last_inference", "queue", "queue_seconds", "request_seconds",
-        "requests", "success",
+        "first_answer_seconds", "inference_count", "last_inference", "queue", "queue_seconds",
+        "request_seconds", "requests", "streamed", "success",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -127,6 +129,13 @@ class ServableStats:
         self.queue_seconds = Histogram()
         self.execute_seconds = Histogram()
         self.batch_rows = Histogram(ROWS)
+        self.streamed = 0
+        """Answers of a decoupled model."""
+        self.answers: list[Duration] = []
+        """Those at each place in their stream, and how long after the one before them they came;
+        of the first places alone."""
+        self.first_answer_seconds = Histogram()
+        """From the arrival of a decoupled model's request."""
 
     def executed(
         self,
@@ -156,6 +165,16 @@ class ServableStats:
         """The answers of one batch were cut apart in `seconds`."""
         self.compute_output.add(requests, seconds * requests)
         self.batch_sizes[rows].compute_output.add(1, seconds)
+
+    def answered(self, index: int, since_last: float, since_arrival: float) -> None:
+        """A decoupled model gave an answer, the one at `index` in its stream."""
+        self.streamed += 1
+        if not index:
+            self.first_answer_seconds.observe(since_arrival)
+        if index < MAX_ANSWERS:
+            if index == len(self.answers):
+                self.answers.append(Duration())
+            self.answers[index].add(1, since_last)
 
     def failed(self, protocol: str, code: str, reason: str, seconds: float) -> None:
         """One request ended with an error."""

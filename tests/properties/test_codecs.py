@@ -315,7 +315,7 @@ def test_grpc_shapes_are_checked(shape: list[int], raw: bytes, says: str) -> Non
         message = ModelInferRequest(model_name="m", raw_input_contents=[raw])
         message.inputs.add(name="x", datatype=kind, shape=shape)
         with pytest.raises(InvalidRequest, match=says if kind == "FP32" else "x"):
-            GrpcCodec(LIMITS).decode(message.SerializeToString())
+            GrpcCodec(LIMITS).decode(message.SerializeToString())[0].check_data()
 
 
 # --- REST
