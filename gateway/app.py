@@ -31,6 +31,7 @@ from gateway.routing import Router
 from gateway.servable import Servable
 from gateway.servers.admin import Admin
 from gateway.servers.docs import documentation_routes
+from gateway.servers.generate import Generate
 from gateway.servers.grpc_aio import GrpcioServer
 from gateway.servers.grpc_service import GrpcService
 from gateway.servers.http import HttpServer, MetricsServer
@@ -84,7 +85,8 @@ class Gateway:
         admin = Admin(
             config, self.facts, self.manager, self._models.owner, self.status, self.rescan
         )
-        app = make_app(shared, [*admin.routes(), *documentation_routes()])
+        more = [*Generate(shared).routes(), *admin.routes(), *documentation_routes()]
+        app = make_app(shared, more)
         self.http = HttpServer(shared, app)
         self.metrics = (
             MetricsServer(config.telemetry.metrics_address)

@@ -15,6 +15,7 @@ from gateway.routing import Router
 from gateway.servable import Servable
 from gateway.telemetry.stats import Duration, ServableStats
 from gateway.tensors import TensorSpec
+from runtimes.interface import ForwardingModel
 
 NAME: Final = "sluicegate"
 EXTENSIONS: Final = (
@@ -191,6 +192,7 @@ class Facts:
             "inputs": self._tensors(name, "inputs"),
             "outputs": self._tensors(name, "outputs"),
             "image": image_of(model),
+            "decoupled": self._decoupled(name),
         }
 
     def managed(self, name: str) -> ManagedModel:
@@ -202,6 +204,13 @@ class Facts:
 
     def names(self) -> list[str]:
         return sorted(self._manager.models)
+
+    def _decoupled(self, name: str) -> bool:
+        """Whether a request may have any number of answers."""
+        try:
+            return self.servable(name).decoupled
+        except SluiceError:
+            return False
 
     def _tensors(self, name: str, which: str) -> list[dict[str, Any]]:
         try:
@@ -242,6 +251,8 @@ def version_status(record: Record, share: float) -> dict[str, Any]:
         status["failed"] = stats.fail.count
         status["pending"] = servable.dispatcher.pending
         status |= servable.dispatcher.status()
+        if isinstance(servable.model, ForwardingModel):  # whoever forms its batches
+            status |= servable.model.status()
         for name, quantile in (("p50_ms", 0.5), ("p99_ms", 0.99)):
             status[name] = latency_ms(stats, quantile)
     return status

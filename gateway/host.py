@@ -9,6 +9,7 @@ from time import perf_counter
 
 from gateway.pipeline import AwaitableCall, Pipeline
 from gateway.tensors import InferenceRequest, InferenceResponse
+from runtimes.interface import Description
 
 
 class ModelCall(AwaitableCall):
@@ -32,18 +33,25 @@ class PipelineHost:
 
     def call(self, request: InferenceRequest) -> Future[InferenceResponse]:
         """See `Host.call`."""
-        return asyncio.run_coroutine_threadsafe(self._infer(request), self.loop)
+        return asyncio.run_coroutine_threadsafe(self.infer(request), self.loop)
 
-    async def _infer(self, request: InferenceRequest) -> InferenceResponse:
+    async def infer(self, request: InferenceRequest) -> InferenceResponse:
+        """As `call`, for whoever is on the loop already."""
         self._pipeline.admission.in_flight += 1
         try:
             return await self._pipeline.infer(ModelCall(request))
         finally:
             self._pipeline.admission.in_flight -= 1
 
+    def describe(self, model: str, version: str = "") -> Description:
+        """See `Host.describe`."""
+        route = self._pipeline.router.route(model)
+        servable, _ = route.named(version) if version else route.default(None)
+        return Description(servable.contract.inputs, servable.contract.outputs)
+
     def stream(self, request: InferenceRequest) -> Iterator[InferenceResponse]:
         """See `Host.stream`."""
-        answers = self._answers(request)
+        answers = self.answers(request)
         try:
             while True:
                 step = asyncio.run_coroutine_threadsafe(anext(answers, None), self.loop)
@@ -54,7 +62,8 @@ class PipelineHost:
         finally:
             asyncio.run_coroutine_threadsafe(answers.aclose(), self.loop).result()
 
-    async def _answers(self, request: InferenceRequest) -> AsyncGenerator[InferenceResponse]:
+    async def answers(self, request: InferenceRequest) -> AsyncGenerator[InferenceResponse]:
+        """As `stream`, for whoever is on the loop already."""
         self._pipeline.admission.in_flight += 1
         try:
             async for response in self._pipeline.stream(ModelCall(request)):

@@ -11,6 +11,7 @@ from typing import Final
 
 from gateway.errors import ModelLoadError, printable
 from runtimes.interface import Artifact, Model, Runtime, RuntimeReport
+from runtimes.remote.settings import runtime_of
 
 log = logging.getLogger(__name__)
 
@@ -171,7 +172,7 @@ def choose(artifact: Artifact, runtimes: Mapping[str, Runtime]) -> Runtime:
 
     Raises `ModelLoadError` when there is none.
     """
-    name = artifact.settings.runtime
+    name = runtime_of(artifact)
     if name is not None:
         if name in runtimes:
             return runtimes[name]

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from types import TracebackType
 
-from gateway.errors import InferenceFailed
+from gateway.errors import InferenceFailed, ModelNotReady
 from gateway.tensors import InferenceRequest, InferenceResponse
+from runtimes.interface import Description
 
 
 class LoopHost:
@@ -29,6 +30,10 @@ class LoopHost:
     def stream(self, request: InferenceRequest) -> Iterator[InferenceResponse]:
         """Fails: there is nobody to call."""
         raise nobody(request)
+
+    def describe(self, model: str, version: str = "") -> Description:
+        """Fails: there is nobody to ask."""
+        raise ModelNotReady(f"model '{model}' is not here: no gateway runs")
 
     def close(self) -> None:
         """Ends the thread."""

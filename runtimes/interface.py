@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -239,6 +239,31 @@ class AsyncModel(Model):
     ) -> AsyncIterator[Outputs]:
         """As `stream`, iterated over on `loop` and closed (`aclose`) when the caller is gone."""
         raise NotImplementedError(f"{type(self).__name__} is decoupled, but has no stream_async()")
+
+    def stream(
+        self,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        parameters: Mapping[str, Parameter],
+    ) -> Iterator[Outputs]:
+        """The same for threads other than the loop's, such as the one that loads."""
+        answers = self.stream_async(inputs, outputs, parameters)
+
+        async def following() -> Outputs | None:
+            return await anext(answers, None)
+
+        async def close() -> None:
+            if isinstance(answers, AsyncGenerator):
+                await answers.aclose()
+
+        def wait(step: Coroutine[None, None, Outputs | None]) -> Outputs | None:
+            return asyncio.run_coroutine_threadsafe(step, self.loop).result()
+
+        try:
+            while (given := wait(following())) is not None:
+                yield given
+        finally:
+            wait(close())
 
     def stream_each(self, request: InferenceRequest) -> AsyncIterator[Outputs]:
         """As `stream_async`, for `separate` models: with all that the request says."""

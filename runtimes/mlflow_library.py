@@ -11,6 +11,7 @@ import importlib.metadata
 import importlib.util
 import logging
 import os
+import warnings
 from typing import Any, Final
 
 from gateway.errors import ModelLoadError
@@ -68,7 +69,9 @@ def importable() -> bool:
 def import_pyfunc() -> Any:
     """The module ``mlflow.pyfunc``. Raises `ModelLoadError` that says what to install."""
     try:
-        module = importlib.import_module("mlflow.pyfunc")
+        with warnings.catch_warnings():  # it warns of itself while it is imported
+            warnings.simplefilter("ignore")
+            module = importlib.import_module("mlflow.pyfunc")
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in ("mlflow", "pandas", "numpy"):
             raise ModelLoadError(MISSING) from None

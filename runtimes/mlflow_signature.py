@@ -96,6 +96,13 @@ def read_signature(raw: Mapping[str, Any], settings: ModelSettings) -> Signature
     columns = bool(inputs) and inputs[0].kind != TENSOR
     if any((field.kind != TENSOR) != columns for field in inputs):
         raise ModelLoadError("MLmodel: the signature mixes columns and tensors in its inputs")
+    if "dataframe" in settings.options:
+        if raw.get("inputs") is not None:
+            raise ModelLoadError(
+                "option 'dataframe' is for models without a signature; the one in MLmodel says "
+                f"{'columns' if columns else 'tensors'}; remove the option"
+            )
+        columns = settings.options["dataframe"] is True
     return Signature(inputs, outputs, _params(raw.get("params")), columns)
 
 
@@ -212,13 +219,13 @@ def _tensor(name: str, own: str | None, spec: object, where: str, *, optional: b
         raise ModelLoadError(f"{shown} has no shape such as [-1, 3], with -1 for any size")
     try:
         dtype = np.dtype(spec["dtype"]) if isinstance(spec.get("dtype"), str) else None
-        if dtype is None or dtype.hasobject and dtype.kind != "O":
+        if dtype is None or (dtype.hasobject and dtype.kind != "O"):
             raise TypeError
         kind = datatype_of(np.empty(0, dtype))
     except (KeyError, TypeError, ValueError, SyntaxError):
         raise ModelLoadError(
-            f"{shown} is of the type '{printable(spec.get('dtype'))}', which the inference protocol "
-            "has no datatype for"
+            f"{shown} is of the type '{printable(spec.get('dtype'))}', which the inference "
+            "protocol has no datatype for"
         ) from None
     return Field(name, own, TENSOR, kind, tuple(shape), dtype, optional)
 

@@ -97,7 +97,7 @@ def _times(field: Field, texts: list[str]) -> Array:
 # --- on the way out
 
 
-def outputs(fields: Sequence[Field], result: Any) -> dict[str, Array]:
+def values_of(fields: Sequence[Field], result: Any) -> dict[str, Array]:
     """What a model gave, as the outputs of its signature. Raises `InferenceFailed`."""
     values = _parts(fields, result)
     return {field.name: _output(field, values[field.name]) for field in fields}
@@ -118,9 +118,9 @@ def _parts(fields: Sequence[Field], result: Any) -> dict[str, Any]:
         result = result.toarray()
     if isinstance(result, Mapping):
         return _by_name(fields, {str(name): value for name, value in result.items()})
-    if isinstance(result, list) and result and all(isinstance(r, Mapping) for r in result):
-        if fields[0].kind not in AS_JSON:
-            return _from_records(fields, result)
+    records = isinstance(result, list) and all(isinstance(each, Mapping) for each in result)
+    if records and len(result) and fields[0].kind not in AS_JSON:
+        return _from_records(fields, result)
     if len(fields) == 1:
         return {fields[0].name: result}
     if isinstance(result, np.ndarray) and result.ndim == 2:

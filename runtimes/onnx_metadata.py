@@ -112,10 +112,10 @@ def read_metadata(
     outputs = [node_of(arg, "output") for arg in session.get_outputs()]
     if settings.outputs:
         wanted = {tensor.name for tensor in settings.outputs}
-        _check_names("output", settings.outputs, outputs)
+        check_names("output", settings.outputs, outputs)
         outputs = [node for node in outputs if node.name in wanted]
     if settings.inputs:
-        _check_names("input", settings.inputs, inputs)
+        check_names("input", settings.inputs, inputs)
         missing = [node.name for node in inputs if node.name not in declared]
         if missing:
             raise ModelLoadError(
@@ -125,8 +125,8 @@ def read_metadata(
     batched = bool(settings.max_batch_size)
     inputs = [_ranked("input", n, settings.inputs, unranked, batched=batched) for n in inputs]
     outputs = [_ranked("output", n, settings.outputs, unranked, batched=batched) for n in outputs]
-    ins = [_merge("input", node, settings.inputs, batched=batched) for node in inputs]
-    outs = [_merge("output", node, settings.outputs, batched=batched) for node in outputs]
+    ins = [merge("input", node, settings.inputs, batched=batched) for node in inputs]
+    outs = [merge("output", node, settings.outputs, batched=batched) for node in outputs]
     return Metadata(
         inputs=tuple(spec for spec, _ in ins),
         outputs=tuple(spec for spec, _ in outs),
@@ -175,7 +175,8 @@ def _ranked(
     return replace(node, dims=(None,) * (len(inner) + batched))
 
 
-def _check_names(kind: str, declared: Sequence[TensorSettings], nodes: Sequence[Node]) -> None:
+def check_names(kind: str, declared: Sequence[TensorSettings], nodes: Sequence[Node]) -> None:
+    """Raises `ModelLoadError` for a tensor that is declared and not there."""
     names = {node.name for node in nodes}
     for tensor in declared:
         if tensor.name not in names:
@@ -188,10 +189,13 @@ def _listed(nodes: Sequence[Node]) -> str:
     return printable(", ".join(map(str, nodes)) or "none", 400)
 
 
-def _merge(
+def merge(
     kind: str, node: Node, declared: Sequence[TensorSettings], *, batched: bool
 ) -> tuple[TensorSpec, Reshape | None]:
-    """The tensor as clients see it, and how it is reshaped: source clients', target model's."""
+    """The tensor as clients see it, and how it is reshaped: source clients', target model's.
+
+    Raises `ModelLoadError` where the file and the declaration do not agree.
+    """
     tensor = next((t for t in declared if t.name == node.name), None)
     if tensor is None:
         return TensorSpec(node.name, node.datatype, node.shape, optional=node.optional), None

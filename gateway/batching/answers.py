@@ -22,7 +22,7 @@ AHEAD: Final = 4
 
 _NO_MORE: Final = object()
 
-Outputs = Mapping[str, Array]
+Outputs = Mapping[str, Array] | InferenceResponse
 
 
 class Work(Protocol):
@@ -132,6 +132,13 @@ class TaskWork:
         self._task.cancel()
 
     async def _run(self) -> None:
+        try:
+            await self._iterate()
+        except SystemExit:
+            # The loop itself would end by it.
+            raise InferenceFailed("the model raised SystemExit") from None
+
+    async def _iterate(self) -> None:
         since = perf_counter()
         answers = aiter(self._start())
         try:

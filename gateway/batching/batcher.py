@@ -27,6 +27,7 @@ from gateway.errors import (
     InvalidRequest,
     QueueFull,
     SluiceError,
+    Unavailable,
     WrongRows,
     printable,
     without_folders,
@@ -469,7 +470,7 @@ class Batcher:
                 responses = self._splitter.split(calls, batch.outputs)
             except Exception as broken:
                 error = broken
-        if error is not None and len(calls) > 1 and not isinstance(error, WrongRows):
+        if error is not None and len(calls) > 1 and not isinstance(error, (WrongRows, Unavailable)):
             self._retry_apart(batch)
             self._flush_soon()
             return

@@ -12,8 +12,9 @@ from typing import Protocol
 
 from gateway.batching.assembly import assemble, check_rows, wanted_outputs
 from gateway.call import ENDED, Call
+from gateway.contract import for_the_model
 from gateway.errors import InferenceFailed
-from gateway.tensors import Array
+from gateway.tensors import Array, Parameter
 from runtimes.interface import AsyncModel, Model
 
 
@@ -45,19 +46,32 @@ class Runner(Protocol):
     def close(self) -> None: ...
 
 
+def parameters_of(model: Model, batch: Batch) -> dict[str, Parameter]:
+    """The parameters that a batch runs with: equal in all of its calls."""
+    if not model.parameters_matter:
+        return {}
+    return for_the_model(batch.calls[0].request.parameters)
+
+
+def as_exception(error: BaseException) -> Exception:
+    """What a model raised. One that exits or cancels itself fails its batch, nothing else."""
+    if isinstance(error, Exception):
+        return error
+    return InferenceFailed(f"the model raised {type(error).__name__}")
+
+
 def execute(model: Model, batch: Batch, *, batched: bool) -> None:
     """Assembles the batch, calls the runtime and keeps what came of it. Never raises."""
     batch.started = perf_counter()
     try:
         inputs = assemble(batch.calls, batch.rows)
         batch.assembled = perf_counter()
-        parameters = batch.calls[0].request.parameters if model.parameters_matter else None
-        outputs = model.infer(inputs, wanted_outputs(batch.calls), parameters or {})
+        outputs = model.infer(inputs, wanted_outputs(batch.calls), parameters_of(model, batch))
         if batched:
             check_rows(outputs, batch.rows)
         batch.outputs = outputs
-    except Exception as error:
-        batch.error = error
+    except BaseException as error:
+        batch.error = as_exception(error)
     batch.finished = perf_counter()
 
 
@@ -73,8 +87,8 @@ def execute_each(model: Model, batch: Batch, *, batched: bool) -> None:
                 f"the model gave {len(answers)} answers to {len(calls)} requests"
             )
         batch.answers = answers
-    except Exception as error:
-        batch.error = error
+    except BaseException as error:
+        batch.error = as_exception(error)
     batch.finished = perf_counter()
 
 
@@ -162,13 +176,13 @@ class AsyncRunner:
         try:
             inputs = assemble(batch.calls, batch.rows)
             batch.assembled = perf_counter()
-            parameters = batch.calls[0].request.parameters if model.parameters_matter else None
-            outputs = await model.infer_async(inputs, wanted_outputs(batch.calls), parameters or {})
+            parameters = parameters_of(model, batch)
+            outputs = await model.infer_async(inputs, wanted_outputs(batch.calls), parameters)
             if self._batched:
                 check_rows(outputs, batch.rows)
             batch.outputs = outputs
-        except Exception as error:
-            batch.error = error
+        except (Exception, asyncio.CancelledError, SystemExit) as error:
+            batch.error = as_exception(error)
         batch.finished = perf_counter()
         done(batch)
 

@@ -8,7 +8,7 @@ has a place runs until its model is done, in a thread (`Model.stream`) or as a t
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, Protocol
@@ -35,7 +35,7 @@ from gateway.telemetry.access import access_log
 from gateway.telemetry.logs import log
 from gateway.telemetry.stats import ServableStats, error_name, failure_reason
 from gateway.tensors import InferenceResponse
-from runtimes.interface import AsyncModel, Model
+from runtimes.interface import Answer, AsyncModel, ForwardingModel, Model
 
 
 class ThreadClock(Clock, Protocol):
@@ -108,9 +108,10 @@ class Streamer:
         request = call.request
         call.owner = self
         self.contract.check(request)
-        if request.unchecked:
-            request.check_data()
-        request.wire = None  # of no use here, and twice the memory
+        if not isinstance(self._model, ForwardingModel):
+            if request.unchecked:
+                request.check_data()
+            request.wire = None  # of no use here, and twice the memory
         call.size = request.nbytes
         self._check_bounds(call)
         stream = self._streams[call] = Stream(call, self)
@@ -229,11 +230,19 @@ class Streamer:
         stream.started = stream.last = now
         self._running += 1
         request = call.request
+        model = self._model
+        if isinstance(model, ForwardingModel):
+            # Undecoded, where that is possible.
+            forward = partial(model.forward_stream, request, call.deadline, call.header)
+            stream.work = TaskWork(forward, stream)
+            return
         inputs = {tensor.name: tensor.array for tensor in request.inputs}
         arguments = (inputs, request.outputs, for_the_model(request.parameters))
-        model = self._model
         if isinstance(model, AsyncModel):
-            stream.work = TaskWork(partial(model.stream_async, *arguments), stream)
+            start: Callable[[], AsyncIterator[Outputs]] = partial(model.stream_async, *arguments)
+            if model.separate:
+                start = partial(model.stream_each, request)
+            stream.work = TaskWork(start, stream)
             return
         post = self._clock.call_soon_threadsafe
         work = stream.work = ThreadWork(partial(model.stream, *arguments), stream, post)
@@ -262,6 +271,9 @@ class Streamer:
 
     def convert(self, call: Call, outputs: Outputs) -> InferenceResponse:
         """One answer, checked. Raises `InferenceFailed`."""
+        if isinstance(outputs, InferenceResponse):  # another server's, passed on
+            outputs.route = call.route
+            return outputs
         if not isinstance(outputs, Mapping):
             raise InferenceFailed(
                 f"the model gave {type(outputs).__name__} as an answer; it must give a mapping of "
@@ -270,6 +282,8 @@ class Streamer:
         # Copies: the model may use its arrays again for the next answer.
         arrays = {name: np.array(array) for name, array in outputs.items()}
         (response,) = self._splitter.split([call], arrays)
+        if isinstance(outputs, Answer) and outputs.parameters:
+            response.parameters = dict(outputs.parameters)
         response.route = call.route
         return response
 

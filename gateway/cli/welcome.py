@@ -75,6 +75,8 @@ def smallest_example(gateway: Gateway, ready: list[str]) -> Example | None:
     """A request to the ready model that takes the fewest values."""
     found = []
     for name in ready[:MOST_MODELS]:
+        if gateway.facts.servable(name).decoupled:
+            continue  # these lines ask for one answer
         metadata = gateway.facts.metadata(name)
         inputs = tuple(tensor_json(spec) for spec in metadata.inputs if not spec.optional)
         example = Example(name, inputs, metadata.outputs[0].name if metadata.outputs else "")

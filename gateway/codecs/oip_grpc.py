@@ -224,10 +224,12 @@ class GrpcCodec:
             parts.append(data)  # type: ignore[arg-type]
         return b"".join(parts)
 
-    def encode_for_stream(self, response: InferenceResponse, *, typed: bool) -> bytes:
-        """The serialized ModelStreamInferResponse. Each answer is the only one of its request,
-        and says so: clients of models that answer several times wait for that."""
-        return field(2, self.encode(response, typed=typed) + _FINAL)
+    def encode_for_stream(
+        self, response: InferenceResponse, *, typed: bool, final: bool = True
+    ) -> bytes:
+        """The serialized ModelStreamInferResponse. Each answer says whether it is known to be
+        the last of its request: clients of models that answer several times wait for that."""
+        return field(2, self.encode(response, typed=typed) + (_FINAL if final else _NOT_FINAL))
 
     def _head(self, key: tuple[object, ...], response: InferenceResponse) -> bytes:
         """Everything but the id and the tensors' bytes; protobuf allows any order of fields."""
@@ -357,6 +359,7 @@ def parameter_message(value: Parameter) -> Any:
 
 
 _FINAL: Final = _parameters_alone({"triton_final_response": True})
+_NOT_FINAL: Final = _parameters_alone({"triton_final_response": False})
 
 
 def typed_response(response: InferenceResponse) -> Any:

@@ -54,7 +54,7 @@ def make_dispatcher(
         inline_seconds=inline_seconds if model.inline else 0.0,
         limits=settings.limits,
     )
-    if isinstance(model, ForwardingModel) and model.batches_itself:
+    if isinstance(model, ForwardingModel) and model.batches_itself and not model.decoupled:
         from gateway.forwarding import Forwarder
 
         return Forwarder(label, model, contract, policy, clock, stats)

@@ -130,6 +130,12 @@ def load_here(
         raise
     except Exception as error:
         raise ModelLoadError(f"{type(error).__name__}: {one_line(error)}") from error
+    if artifact.settings.decoupled and not model.decoupled:
+        model.close()
+        raise ModelLoadError(
+            f"decoupled is set, but this model of runtime '{runtime.name}' answers every request "
+            "once; leave it out"
+        )
     warming(runtime.name)
     try:
         findings = examine(model, artifact.settings, max_batch_size, artifact.path.parent)

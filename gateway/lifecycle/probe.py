@@ -79,6 +79,8 @@ def examine(model: Model, settings: ModelSettings, default_max: int, folder: Pat
         declared = model.max_batch_size
     if model.decoupled or model.stateful:
         # Answers of several requests at once cannot be told apart.
+        for each in settings.warmup:
+            run_warmup(model, each, folder)
         return findings
     if not model.probed:
         findings.max_batch_size = declared or 0
@@ -289,7 +291,11 @@ def run_warmup(model: Model, settings: WarmupSettings, folder: Path) -> None:
     }
     for _ in range(settings.count):
         try:
-            model.infer(inputs, (), {})
+            if model.decoupled:
+                for _ in model.stream(inputs, (), {}):
+                    pass
+            else:
+                model.infer(inputs, (), {})
         except Exception as error:
             raise ModelLoadError(f"warm-up '{name}' failed: {error}") from error
 

@@ -130,6 +130,7 @@ class DirectoryRegistry:
         except OSError as error:
             text = f"its folder cannot be read: {error.strerror}"
             return replace(good, error=text) if good else AspiredModel(name, {}, error=text)
+        folder = self._with_remote(name, path, folder)
         for other in folder.others:
             if _LIKE_A_VERSION.fullmatch(other):
                 why = "a version is a whole number from 1 on, without zeros in front"
@@ -149,6 +150,20 @@ class DirectoryRegistry:
         if model.versions or not model.error:
             self._good[name] = replace(model, error="")
         return model
+
+    def _with_remote(self, name: str, path: str | None, folder: Folder) -> Folder:
+        """A model on another server needs no version folders: it has version 1."""
+        if path is None or folder.versions or MODEL_YAML not in folder.documents:
+            return folder
+        own = only(folder.documents, MODEL_YAML, CONFIG_PBTXT)
+        try:
+            settings = self._settings.get(name, own, lambda: read_settings(Path(path), name))
+        except InvalidModelSettings:
+            # Said where the documents are read for good; what they said before still holds.
+            settings = self._good[name].settings if name in self._good else ModelSettings()
+        if settings.remote is None:
+            return folder
+        return replace(folder, versions={"1": os.path.join(path, "1")})
 
     def _look_into(self, path: str | None) -> Folder:
         if path is None:
@@ -305,7 +320,7 @@ def kind_of(path: Path) -> Literal["file", "model", "models"]:
         return "file"
     found = look_into(str(path), DOCUMENTS)
     if not found.versions:
-        return "models"
+        return "model" if is_remote(path, found) else "models"
     if found.documents:
         return "model"
     for name in found.others:
@@ -313,6 +328,16 @@ def kind_of(path: Path) -> Literal["file", "model", "models"]:
         if inner.versions or inner.documents:
             return "models"
     return "model"
+
+
+def is_remote(path: Path, found: Folder) -> bool:
+    """Whether a folder without versions is a model on another server."""
+    if MODEL_YAML not in found.documents:
+        return False
+    try:
+        return read_settings(path, path.name).remote is not None
+    except InvalidModelSettings:
+        return False
 
 
 def only(marks: Mapping[str, Mark], *names: str) -> dict[str, Mark]:

@@ -12,6 +12,7 @@ from gateway.errors import ConfigError, InvalidModelSettings
 from gateway.known_keys import refuse_unknown_keys
 from gateway.model_settings import ModelSettings
 from gateway.registries.config_pbtxt import parse_config_pbtxt
+from gateway.remote_document import REMOTE_RUNTIMES, check, normalised
 from gateway.tensors import DATATYPES
 
 MODEL_YAML: Final = "model.yaml"
@@ -50,6 +51,8 @@ def merge(settings: ModelSettings, tree: dict[str, Any], where: str) -> ModelSet
     for key in tree:
         if key in _LATER:
             raise InvalidModelSettings(f"{where}: '{key}' is not supported yet: {_LATER[key]}")
+    if "remote" in tree:
+        tree = {**tree, "remote": normalised(tree["remote"], f"{where}: remote")}
     refuse_unknown_keys(tree, ModelSettings, where, without=_INTERNAL)
     for key in tree:
         if getattr(settings, key) != getattr(default, key):
@@ -67,6 +70,13 @@ def merge(settings: ModelSettings, tree: dict[str, Any], where: str) -> ModelSet
             raise InvalidModelSettings(
                 f"{where}: tensor '{tensor.name}' has unknown datatype '{tensor.datatype}'; "
                 f"known: {', '.join(DATATYPES)}"
+            )
+    if own.remote is not None:
+        check(own.remote, f"{where}: remote")
+        if own.runtime not in (None, *REMOTE_RUNTIMES):
+            raise InvalidModelSettings(
+                f"{where}: 'remote' is for the runtimes {' and '.join(REMOTE_RUNTIMES)}, not for "
+                f"'{own.runtime}'"
             )
     merged = msgspec.structs.replace(settings, **{key: getattr(own, key) for key in tree})
     if merged.declared == "nothing":

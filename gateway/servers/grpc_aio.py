@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable
-from time import perf_counter
+from contextlib import aclosing
 from typing import Any, Final
 
 import grpc
@@ -13,60 +13,22 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from gateway.codecs.messages import POOL, SERVICE, ModelStreamInferResponse
+from gateway.codecs.messages import POOL, SERVICE
 from gateway.codecs.oip_grpc import GrpcCodec
 from gateway.codecs.statuses import grpc_status
 from gateway.config import LimitsConfig
-from gateway.errors import InferenceFailed, SluiceError
+from gateway.errors import SluiceError
 from gateway.lifecycle.manager import Manager
-from gateway.pipeline import AwaitableCall, Pipeline
+from gateway.pipeline import Pipeline
+from gateway.servers.grpc_call import GrpcioCall, told
 from gateway.servers.grpc_service import INFER, STREAM, GrpcService
+from gateway.servers.grpc_stream import StreamInfer
 from gateway.servers.trailers import answer_trailers, error_trailers
-from gateway.telemetry.logs import log
-from gateway.tensors import InferenceRequest
 
 # It would write a traceback about metadata that is not UTF-8; our own errors `told` logs.
 logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
 
-STREAM_WINDOW: Final = 64
-"""Requests of one stream that may be under way; the stream is not read on beyond it."""
-
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
-
-
-class GrpcioCall(AwaitableCall):
-    """One ModelInfer, unary or on a stream."""
-
-    __slots__ = ("_codec", "_payload", "_pipeline", "typed")
-
-    protocol = "grpc"
-
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        codec: GrpcCodec,
-        payload: bytes,
-        headers: dict[str, str],
-        left: float | None,
-    ) -> None:
-        now = perf_counter()
-        super().__init__(None, now, None if left is None else now + left, headers)
-        self._pipeline = pipeline
-        self._codec = codec
-        self._payload = payload
-        self.typed = False
-        pipeline.admission.in_flight += 1
-        self.future.add_done_callback(self._ended)
-
-    def decode(self) -> InferenceRequest:
-        payload = self._payload
-        self._payload = b""
-        self._pipeline.admission.check_size(len(payload))
-        request, self.typed = self._codec.decode(payload)
-        return request
-
-    def _ended(self, future: asyncio.Future[Any]) -> None:
-        self._pipeline.admission.in_flight -= 1
 
 
 class GrpcioServer:
@@ -180,71 +142,19 @@ class GrpcioServer:
         return handle
 
     async def _stream(self, payloads: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
-        """ModelStreamInfer: many requests under way, answered in the order they came in."""
         headers = metadata_of(context)
-        under_way: asyncio.Queue[GrpcioCall | None] = asyncio.Queue(STREAM_WINDOW)
 
-        async def read() -> None:
-            try:
-                async for payload in payloads:
-                    call = GrpcioCall(
-                        self._pipeline, self._codec, payload, headers, context.time_remaining()
-                    )
-                    self._pipeline.serve(call)
-                    try:
-                        await under_way.put(call)
-                    except asyncio.CancelledError:
-                        abandon(call)
-                        raise
-            except Exception:
-                log.debug("a gRPC stream broke off", exc_info=True)
-            await under_way.put(None)
+        def call(payload: bytes) -> GrpcioCall:
+            left = context.time_remaining()
+            return GrpcioCall(self._pipeline, self._codec, payload, headers, left)
 
-        reader = asyncio.create_task(read())
-        try:
-            while (call := await under_way.get()) is not None:
-                yield await self._stream_answer(call)
-        finally:
-            reader.cancel()
-            while not under_way.empty():
-                left = under_way.get_nowait()
-                if left is not None:
-                    abandon(left)
-
-    async def _stream_answer(self, call: GrpcioCall) -> bytes:
-        try:
-            response = await call.future
-            return self._codec.encode_for_stream(response, typed=call.typed)
-        except asyncio.CancelledError:
-            call.cancel()
-            raise
-        except Exception as failure:
-            error = told(failure)
-            message = ModelStreamInferResponse(error_message=str(error))
-            request = getattr(call, "request", None)
-            if request is not None:
-                # The id tells the client which of its requests failed.
-                message.infer_response.id = request.id
-            failed: bytes = message.SerializeToString()
-            return failed
+        stream = StreamInfer(self._pipeline, self._codec, call)
+        async with aclosing(stream.answers(payloads)) as answers:
+            async for message in answers:
+                yield message
 
     async def close(self, grace: float = 1.0) -> None:
         await self._server.stop(grace)
-
-
-def told(error: Exception) -> SluiceError:
-    """What the caller hears of an error: grpcio itself would send the text of any exception."""
-    if isinstance(error, SluiceError):
-        return error
-    log.error("unexpected error in a gRPC call", exc_info=error)
-    return InferenceFailed(f"internal error: {type(error).__name__}")
-
-
-def abandon(call: GrpcioCall) -> None:
-    """Nobody waits for this call any more."""
-    call.cancel()
-    if call.future.done() and not call.future.cancelled():
-        call.future.exception()
 
 
 async def abort(context: Any, error: SluiceError) -> None:

@@ -92,6 +92,19 @@ SCHEMAS: Json = {
     "Labels": _object({"labels": {"type": "object", "additionalProperties": _STRING}}, "labels"),
     "V1Request": _object({"instances": _list({}), "inputs": {}}, text="One of the two."),
     "V1Response": _object({"predictions": {}}),
+    "GenerateRequest": {
+        "type": "object",
+        "properties": {"id": _STRING, "parameters": _PARAMETERS},
+        "additionalProperties": {},
+        "description": "Keys named like an input are tensors (a value or a list), all others are "
+        "parameters.",
+    },
+    "GenerateResponse": {
+        "type": "object",
+        "properties": {"model_name": _STRING, "model_version": _STRING, "id": _STRING},
+        "additionalProperties": {},
+        "description": "Beside these, each output by its name: a value or a flat list.",
+    },
     "Anything": {"type": "object"},
 }
 
@@ -196,6 +209,21 @@ def _paths() -> Json:
             for name, text in _INFER_HEADERS
         ]
         paths[f"{prefix}/infer"] = {"post": infer}
+        for name, summary in (
+            ("generate", "Inference with flat JSON, exactly one answer"),
+            ("generate_stream", "The same with any number of answers, as server-sent events"),
+        ):
+            operation = _operation(
+                "inference", summary, "GenerateResponse", "GenerateRequest", _INFER
+            )
+            operation["parameters"] = [
+                {"name": header, "in": "header", "schema": _STRING, "description": text}
+                for header, text in _INFER_HEADERS[1:]
+            ]
+            if name == "generate_stream":
+                content = operation["responses"]["200"]["content"]
+                content["text/event-stream"] = content.pop("application/json")
+            paths[f"{prefix}/{name}"] = {"post": operation}
     for path, operations in paths.items():
         named = [name for name in ("model", "version") if f"{{{name}}}" in path]
         for operation in operations.values():

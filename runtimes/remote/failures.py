@@ -141,9 +141,7 @@ _HTTP: Final[dict[int, type[SluiceError]]] = {
 }
 
 
-def http_failure(
-    status: int, text: str, *, retry_after: str | None = None
-) -> AttemptFailed:
+def http_failure(status: int, text: str, *, retry_after: str | None = None) -> AttemptFailed:
     """The failure that an HTTP status other than 200 means. `retry_after` is the header."""
     text = said(text)
     if status == 503:

@@ -42,12 +42,15 @@ class GrpcTransport(Transport):
 
     def connect(self, location: Location, address: str) -> GrpcConnection:
         """As the base says."""
+        return GrpcConnection(self.channels(location, address), self)
+
+    def channels(self, location: Location, address: str) -> list[grpc.aio.Channel]:
+        """As many as ``remote.connections`` says."""
         numeric = f"ipv6:[{address}]" if ":" in address else f"ipv4:{address}"
-        channels = [
+        return [
             self._channel(f"{numeric}:{location.port}", location)
             for _ in range(self.settings.connections)
         ]
-        return GrpcConnection(channels, self)
 
     def _channel(self, target: str, location: Location) -> grpc.aio.Channel:
         options: list[tuple[str, Any]] = [
@@ -114,7 +117,7 @@ class GrpcConnection(Connection):
                 raise
             raise broken("the connection was closed") from None
 
-    async def stream(  # type: ignore[override]
+    async def stream(
         self, message: Any, timeout: float | None, headers: Pairs
     ) -> AsyncIterator[InferenceResponse]:
         """As the base says; the stream is this request's own."""
@@ -155,7 +158,12 @@ class GrpcConnection(Connection):
         )
 
     def _failed(
-        self, channel: grpc.aio.Channel, code: Any, details: str, trailers: Any, timeout: float | None
+        self,
+        channel: grpc.aio.Channel,
+        code: Any,
+        details: str,
+        trailers: Any,
+        timeout: float | None,
     ) -> AttemptFailed:
         return grpc_failure(
             code.value[0],
@@ -185,23 +193,27 @@ class GrpcConnection(Connection):
 
     async def ready(self, timeout: float) -> str:
         """As the base says; a server that does not know the question is ready."""
-        try:
-            server = await self._ask("ServerReady", codec.server_ready_request(), timeout)
-            if not codec.parse_server_ready(server):
-                return "the server says that it is not ready"
-        except grpc.aio.AioRpcError:
-            pass
         there = self._there
-        question = codec.model_ready_request(there.name, there.version)
+        model = codec.model_ready_request(there.name, there.version)
         try:
-            model = await self._ask("ModelReady", question, timeout)
+            try:
+                answer = await self._ask("ServerReady", codec.server_ready_request(), timeout)
+                if not codec.parse_server_ready(answer):
+                    return "the server says that it is not ready"
+            except grpc.aio.AioRpcError:
+                pass
+            answer = await self._ask("ModelReady", model, timeout)
+            ready = codec.parse_model_ready(answer)
         except grpc.aio.AioRpcError as error:
-            return "" if error.code() is UNIMPLEMENTED else said(error.details(), "no such model")
+            unknown = said(error.details(), "it has no such model")
+            return "" if error.code() is UNIMPLEMENTED else unknown
+        except SluiceError as error:  # an answer that makes no sense
+            return str(error)
         except AttemptFailed as failure:
-            if failure.fate is Fate.ANSWERED:
+            if failure.fate in (Fate.ANSWERED, Fate.REFUSED):
                 return str(failure)
             raise
-        return "" if codec.parse_model_ready(model) else "the server says that the model is not"
+        return "" if ready else "the server says that the model is not ready"
 
     async def model(self, timeout: float) -> ModelMetadata:
         """As the base says."""

@@ -85,7 +85,7 @@ class Transport(ABC):
     def connect(self, location: Location, address: str) -> Connection:
         """A connection to one address (an IP) of `location`, opened when first needed."""
 
-    def learned(self, server: ServerMetadata) -> None:
+    def learned(self, server: ServerMetadata) -> None:  # noqa: B027 - nothing to learn for some
         """Told what the servers can do, before the first request."""
 
     @abstractmethod

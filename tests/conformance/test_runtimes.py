@@ -21,6 +21,7 @@ info = h.make_tensor_value_info
 
 class OnnxCase(RuntimeConformance):
     runtime = OnnxRuntime()
+    library = ("onnxruntime",)
     settings: ClassVar[ModelSettings] = ModelSettings()
 
     def graph(self) -> onnx.GraphProto:

@@ -1,0 +1,91 @@
+"""The first thing that runs in a child: limits, ties to the gateway, where packages are found.
+
+It is run as a script, perhaps by an interpreter that is too old for the rest: no imports of
+ours at the top, and no syntax of today.
+"""
+
+import json
+import os
+import sys
+
+REFUSED = 78  # EX_CONFIG: the last line of stderr is all there is to say
+NEEDS = (3, 11)
+PACKAGES = "numpy msgspec ml-dtypes"
+PR_SET_PDEATHSIG = 1
+SIGKILL = 9
+
+
+def die_with(parent):  # type: ignore[no-untyped-def]
+    """Ends when the gateway does, however that is."""
+    if not sys.platform.startswith("linux"):
+        return  # the lifeline alone
+    import ctypes
+
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it has ended before that was set
+        os._exit(1)
+
+
+def limit(memory, cpus):  # type: ignore[no-untyped-def]
+    """`memory` in bytes (0 = no bound), `cpus` as numbers of processors (none = all)."""
+    if memory:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    if cpus and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cpus)
+
+
+def refuse(text):  # type: ignore[no-untyped-def]
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+    os._exit(REFUSED)
+
+
+class OurPackages:
+    """Finds our packages where the gateway has them, without all that lies beside them there."""
+
+    def __init__(self, packages):  # type: ignore[no-untyped-def]
+        self._packages = packages
+
+    def find_spec(self, name, path=None, target=None):  # type: ignore[no-untyped-def]
+        from importlib.util import spec_from_file_location
+
+        folder = self._packages.get(name)
+        if folder is None:
+            return None
+        return spec_from_file_location(
+            name, os.path.join(folder, "__init__.py"), submodule_search_locations=[folder]
+        )
+
+
+def main():  # type: ignore[no-untyped-def]
+    plan = json.loads(sys.argv[1])
+    sys.argv[1:] = []
+    die_with(plan["parent"])
+    limit(plan["memory"], plan["cpus"])
+    if sys.version_info < NEEDS:
+        refuse(
+            "isolation.python: %s is Python %d.%d, but %d.%d or newer is needed; type: "
+            "python%d.%d -m venv --clear %s"
+            % ((sys.executable,) + sys.version_info[:2] + NEEDS + NEEDS + (sys.prefix,))
+        )
+    del sys.path[0]  # this folder
+    if plan["path"] is None:
+        sys.meta_path.insert(0, OurPackages(plan["packages"]))
+    else:
+        sys.path[:] = plan["path"]
+    try:
+        from gateway.isolation import child
+    except ImportError as error:
+        refuse(
+            "%s; type: %s -m pip install %s"
+            % (error, sys.executable, PACKAGES)
+            if plan["path"] is None
+            else str(error)
+        )
+    child.main(plan["channel"], plan["lifeline"])
+
+
+if __name__ == "__main__":
+    main()  # type: ignore[no-untyped-call]

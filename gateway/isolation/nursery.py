@@ -1,0 +1,280 @@
+"""Starts child processes, loads models in them, and keeps spares that take over quickly."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from gateway.errors import ModelLoadError, SluiceError
+from gateway.isolation import messages as m
+from gateway.isolation.arena import Arena
+from gateway.isolation.errands import Errands
+from gateway.isolation.limits import Surroundings, isolation_of, surroundings
+from gateway.isolation.memory import Segment, Table
+from gateway.isolation.model import ChildModel, Curve
+from gateway.isolation.process import ChildProcess
+from gateway.isolation.watch import watch_loading
+from gateway.lifecycle.probe import Findings
+from gateway.telemetry.logs import log
+from runtimes.interface import Artifact, Runtime
+
+if TYPE_CHECKING:
+    from gateway.config import BatchingConfig
+    from gateway.host import PipelineHost
+
+ROOM: Final = 64 << 20
+"""Bytes of shared memory for requests, besides twice what may wait."""
+Kind = tuple[Surroundings, tuple[str, ...]]
+"""Children of one kind may stand in for each other: equal surroundings, the same imports."""
+
+
+class Nursery:
+    """Owned by the event loop; `load` is for other threads."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        config: BatchingConfig,
+        host: PipelineHost | None = None,
+    ) -> None:
+        self._loop = loop
+        self._config = config
+        self._host = host
+        # Children die with the thread that started them: one that lives as long as we do.
+        self._starter = ThreadPoolExecutor(1, "sluice-nursery")
+        self._children: set[ChildProcess] = set()
+        self._spares: dict[Kind, ChildProcess] = {}
+        self._users: Counter[Kind] = Counter()
+        """Models that a spare could stand in for."""
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closed = False
+
+    def load(
+        self, artifact: Artifact, runtime: Runtime, warming: Callable[[str], object]
+    ) -> tuple[ChildModel, Findings]:
+        """Loads and warms up in a child; blocking, for a thread. Raises `SluiceError`."""
+        work = self._load(artifact, runtime, warming)
+        try:
+            return asyncio.run_coroutine_threadsafe(self._tracked(work), self._loop).result()
+        except (CancelledError, RuntimeError) as error:
+            work.close()
+            raise ModelLoadError("the gateway is closing") from error
+
+    async def _tracked(self, work: Any) -> Any:
+        task = asyncio.current_task()
+        assert task is not None
+        if self._closed:
+            raise asyncio.CancelledError
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return await work
+
+    async def _load(
+        self, artifact: Artifact, runtime: Runtime, warming: Callable[[str], object]
+    ) -> tuple[ChildModel, Findings]:
+        around = surroundings(isolation_of(artifact.settings), artifact.path.parent)
+        queue = artifact.settings.batching.queue
+        try:
+            arena, table = Arena(Segment, 2 * queue.max_bytes + ROOM), Table()
+        except OSError as error:
+            raise ModelLoadError(f"isolation: no shared memory: {error.strerror}") from error
+        try:
+            child, told = await self._bring_up(
+                artifact, runtime, around, arena, table, None, lambda: warming(runtime.name)
+            )
+        except BaseException:
+            arena.close()
+            table.close()
+            raise
+        facts, found = told
+        known = (found["max_batch_size"], found["notes"])
+
+        async def renew(curve: Curve) -> ChildProcess:
+            again, (facts_now, _) = await self._bring_up(
+                artifact, runtime, around, arena, table, (*known, curve), lambda: None
+            )
+            self._want_spare((around, preload_of(artifact, runtime)), runtime.name)
+            if facts_now != facts:
+                again.kill("its files have changed")
+                raise ModelLoadError(
+                    "the artifact's signature is another one since it was loaded first; put "
+                    "changed files into a new version"
+                )
+            return again
+
+        curve = [(rows, seconds) for rows, seconds in found["curve"]]
+        kind = around, preload_of(artifact, runtime)
+        self._users[kind] += 1
+        self._want_spare(kind, runtime.name)
+        model = ChildModel(
+            facts, child, arena, table, curve, renew, self._loop, lambda: self._unused(kind)
+        )
+        return model, Findings(found["max_batch_size"], notes=list(found["notes"]))
+
+    async def _bring_up(
+        self,
+        artifact: Artifact,
+        runtime: Runtime,
+        around: Surroundings,
+        arena: Arena,
+        table: Table,
+        known: tuple[Any, ...] | None,
+        warming: Callable[[], object],
+    ) -> tuple[ChildProcess, tuple[Any, Any]]:
+        """A child with the model in it. `known`: what an earlier one has found out.
+
+        Raises `ModelLoadError`, and whatever else the model's loading raised.
+        """
+        isolation = isolation_of(artifact.settings)
+        label = f"{artifact.model}/{artifact.version}"
+        child = self._spares.pop((around, preload_of(artifact, runtime)), None)
+        if child is None or child.dead:
+            child = await self._start(around, label)
+        child.label = label
+        loaded: asyncio.Future[tuple[Any, Any]] = self._loop.create_future()
+        errands = Errands(child, arena, self._host)
+
+        def heard(message: list[Any]) -> None:
+            kind = message[0]
+            if kind == m.WARMING:
+                warming()
+            elif kind == m.LOADED and not loaded.done():
+                loaded.set_result((message[1], message[2]))
+            elif kind == m.LOAD_FAILED and not loaded.done():
+                loaded.set_exception(m.error_of(message[1]))
+            else:
+                errands.take(message)
+
+        def died(cause: str) -> None:
+            errands.close()
+            if not loaded.done():
+                loaded.set_exception(ModelLoadError(cause))
+
+        child.on_message, child.on_died = heard, died
+        child.errands = errands
+        child.attach(arena, table)
+        order = {
+            "model": artifact.model,
+            "version": artifact.version,
+            "path": str(artifact.path),
+            "settings": msgspec.msgpack.encode(artifact.settings),
+            "runtime": f"{type(runtime).__module__}:{type(runtime).__qualname__}",
+            "package": package_of(type(runtime).__module__),
+            "foreign": around.foreign,
+            "max_batch_size": self._config.max_batch_size,
+            "inline_us": self._config.inline_us,
+            "known": known,
+        }
+        child.send((m.LOAD, order))
+        watch = watch_loading(child, isolation.hang_seconds, self._loop)
+        try:
+            told = await loaded
+        except BaseException as error:
+            child.on_died = lambda cause: None
+            errands.close()
+            child.kill("its model did not load")
+            if isinstance(error, SluiceError | asyncio.CancelledError):
+                raise
+            raise ModelLoadError(f"{type(error).__name__}: {error}") from error
+        finally:
+            watch.cancel()
+        return child, told
+
+    async def _start(self, around: Surroundings, label: str) -> ChildProcess:
+        try:
+            starting = self._loop.run_in_executor(
+                self._starter, ChildProcess, self._loop, around, label
+            )
+            child = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            starting.add_done_callback(_never_wanted)
+            raise
+        except OSError as error:
+            raise ModelLoadError(
+                f"isolation: '{around.python}' cannot be run: {error.strerror}"
+            ) from error
+        child.begin()
+        self._children.add(child)
+        self._children = {each for each in self._children if not each.ended.is_set()}
+        return child
+
+    # --- spares
+
+    def _want_spare(self, kind: Kind, runtime: str) -> None:
+        if kind[1]:
+            self._spawn(self._make_spare(kind, runtime))
+
+    async def _make_spare(self, kind: Kind, runtime: str) -> None:
+        if kind in self._spares or not self._users[kind]:
+            return
+        try:
+            spare = await self._start(kind[0], f"spare for {runtime}")
+        except ModelLoadError as error:
+            log.warning("no spare process for %s: %s", runtime, error)
+            return
+        if kind in self._spares or not self._users[kind]:
+            spare.kill("it is not needed")
+            return
+        self._spares[kind] = spare
+
+        def died(cause: str) -> None:
+            # Not made again before the next model of its kind has loaded.
+            if self._spares.get(kind) is spare:
+                del self._spares[kind]
+                log.warning("the spare process for %s has ended: %s", runtime, cause)
+
+        spare.on_died = died
+        spare.send((m.PRELOAD, kind[1]))
+
+    def _unused(self, kind: Kind) -> None:
+        """A model is closed; the last of its kind takes the spare with it."""
+        self._users[kind] -= 1
+        if not self._users[kind] and (spare := self._spares.pop(kind, None)) is not None:
+            spare.ask_to_close()
+
+    # --- the end
+
+    def _spawn(self, work: Any) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """Ends every child that is left: spares, and those that were loading."""
+        self._closed = True
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        left = [child for child in self._children if not child.ended.is_set()]
+        for child in left:
+            child.on_died = lambda cause: None
+            child.kill("the gateway has ended")
+        for child in left:
+            await asyncio.to_thread(child.wait_closed)
+        self._spares.clear()
+        self._starter.shutdown(wait=False)
+
+
+def _never_wanted(starting: asyncio.Future[ChildProcess]) -> None:
+    """A child that was started for a load that is not wanted any more."""
+    if not starting.cancelled() and starting.exception() is None:
+        child = starting.result()
+        child.begin()
+        child.kill("it is not wanted any more")
+
+
+def package_of(module: str) -> str:
+    """What to install for a module that belongs to a plugin; the module's name if unknown."""
+    top = module.partition(".")[0]
+    return (importlib.metadata.packages_distributions().get(top) or [top])[0]
+
+
+def preload_of(artifact: Artifact, runtime: Runtime) -> tuple[str, ...]:
+    """What a spare imports beforehand; nothing where none is wanted."""
+    return tuple(runtime.preload) if isolation_of(artifact.settings).spare else ()

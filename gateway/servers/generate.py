@@ -1,0 +1,245 @@
+"""``/generate`` and ``/generate_stream``: one answer as JSON, any number as server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing, suppress
+from time import perf_counter
+from typing import Final
+
+import orjson
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import Receive, Scope, Send
+
+from gateway.codecs.generate_rest import (
+    decode_generate,
+    encode_event,
+    encode_generate,
+    parse_generate,
+    plain_values,
+)
+from gateway.errors import Draining, InferenceFailed, SluiceError, Unsupported
+from gateway.pipeline import Answers, AwaitableCall
+from gateway.servers.http_app import error_answer, read_body, target
+from gateway.servers.http_call import timeout_ms
+from gateway.servers.http_state import HttpState
+from gateway.telemetry.logs import log
+from gateway.tensors import InferenceRequest, InferenceResponse
+
+SILENCE: Final = 15.0
+"""Seconds without an answer after which a comment is sent, so that nobody takes the stream for
+dead."""
+LAST_WORDS: Final = 1.0
+"""Most seconds for telling a client that the gateway closes."""
+
+
+class GenerateCall(AwaitableCall):
+    """A call that came by one of the two."""
+
+    __slots__ = ("_body", "_shared", "_target")
+    protocol = "http"
+
+    def __init__(
+        self,
+        shared: HttpState,
+        model_and_version: tuple[str, str],
+        body: bytes,
+        headers: dict[str, str],
+        arrived: float,
+    ) -> None:
+        super().__init__(None, arrived, None, headers)
+        self._shared = shared
+        self._target = model_and_version
+        self._body = body
+
+    def decode(self) -> InferenceRequest:
+        timeout = self.headers.get("x-request-timeout-ms")
+        if timeout is not None:
+            self.deadline = self.arrived + timeout_ms(timeout.encode("latin-1")) / 1e3
+        limits = self._shared.limits
+        keys = parse_generate(self._body, limits)
+        self._body = b""
+        # Only the version that will answer can say which keys are inputs.
+        like = InferenceRequest(*self._target, (), parameters=plain_values(keys))
+        self.chosen = self._shared.pipeline.choose(self, like)
+        return decode_generate(*self._target, keys, self.chosen[0].contract, limits)
+
+
+class Generate:
+    """The routes, over what all HTTP connections share."""
+
+    def __init__(self, shared: HttpState) -> None:
+        self._shared = shared
+
+    def routes(self) -> list[BaseRoute]:
+        return [
+            Route(f"{prefix}/{name}", endpoint, methods=["POST"])
+            for prefix in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
+            for name, endpoint in (
+                ("generate", self.generate),
+                ("generate_stream", self.generate_stream),
+            )
+        ]
+
+    async def _call(self, request: Request) -> GenerateCall:
+        arrived = perf_counter()
+        body = await read_body(request, self._shared.limits.max_message_bytes)
+        headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in request.scope["headers"]}
+        return GenerateCall(self._shared, target(request), body, headers, arrived)
+
+    async def generate(self, request: Request) -> Response:
+        """Exactly one answer."""
+        call = await self._call(request)
+        admission = self._shared.pipeline.admission
+        admission.in_flight += 1
+        work = asyncio.ensure_future(only(self._shared.pipeline.stream(call)))
+        gone = asyncio.ensure_future(request.receive())
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                raise ClientDisconnect
+            response = await work
+        finally:
+            gone.cancel()
+            work.cancel()
+            admission.in_flight -= 1
+        return Response(encode_generate(response), 200, route_headers(response), "application/json")
+
+    async def generate_stream(self, request: Request) -> Response:
+        """Any number of answers."""
+        return EventStream(self._shared, await self._call(request))
+
+
+async def only(answers: Answers) -> InferenceResponse:
+    """The single answer of a model. Raises `Unsupported` for none and for more."""
+    found: InferenceResponse | None = None
+    async with aclosing(answers):
+        async for response in answers:
+            if found is not None:
+                raise not_one("more than 1")
+            found = response
+    if found is None:
+        raise not_one("none")
+    return found
+
+
+def not_one(count: str) -> Unsupported:
+    # Triton's clients look for words of this sentence.
+    return Unsupported(
+        f"generate expects model to produce exactly 1 response, but it gave {count}; use "
+        "generate_stream, which takes any number"
+    )
+
+
+def route_headers(response: InferenceResponse) -> dict[str, str]:
+    """Which version answered, and why that one."""
+    return {"x-sluice-version": response.version, "x-sluice-route": response.route}
+
+
+class EventStream(Response):
+    """Sends the answers of a call as events, until they end or the client is gone.
+
+    What goes wrong before the first answer has a status of its own; later it is the last event,
+    with ``error``.
+    """
+
+    def __init__(self, shared: HttpState, call: GenerateCall) -> None:
+        self._pipeline = shared.pipeline
+        self._call = call
+        self._begun = False
+        """Whether the head is sent, and with it the status."""
+        self._sent_at = 0.0
+        self._comments: asyncio.Task[None] | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        admission = self._pipeline.admission
+        admission.in_flight += 1
+        work = asyncio.ensure_future(self._serve(scope, receive, send))
+        # The request is whole: what comes now is the client's leaving.
+        gone = asyncio.ensure_future(receive())
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            # The port closes. The client hears of it, if it listens, and the task just ends.
+            await stopped(work)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORDS):
+                    await self._fail(scope, receive, send, Draining())
+        finally:
+            gone.cancel()
+            await stopped(work)
+            admission.in_flight -= 1
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with aclosing(self._pipeline.stream(self._call)) as answers:
+                first = await anext(answers, None)
+                await self._begin(send, first)
+                if first is not None:
+                    await self._event(send, encode_generate(first))
+                async for response in answers:
+                    await self._event(send, encode_generate(response))
+            await self._end(send)
+        except SluiceError as error:
+            await self._fail(scope, receive, send, error)
+        except Exception as error:
+            log.exception("unexpected error in a stream of events")
+            failure = InferenceFailed(f"internal error: {type(error).__name__}")
+            await self._fail(scope, receive, send, failure)
+        finally:
+            self._no_comments()
+
+    async def _begin(self, send: Send, first: InferenceResponse | None) -> None:
+        headers = {
+            "content-type": "text/event-stream; charset=utf-8",
+            "cache-control": "no-cache",
+            # nginx would collect the events otherwise
+            "x-accel-buffering": "no",
+        }
+        if first is not None:
+            headers |= route_headers(first)
+        raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+        self._begun = True
+        await send({"type": "http.response.start", "status": 200, "headers": raw})
+        self._sent_at = perf_counter()
+        self._comments = asyncio.ensure_future(self._comment(send))
+
+    async def _event(self, send: Send, data: bytes) -> None:
+        await self._body(send, encode_event(data))
+
+    async def _body(self, send: Send, data: bytes) -> None:
+        # Waits for as long as the client does not read, and so does the model in the end.
+        await send({"type": "http.response.body", "body": data, "more_body": True})
+        self._sent_at = perf_counter()
+
+    async def _end(self, send: Send) -> None:
+        self._no_comments()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _fail(self, scope: Scope, receive: Receive, send: Send, error: SluiceError) -> None:
+        if not self._begun:
+            await error_answer(error)(scope, receive, send)
+            return
+        self._no_comments()
+        await self._event(send, orjson.dumps({"error": str(error)}))
+        await self._end(send)
+
+    async def _comment(self, send: Send) -> None:
+        """Sends a comment, which clients skip, into long silence."""
+        while True:
+            await asyncio.sleep(max(self._sent_at + SILENCE - perf_counter(), 0.0))
+            if perf_counter() - self._sent_at >= SILENCE:
+                await self._body(send, b":\n\n")
+
+    def _no_comments(self) -> None:
+        if self._comments is not None:
+            self._comments.cancel()
+
+
+async def stopped(work: asyncio.Future[None]) -> None:
+    """Cancels it and waits for its end."""
+    work.cancel()
+    with suppress(asyncio.CancelledError):
+        await work

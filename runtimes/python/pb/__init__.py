@@ -1,0 +1,1 @@
+"""Triton's Python backend, as its models see it: ``triton_python_backend_utils`` and around it."""

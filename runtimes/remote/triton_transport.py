@@ -1,0 +1,369 @@
+"""The way to a Triton server: as to any other by gRPC, and besides that its model
+configuration, its parameters for streams, and shared memory with a server on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Final, NamedTuple
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+
+from gateway.codecs import client_grpc as codec
+from gateway.codecs.messages import InferInputTensor, ModelInferRequest, ModelInferResponse
+from gateway.errors import InferenceFailed, ModelLoadError, printable
+from gateway.model_settings import RemoteSettings
+from gateway.remote_document import Location
+from gateway.tensors import Buffer, InferenceRequest, InferenceResponse, TensorSpec, element_count
+from runtimes.remote.failures import AttemptFailed, Fate, said
+from runtimes.remote.grpc_transport import GrpcConnection, GrpcTransport, is_cancelled
+from runtimes.remote.transport import Pairs, There
+from runtimes.remote.triton_config import TritonConfig, TritonMessages
+from runtimes.remote.triton_memory import ALIGNMENT, THRESHOLD, Region, Regions
+
+log = logging.getLogger(__name__)
+
+CONTROL_SECONDS: Final = 5.0
+UNKNOWN_REGION: Final = "Unable to find shared memory region"
+_HARMLESS: Final = frozenset(
+    (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.NOT_FOUND,
+        grpc.StatusCode.ALREADY_EXISTS,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.UNIMPLEMENTED,
+    )
+)
+"""Codes that Triton gives when it is done with a request; others may come from in between."""
+
+
+def _stream_parameters() -> bytes:
+    message = ModelInferRequest()
+    message.parameters["triton_enable_empty_final_response"].bool_param = True
+    encoded: bytes = message.SerializeToString()
+    return encoded
+
+
+STREAM_PARAMETERS: Final = _stream_parameters()
+"""Asks for a last message where a model ends without an answer; goes behind any request."""
+
+
+class Shared(NamedTuple):
+    """A request whose tensors are to go by shared memory, if the server is still there."""
+
+    request: InferenceRequest
+    sizes: tuple[int, ...]
+    """Bytes of each input."""
+
+
+class Layout(NamedTuple):
+    """Where in a region each tensor is: offset and size in bytes."""
+
+    inputs: tuple[tuple[int, int], ...]
+    outputs: dict[str, tuple[int, int]]
+    size: int
+
+
+class TritonTransport(GrpcTransport):
+    """Connections to Triton servers. `outputs` and `batched` are told after the first look at
+    the model: sizes of answers follow from them."""
+
+    def __init__(self, there: There, settings: RemoteSettings, messages: TritonMessages) -> None:
+        super().__init__(there, settings)
+        self.messages = messages
+        self.outputs: tuple[TensorSpec, ...] = ()
+        self.batched = False
+
+    def connect(self, location: Location, address: str) -> TritonConnection:
+        """As the base says."""
+        shared = self.settings.shared_memory and is_local(address)
+        if self.settings.shared_memory and not shared:
+            log.warning("%s is not on this machine: no shared memory with it", location)
+        return TritonConnection(self.channels(location, address), self, shared=shared)
+
+    def encode(self, request: InferenceRequest, timeout: float | None) -> Any:
+        """As the base says; `Shared` where the tensors are many bytes."""
+        if self.settings.shared_memory:
+            sizes = tuple([tensor.nbytes for tensor in request.inputs])
+            if sum(sizes) >= THRESHOLD and all(sizes):
+                return Shared(request, sizes)
+        return super().encode(request, timeout)
+
+    def plain(self, request: InferenceRequest) -> bytes:
+        """The request with its tensors' bytes in it."""
+        return codec.encode_request(request, self.there.name, self.there.version)
+
+    def decode(self, answer: Any, request: InferenceRequest) -> InferenceResponse:
+        """As the base says."""
+        if isinstance(answer, InferenceResponse):
+            return answer
+        return super().decode(answer, request)
+
+    def layout(self, shared: Shared) -> Layout:
+        """Inputs, then the outputs of known and considerable size."""
+        at = 0
+        inputs = []
+        for size in shared.sizes:
+            inputs.append((at, size))
+            at += aligned(size)
+        outputs: dict[str, tuple[int, int]] = {}
+        rows = shared.request.rows
+        for spec in self.outputs:
+            shape = (rows, *spec.shape[1:]) if self.batched else spec.shape
+            if spec.datatype.itemsize and min(shape, default=0) >= 0:
+                size = element_count(shape) * spec.datatype.itemsize
+                if size >= THRESHOLD:
+                    outputs[spec.name] = (at, size)
+                    at += aligned(size)
+        return Layout(tuple(inputs), outputs, at)
+
+
+class TritonConnection(GrpcConnection):
+    """The way to one Triton server, and the memory shared with it."""
+
+    def __init__(
+        self, channels: list[grpc.aio.Channel], transport: TritonTransport, *, shared: bool
+    ) -> None:
+        super().__init__(channels, transport)
+        self._transport = transport
+        self._shared = shared
+        self.regions = Regions(self._register, self._unregister)
+
+    # --- requests
+
+    async def infer(self, message: Any, timeout: float | None, headers: Pairs) -> Any:
+        """As the base says; the answer to a `Shared` request comes decoded."""
+        if isinstance(message, Shared):
+            if self._shared:
+                return await self._infer_shared(message, timeout, headers)
+            return codec.decode_response(
+                await super().infer(self._transport.plain(message.request), timeout, headers),
+                self._there.ours,
+                self._there.our_version,
+                wire=False,
+            )
+        return await super().infer(message, timeout, headers)
+
+    def stream(
+        self, message: Any, timeout: float | None, headers: Pairs
+    ) -> AsyncIterator[InferenceResponse]:
+        """As the base says."""
+        if isinstance(message, Shared):
+            message = self._transport.plain(message.request)
+        return super().stream(message + STREAM_PARAMETERS, timeout, headers)
+
+    # --- shared memory
+
+    async def _infer_shared(self, shared: Shared, timeout: float | None, headers: Pairs) -> Any:
+        """Sends a request by shared memory; once more where the server turns out to be new."""
+        for last in (False, True):
+            layout = self._transport.layout(shared)
+            try:
+                region = await self.regions.take(layout.size)
+            except (OSError, grpc.aio.AioRpcError) as error:
+                return await self._without_region(error, shared, timeout, headers)
+            try:
+                return await self._call(shared, region, layout, timeout, headers)
+            except grpc.aio.AioRpcError as error:
+                unknown = UNKNOWN_REGION in (error.details() or "")
+                if unknown and not last:
+                    # It was started again, and has not looked at the request.
+                    self.regions.forget()
+                    continue
+                channel = self._channels[0]
+                raise self._failure(channel, error, timeout) from None
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _without_region(
+        self, error: Exception, shared: Shared, timeout: float | None, headers: Pairs
+    ) -> Any:
+        """There is no region to be had: as any other server would be asked."""
+        if isinstance(error, grpc.aio.AioRpcError):
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                raise self._failure(self._channels[0], error, timeout) from None
+            text = said(error.details())
+        else:
+            text = str(error.strerror) if isinstance(error, OSError) else str(error)
+        log.warning("no shared memory for a request, which is sent without: %s", text)
+        payload = await super().infer(self._transport.plain(shared.request), timeout, headers)
+        there = self._there
+        return codec.decode_response(payload, there.ours, there.our_version, wire=False)
+
+    async def _call(
+        self,
+        shared: Shared,
+        region: Region,
+        layout: Layout,
+        timeout: float | None,
+        headers: Pairs,
+    ) -> InferenceResponse:
+        request = shared.request
+        over = False
+        try:
+            for tensor, (at, size) in zip(request.inputs, layout.inputs, strict=True):
+                region.map[at : at + size] = tensor.data
+            payload = self._message(request, region, layout)
+            _, stub = self._next()
+            answer = await stub(payload, timeout=timeout, metadata=headers)
+            over = True
+            return self._answer(answer, region, layout)
+        except grpc.aio.AioRpcError as error:
+            over = error.code() in _HARMLESS and UNKNOWN_REGION not in (error.details() or "")
+            raise
+        except asyncio.CancelledError:
+            if is_cancelled():
+                raise
+            raise AttemptFailed(
+                Fate.UNKNOWN, InferenceFailed("the connection to the model's server was closed")
+            ) from None
+        finally:
+            if over:
+                self.regions.give_back(region)
+            else:
+                self.regions.drop(region)
+
+    def _message(self, request: InferenceRequest, region: Region, layout: Layout) -> bytes:
+        inputs = []
+        for tensor, place in zip(request.inputs, layout.inputs, strict=True):
+            each = InferInputTensor(
+                name=tensor.name, datatype=tensor.datatype.name, shape=tensor.shape
+            )
+            _point(each, region, place)
+            inputs.append(each)
+        there = self._there
+        message = codec.encode_head(request, there.name, there.version, inputs)
+        if not request.outputs:
+            for spec in self._transport.outputs:
+                message.outputs.add(name=spec.name)
+        for output in message.outputs:
+            if output.name in layout.outputs:
+                _point(output, region, layout.outputs[output.name])
+        encoded: bytes = message.SerializeToString()
+        return encoded
+
+    def _answer(self, payload: bytes, region: Region, layout: Layout) -> InferenceResponse:
+        """The answer, with what is in shared memory copied out of it."""
+        try:
+            message = ModelInferResponse.FromString(payload)
+        except (DecodeError, UnicodeDecodeError) as error:
+            raise codec.malformed(error) from None
+        beside = list(message.raw_output_contents)
+        if len(beside) != len(message.outputs):
+            raise codec.malformed(f"{len(beside)} contents for {len(message.outputs)} outputs")
+        raws: list[Buffer] = []
+        for output, raw in zip(message.outputs, beside, strict=True):
+            place = layout.outputs.get(output.name)
+            if place is None:
+                raws.append(raw)
+                continue
+            at, size = place
+            got = _bytes_of(output)
+            if got > size:
+                raise codec.malformed(f"output '{printable(output.name)}' is larger than declared")
+            raws.append(region.map[at : at + got])
+        there = self._there
+        return codec.response_of(message, raws, there.ours, there.our_version)
+
+    # --- control
+
+    async def config(self, timeout: float) -> TritonConfig:
+        """The model's configuration. Raises `AttemptFailed`."""
+        messages, there = self._transport.messages, self._there
+        try:
+            answer = await self._ask(
+                "ModelConfig", messages.config_request(there.name, there.version), timeout
+            )
+        except grpc.aio.AioRpcError as error:
+            failed = InferenceFailed(said(error.details()))
+            raise AttemptFailed(Fate.ANSWERED, failed) from None
+        return messages.parse_config(answer)
+
+    async def try_shared_memory(self) -> None:
+        """Raises `ModelLoadError` if the server cannot see our shared memory."""
+        try:
+            self.regions.give_back(await self.regions.take(THRESHOLD))
+        except grpc.aio.AioRpcError as error:
+            raise ModelLoadError(
+                f"shared_memory: the server does not see this machine's /dev/shm "
+                f"({said(error.details())}); run both as one user and, in containers, with one "
+                "IPC namespace, or set shared_memory: false"
+            ) from None
+        except OSError as error:
+            raise ModelLoadError(
+                f"shared_memory: no memory in /dev/shm: {error.strerror}; enlarge it, or set "
+                "shared_memory: false"
+            ) from None
+
+    async def _register(self, region: Region) -> None:
+        payload = self._transport.messages.register(region.name, region.key, region.size)
+        try:
+            await self._stub("SystemSharedMemoryRegister")(payload, timeout=CONTROL_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.ALREADY_EXISTS:
+                raise
+
+    async def _unregister(self, region: Region) -> bool:
+        payload = self._transport.messages.unregister(region.name)
+        try:
+            await self._stub("SystemSharedMemoryUnregister")(payload, timeout=CONTROL_SECONDS)
+        except grpc.aio.AioRpcError:
+            return False
+        return True
+
+    def _stub(self, method: str) -> Any:
+        return self._channels[0].unary_unary(f"/inference.GRPCInferenceService/{method}")
+
+    async def close(self) -> None:
+        """As the base says."""
+        await self.regions.close()
+        await super().close()
+
+
+def _bytes_of(output: Any) -> int:
+    """The size that an output's datatype and shape say. Raises `InferenceFailed`."""
+    spec = codec.tensor_spec(output.name, output.datatype, list(output.shape))
+    if min(spec.shape, default=0) < 0:
+        raise codec.malformed(f"output '{printable(output.name)}' has shape {list(spec.shape)}")
+    return element_count(spec.shape) * spec.datatype.itemsize
+
+
+def _point(tensor: Any, region: Region, place: tuple[int, int]) -> None:
+    """Says in a tensor's message where its bytes are."""
+    at, size = place
+    tensor.parameters["shared_memory_region"].string_param = region.name
+    tensor.parameters["shared_memory_byte_size"].int64_param = size
+    tensor.parameters["shared_memory_offset"].int64_param = at
+
+
+def aligned(size: int) -> int:
+    """`size` rounded up, so that the next tensor begins where processors like it."""
+    return (size + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
+
+
+def is_local(address: str) -> bool:
+    """Whether an IP address is one of this machine's."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True
+
+
+def not_local(locations: Sequence[Location]) -> list[str]:
+    """Those of `locations` that are not on this machine, as far as their names can be looked
+    up; blocking."""
+    found = []
+    for location in locations:
+        try:
+            entries = socket.getaddrinfo(location.host, location.port, type=socket.SOCK_STREAM)
+        except OSError:
+            continue
+        if not all(is_local(str(entry[4][0])) for entry in entries):
+            found.append(str(location))
+    return found

@@ -1,0 +1,56 @@
+"""PyTorch's messages, cut down to the line that says what was wrong."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Final
+
+from gateway.errors import InferenceFailed, InvalidInput, without_folders
+
+_STACK: Final = re.compile(r"\nException raised from |\nframe #|\nC\+\+ CapturedTraceback")
+_RAISED: Final = re.compile(r"^(?:[\w.]+\.)?(\w*(?:Error|Exception)): (.+)$", re.M)
+_PREFIX: Final = re.compile(r"^\[enforce fail at [^\]]*\] ?(?:data\. )?")
+_MINIZ: Final = re.compile(r"\. ?This is an internal miniz error.*$", re.S)
+_INPUTS_FAULT: Final = re.compile(
+    r"out of (?:range|bounds)|shape|sizes? |\bsize\b|dimension|\bndim\b|\bdims?\b|"
+    r"Guard failed|must match|unmatched|out of int|number of channels|expected .* elements|"
+    r"input\.size|inconsistent",
+    re.I,
+)
+
+
+def one_line(error: BaseException, folder: Path | None = None, limit: int = 400) -> str:
+    """The useful line of an error's text, without C++ frames and the folders of this machine."""
+    text = str(error)
+    if folder is not None:
+        text = text.replace(f"{folder}/", "")
+    text = _MINIZ.sub("", _STACK.split(text)[0])
+    if "TorchScript" in text and (raised := _RAISED.findall(text)):
+        # The interpreter shows its own stack first, the cause last.
+        text = raised[-1][1]
+    elif "TorchScript" in text and (first := text.strip().splitlines()):
+        text = first[-1] if len(first) > 1 else first[0]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    text = _PREFIX.sub("", lines[0]) if lines else ""
+    if len(lines) > 1 and text.endswith(":"):
+        text = f"{text} {' '.join(lines[1:3])}"
+    text = without_folders(" ".join(text.split())) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def inference_error(torch: Any, error: Exception) -> InferenceFailed:
+    """What the caller is told; a GPU that ran out of memory is swept out."""
+    if isinstance(error, InferenceFailed):
+        return error
+    if isinstance(error, torch.OutOfMemoryError):
+        torch.cuda.empty_cache()
+        return InferenceFailed(
+            "the GPU has not enough memory for this batch; lower max_batch_size, or load less on it"
+        )
+    text = one_line(error)
+    if "DefaultCPUAllocator" in text or isinstance(error, MemoryError):
+        return InferenceFailed(f"not enough memory for this batch: {text}")
+    if isinstance(error, (IndexError, AssertionError, ValueError)) or _INPUTS_FAULT.search(text):
+        return InvalidInput(text)
+    return InferenceFailed(text)
