@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from gateway.config import LimitsConfig
 from gateway.errors import Draining, InvalidRequest, QueueFull, RequestTooLarge, Unsupported
-from gateway.tensors import InferenceRequest
+from gateway.tensors import InferenceRequest, Parameter
 
 
 class Admission:
@@ -27,7 +29,7 @@ class Admission:
             )
 
     def admit(self, request: InferenceRequest) -> None:
-        """Raises `Draining`, `QueueFull`, `Unsupported` or `InvalidRequest`."""
+        """Raises `Draining`, `QueueFull` or `InvalidRequest`."""
         if self.draining:
             raise Draining
         # The request itself is counted already.
@@ -38,16 +40,14 @@ class Admission:
             )
         if not request.inputs:
             raise InvalidRequest("the request has no inputs; send at least one tensor")
-        if request.parameters is not None:
-            check_parameters(request)
 
 
-def check_parameters(request: InferenceRequest) -> None:
-    """Raises `Unsupported` for a reserved parameter that means something we do not do."""
-    assert request.parameters is not None
+def refuse_sequences(parameters: Mapping[str, Parameter]) -> None:
+    """Raises `Unsupported` for the parameters of sequences, which only a server that keeps their
+    state can take."""
     for name in ("sequence_id", "sequence_start", "sequence_end"):
         # Triton's client sends the defaults along with any one of the three.
-        if request.parameters.get(name) not in (None, 0, "", False):
+        if parameters.get(name) not in (None, 0, "", False):
             raise Unsupported(
                 f"parameter '{name}': sequences are not supported; send the whole sequence in one "
                 "request, or keep the state in the client"

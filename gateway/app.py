@@ -21,6 +21,7 @@ from gateway.config import Config, is_loopback, split_address
 from gateway.errors import ConfigError, ModelLoadError
 from gateway.facts import Facts
 from gateway.host import PipelineHost
+from gateway.isolation.nursery import Nursery
 from gateway.lifecycle.loader import Loader
 from gateway.lifecycle.manager import Manager
 from gateway.pipeline import Pipeline
@@ -69,12 +70,15 @@ class Gateway:
         self.router: Router[Servable] = Router()
         self.admission = Admission(config.limits)
         self.pipeline = Pipeline(self.router, self.admission)
+        host = PipelineHost(self.pipeline, loop)
+        self.nursery = Nursery(loop, config.batching, host)
         loader = Loader(
             load_runtimes(),
             config.batching,
             LoopClock(loop),
             Trust(config.trust.code or ()),
-            PipelineHost(self.pipeline, loop),
+            host,
+            self.nursery,
         )
         self.manager = Manager(loader, self.router, config.lifecycle)
         self.facts = Facts(self.manager, self.router)
@@ -270,6 +274,7 @@ class Gateway:
         if self.metrics is not None:
             await self.metrics.close()
         await self.manager.close()
+        await self.nursery.close()
         access_log.stop()
         if self._socket_folder is not None:
             self._socket_folder.cleanup()

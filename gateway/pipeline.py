@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator
 from typing import Final
 
-from gateway.admission import Admission
+from gateway.admission import Admission, refuse_sequences
 from gateway.call import Call
 from gateway.errors import Cancelled, InferenceFailed, SluiceError, Unsupported
 from gateway.routing import Route, Router
@@ -60,6 +60,8 @@ class Pipeline:
             self.admission.admit(request)
             # model, version or label, routing key → servable, from one immutable snapshot
             servable, call.route = call.chosen or self.choose(call, request)
+            if request.parameters is not None and not servable.model.sequences:
+                refuse_sequences(request.parameters)
             if servable.decoupled:
                 if not many:
                     raise Unsupported(MANY_ANSWERS.format(request.model))

@@ -140,8 +140,7 @@ class AnswerChecks(Suite):
                     check_message(error, tmp_path)
                 else:
                     raise AssertionError("bad input must raise InvalidInput or InferenceFailed")
-            for answer in self.answers(model, self.inputs(model, ROWS)):
-                check_answer(model, answer, ROWS)
+            self.answers(model, self.inputs(model, ROWS))
 
     def test_takes_any_text(self, tmp_path: Path) -> None:
         with self.loaded(tmp_path) as model:
@@ -181,15 +180,18 @@ class AnswerChecks(Suite):
                 except BaseException as error:
                     failures.append(repr(error))
 
+            if instances == 1:
+                work(0)
             threads = [
-                threading.Thread(target=work, args=(n,), daemon=True) for n in range(instances)
+                threading.Thread(target=work, args=(n,), daemon=True)
+                for n in range(instances if instances > 1 else 0)
             ]
             for thread in threads:
                 thread.start()
             for thread in threads:
                 thread.join(self.patience)
                 require(not thread.is_alive(), f"infer() hangs in {len(threads)} threads")
-            require(not failures, f"infer() in {len(threads)} threads: {failures}")
+            require(not failures, f"infer() in {instances} threads: {failures}")
 
     # -- helpers -------------------------------------------------------------------------
 
@@ -197,18 +199,29 @@ class AnswerChecks(Suite):
         self, model: Model, inputs: dict[str, Array], spec: TensorSpec, folder: Path
     ) -> None:
         """A well-formed answer or `InvalidInput`, and afterwards the model still works."""
-        what = f"input {spec}: {inputs[spec.name].ravel()[:1]!r}, shape {inputs[spec.name].shape}"
+        array = inputs[spec.name]
+        what = f"input {spec} of shape {list(array.shape)} (first: {array.ravel()[:1].tolist()})"
         try:
-            for answer in self.answers(model, inputs):
-                check_answer(model, answer, ROWS)
+            answers = self.answers(model, inputs)
         except InvalidInput as error:
             check_message(error, folder)
+            answers = []
         except Exception as error:
-            raise AssertionError(
-                f"{what} must be answered or raise InvalidInput: {error!r}"
-            ) from None
-        for answer in self.answers(model, self.inputs(model, ROWS)):
-            check_answer(model, answer, ROWS)
+            cause = f"{what} must be answered or raise InvalidInput: {error!r}"
+            raise AssertionError(cause) from None
+        usual = self.answers(model, self.inputs(model, ROWS))
+        if all(is_well_formed(model, answer) for answer in usual):
+            for answer in answers:
+                check_answer(model, answer, ROWS)
+
+
+def is_well_formed(model: Model, answer: Outputs) -> bool:
+    """Whether an answer is as declared: whoever gives none ever fails one check, not several."""
+    try:
+        check_answer(model, answer, ROWS)
+    except AssertionError:
+        return False
+    return True
 
 
 def _emptied(spec: TensorSpec, like: Array, *, batched: bool) -> Array:

@@ -78,9 +78,14 @@ class Installed:
 def load_runtimes() -> dict[str, Runtime]:
     """Every runtime that models can have, by name, the built-in ones first.
 
-    A plugin that cannot be imported is there as a `BrokenRuntime`; it never stops the others.
+    A plugin that cannot be imported is there as a `BrokenRuntime`, and the log says why; it
+    never stops the others.
     """
-    return {each.runtime.name: each.runtime for each in installed_runtimes() if each.used}
+    found = installed_runtimes()
+    for each in found:
+        if isinstance(each.runtime, BrokenRuntime):
+            log.warning("%s", each.runtime.reason)
+    return {each.runtime.name: each.runtime for each in found if each.used}
 
 
 def installed_runtimes() -> list[Installed]:
@@ -102,7 +107,7 @@ def installed_runtimes() -> list[Installed]:
     for point, package, package_version in _plugins(entry_points(group=GROUP)):
         owner = owners.setdefault(point.name, package)
         clash = "" if owner == package else _clash(point.name, package, owner)
-        runtime = _broken(point.name, clash) if clash else _make(point, package)
+        runtime = BrokenRuntime(point.name, clash) if clash else _make(point, package)
         found.append(Installed(runtime, package, package_version, built_in=False, used=not clash))
     return found
 
@@ -140,11 +145,6 @@ def _clash(name: str, package: str, owner: str) -> str:
     )
 
 
-def _broken(name: str, reason: str) -> BrokenRuntime:
-    log.warning("%s", reason)
-    return BrokenRuntime(name, reason)
-
-
 def _make(point: EntryPoint, package: str) -> Runtime:
     what = f"runtime '{printable(point.name)}'"
     try:
@@ -152,14 +152,14 @@ def _make(point: EntryPoint, package: str) -> Runtime:
     except (Exception, SystemExit) as error:
         mend = "" if package == PACKAGE else f"; mend or uninstall package '{package}'"
         cause = _one_line(error)
-        return _broken(point.name, f"{what} ({point.value}) cannot be used: {cause}{mend}")
+        return BrokenRuntime(point.name, f"{what} ({point.value}) cannot be used: {cause}{mend}")
     if not isinstance(runtime, Runtime):
         reason = f"{what}: {point.value} is not a subclass of Runtime (runtimes.interface)"
-        return _broken(point.name, reason)
+        return BrokenRuntime(point.name, reason)
     name = getattr(runtime, "name", None)
     if name != point.name:
         reason = f"{what}: {point.value} has the name {name!r}; it must be that of its entry point"
-        return _broken(point.name, reason)
+        return BrokenRuntime(point.name, reason)
     return runtime
 
 

@@ -12,11 +12,20 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from concurrent.futures import Future
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from gateway.model_settings import ModelSettings
 from gateway.tensors import Array, InferenceRequest, InferenceResponse, Parameter, TensorSpec
@@ -29,10 +38,14 @@ __all__ = [
     "ForwardingModel",
     "Headers",
     "Host",
+    "MADE_UP",
     "Model",
     "Runtime",
     "RuntimeReport",
 ]
+
+MADE_UP: Final = ContextVar("MADE_UP", default=False)
+"""True while the gateway tries a new model on made-up values: what they break is no news."""
 
 Outputs = Mapping[str, Array]
 Headers = Callable[[str], str | None]
@@ -145,6 +158,8 @@ class Model(ABC):
     """Whether `infer` looks at parameters; if so only equal ones share a batch."""
     stateful: bool = False
     """Whether an answer depends on earlier requests: never batched, never run twice."""
+    sequences: bool = False
+    """Whether requests may belong to sequences, whose parameters it is given."""
     decoupled: bool = False
     """Whether a request has any number of answers: `stream` is called instead of `infer`."""
     probed: bool = True
@@ -207,6 +222,9 @@ class Model(ABC):
 
 class AsyncModel(Model):
     """A model whose work is done elsewhere: awaited on `loop`, which it must never block."""
+
+    closing: asyncio.Future[object] | None = None
+    """What `close` has left to do on the loop, for which the gateway waits at its end."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop

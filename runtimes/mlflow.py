@@ -84,6 +84,8 @@ class MlflowRuntime(Runtime):
         else:
             native, inner = delegate(document, artifact, flavor)
             model = native.load(inner)
+            if flavor == TORCH and open_rows(document, inner.settings):
+                model.batch_dimension = True  # TorchScript cannot say it; the probe will see
         try:
             warm_up(artifact.model, document, model)
         except BaseException:
@@ -202,6 +204,15 @@ def with_signature(document: Document, settings: ModelSettings) -> ModelSettings
         )
         settings = replace(settings, **{f"{side}s": declared})
     return settings
+
+
+def open_rows(document: Document, settings: ModelSettings) -> bool:
+    """Whether the signature in MLmodel, which the settings have taken over, leaves the first
+    dimension of every tensor open."""
+    if settings.max_batch_size is not None or not document.signature:
+        return False
+    tensors = (*settings.inputs, *settings.outputs)
+    return bool(tensors) and all(tensor.dims[:1] == (-1,) for tensor in tensors)
 
 
 def warm_up(name: str, document: Document, model: Model) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import numpy as np
@@ -84,14 +85,25 @@ def _times(field: Field, texts: list[str]) -> Array:
     times = np.empty(len(texts), "datetime64[ns]")
     for index, text in enumerate(texts):
         try:
-            # numpy takes ISO 8601 without a zone; Z is the only zone without arithmetic.
-            times[index] = np.datetime64(text.removesuffix("Z"), "ns")
+            times[index] = _time(text)
         except (ValueError, OverflowError):
             raise InvalidInput(
                 f"input '{field.name}': element {index} is not a time such as "
-                f"2024-02-29T12:30:00 (UTC): '{printable(text)}'"
+                f"2024-02-29T12:30:00Z, from the years 1678 to 2261: '{printable(text)}'"
             ) from None
     return times
+
+
+def _time(text: str) -> np.datetime64:
+    """Of ISO 8601, in UTC. Raises `ValueError`."""
+    moment = datetime.fromisoformat(text)
+    if not 1678 <= moment.year <= 2261:
+        raise ValueError(text)  # nanoseconds reach no further
+    if moment.tzinfo is None and "." in text:
+        return np.datetime64(text, "ns")  # all the digits, of which Python's has six
+    if moment.tzinfo is not None:
+        moment = moment.astimezone(UTC).replace(tzinfo=None)
+    return np.datetime64(moment, "ns")
 
 
 # --- on the way out
@@ -213,7 +225,13 @@ def _bytes_output(field: Field, value: Any) -> Array:
         return objects([convert(row) for row in rows], (len(rows),))
     if isinstance(value, (str, bytes)):
         return objects([convert(value)], (1,))
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        raise InferenceFailed(
+            f"output '{field.name}' came as lists of different lengths, but the signature says "
+            f"{field.datatype} {list(field.shape)}"
+        ) from None
     if array.dtype.kind == "M":
         array = np.datetime_as_string(array)
     return objects(_each(array, convert), array.shape)

@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import logging
+import threading
 import warnings
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +25,8 @@ from runtimes.torch_threads import default_threads, set_inter_op_threads, waitin
 from runtimes.torch_trust import code_in
 
 log = logging.getLogger(__name__)
+_loading = threading.Lock()
+"""torch.export can read one program at a time, and says so with an error."""
 
 MISSING: Final = "PyTorch is not installed; type: pip install 'sluicegate[torch]'"
 
@@ -101,7 +104,11 @@ class TorchRuntime(Runtime):
         programs: list[Program] = []
         try:
             for device in devices:
-                programs.append(_load(torch, archive, device, plan, -(-instances // len(devices))))
+                runners = -(-instances // len(devices))
+                batched = bool(settings.max_batch_size)
+                with _loading:
+                    program = _load(torch, archive, device, plan, runners, batched=batched)
+                programs.append(program)
             signature = _signature(artifact, archive, programs[0])
         except BaseException:
             for program in programs:
@@ -126,12 +133,14 @@ def import_torch() -> Any:
     return torch
 
 
-def _load(torch: Any, archive: Archive, device: str, plan: Plan, runners: int) -> Program:
+def _load(
+    torch: Any, archive: Archive, device: str, plan: Plan, runners: int, *, batched: bool
+) -> Program:
     """Raises `ModelLoadError`."""
     name = archive.path.name
     try:
         if archive.kind is Kind.PACKAGE:
-            return load_package(torch, archive, device, plan, runners)
+            return load_package(torch, archive, device, runners, batched=batched)
         return KINDS[archive.kind](torch, archive, device, plan)
     except SluiceError:
         raise

@@ -23,6 +23,11 @@ class Slice(Call):
         self._whole = whole
         self._index = index
 
+    @property
+    def parent(self) -> Call:
+        """The larger request's call."""
+        return self._whole.parent
+
     def _replied(self, response: InferenceResponse) -> None:
         self._whole.answered(self._index, response)
 

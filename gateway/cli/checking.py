@@ -72,6 +72,7 @@ def check_model(
     """What is wrong with one model, or that nothing is."""
     problems: list[str] = [model.error] if model.error else list(missing_versions(model))
     found: dict[str, None] = {}
+    code: dict[str, None] = {}
     for version, aspired in model.versions.items():
         artifact = Artifact(model.name, version, aspired.path, model.settings)
         try:
@@ -80,6 +81,8 @@ def check_model(
             report = runtime.report()
             if not report.available:
                 raise SluiceError(report.reason)
+            if what := runtime.executes_code(artifact):
+                code[f"runs {what} as code"] = None
             if loader is not None:
                 loaded = loader.load(model.name, aspired, model.settings, lambda _: None)
                 try:
@@ -92,7 +95,7 @@ def check_model(
             problems.append(f"version {version}: {type(error).__name__}: {one_line(error)}")
     names = ", ".join(found)
     if not problems:
-        return [Finding("ok", model.name, "", tuple(model.versions), names)]
+        return [Finding("ok", model.name, "; ".join(code), tuple(model.versions), names)]
     once = dict.fromkeys(problems)
     return [Finding("wrong", model.name, text, tuple(model.versions), names) for text in once]
 

@@ -14,13 +14,9 @@ from gateway.cli.options import json_option
 def runtimes(as_json: bool) -> None:
     """List the installed runtimes, where they come from, and what to install for those that
     cannot be used."""
-    import logging
-
     from gateway.cli.output import Column, print_json, print_table
     from runtimes.discovery import installed_runtimes
 
-    # What is wrong with a plugin is in the table.
-    logging.getLogger("runtimes").setLevel(logging.ERROR)
     reports = [installed.report() for installed in installed_runtimes()]
     if as_json:
         print_json({"runtimes": [asdict(report) for report in reports]})

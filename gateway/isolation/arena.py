@@ -110,14 +110,14 @@ class Arena:
         if self.taken and self.taken + size > self._limit:
             raise ArenaFull(f"{self.taken} of {self._limit} bytes of shared memory are in use")
         for number, ranges in self._ranges.items():
-            if ranges.free >= size:
-                start = ranges.take(size)
-                if start is not None:
-                    break
-        else:
-            number = self._grow(size)
-            start = self._ranges[number].take(size)
-            assert start is not None
+            if ranges.free >= size and (start := ranges.take(size)) is not None:
+                return self._took(number, start, size)
+        number = self._grow(size)
+        start = self._ranges[number].take(size)
+        assert start is not None
+        return self._took(number, start, size)
+
+    def _took(self, number: int, start: int, size: int) -> int:
         block = number << _OFFSET_BITS | start
         self._blocks[block] = size
         self.taken += size

@@ -4,6 +4,7 @@ It is run as a script, perhaps by an interpreter that is too old for the rest: n
 ours at the top, and no syntax of today.
 """
 
+import importlib.util
 import json
 import os
 import sys
@@ -15,7 +16,7 @@ PR_SET_PDEATHSIG = 1
 SIGKILL = 9
 
 
-def die_with(parent):  # type: ignore[no-untyped-def]
+def die_with(parent: int) -> None:
     """Ends when the gateway does, however that is."""
     if not sys.platform.startswith("linux"):
         return  # the lifeline alone
@@ -26,7 +27,7 @@ def die_with(parent):  # type: ignore[no-untyped-def]
         os._exit(1)
 
 
-def limit(memory, cpus):  # type: ignore[no-untyped-def]
+def limit(memory: int, cpus: list) -> None:  # type: ignore[type-arg]
     """`memory` in bytes (0 = no bound), `cpus` as numbers of processors (none = all)."""
     if memory:
         import resource
@@ -36,7 +37,7 @@ def limit(memory, cpus):  # type: ignore[no-untyped-def]
         os.sched_setaffinity(0, cpus)
 
 
-def refuse(text):  # type: ignore[no-untyped-def]
+def refuse(text: str) -> None:
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
     os._exit(REFUSED)
@@ -45,47 +46,44 @@ def refuse(text):  # type: ignore[no-untyped-def]
 class OurPackages:
     """Finds our packages where the gateway has them, without all that lies beside them there."""
 
-    def __init__(self, packages):  # type: ignore[no-untyped-def]
+    def __init__(self, packages: dict) -> None:  # type: ignore[type-arg]
         self._packages = packages
 
-    def find_spec(self, name, path=None, target=None):  # type: ignore[no-untyped-def]
-        from importlib.util import spec_from_file_location
-
+    def find_spec(self, name: str, path: object = None, target: object = None) -> object:
         folder = self._packages.get(name)
         if folder is None:
             return None
-        return spec_from_file_location(
+        return importlib.util.spec_from_file_location(
             name, os.path.join(folder, "__init__.py"), submodule_search_locations=[folder]
         )
 
 
-def main():  # type: ignore[no-untyped-def]
+def main() -> None:
     plan = json.loads(sys.argv[1])
     sys.argv[1:] = []
     die_with(plan["parent"])
     limit(plan["memory"], plan["cpus"])
     if sys.version_info < NEEDS:
-        refuse(
-            "isolation.python: %s is Python %d.%d, but %d.%d or newer is needed; type: "
-            "python%d.%d -m venv --clear %s"
-            % ((sys.executable,) + sys.version_info[:2] + NEEDS + NEEDS + (sys.prefix,))
+        text = (
+            "isolation.python: {} is Python {}.{}, but {needs} or newer is needed; type: "
+            "python{needs} -m venv --clear {prefix}"
         )
+        needs = ".".join(map(str, NEEDS))
+        found = sys.version_info
+        refuse(text.format(sys.executable, found[0], found[1], needs=needs, prefix=sys.prefix))
     del sys.path[0]  # this folder
     if plan["path"] is None:
-        sys.meta_path.insert(0, OurPackages(plan["packages"]))
+        sys.meta_path.insert(0, OurPackages(plan["packages"]))  # type: ignore[arg-type]
     else:
         sys.path[:] = plan["path"]
     try:
         from gateway.isolation import child
     except ImportError as error:
-        refuse(
-            "%s; type: %s -m pip install %s"
-            % (error, sys.executable, PACKAGES)
-            if plan["path"] is None
-            else str(error)
-        )
+        install = "{}; type: {} install {}"
+        pip = os.path.join(sys.prefix, "bin", "pip")
+        refuse(str(error) if plan["path"] else install.format(error, pip, PACKAGES))
     child.main(plan["channel"], plan["lifeline"])
 
 
 if __name__ == "__main__":
-    main()  # type: ignore[no-untyped-call]
+    main()

@@ -124,9 +124,7 @@ class Channel:
         try:
             if fds:
                 rights = array.array("i", fds)
-                count = self._end.sendmsg(
-                    [frame], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
-                )
+                count = self._end.sendmsg([frame], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
                 for fd in fds:
                     os.close(fd)
                 fds = []
@@ -178,8 +176,9 @@ class Channel:
             )
         except (BlockingIOError, InterruptedError):
             return 0
-        except OSError as error:
-            self._lost(error.strerror or "")
+        except OSError:
+            # The other side ended without having read everything.
+            self._lost("")
             return 0
         for level, kind, data in extra:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

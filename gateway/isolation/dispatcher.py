@@ -542,10 +542,11 @@ class ChildDispatcher:
     def close(self) -> None:
         """Ends the child; blocking. Nothing may be pending."""
         self._closed = True
-        for timer in (self._expiry_timer, self._trimmer):
+        self._model.on_loop(self._stop)
+        self._model.close()
+
+    def _stop(self) -> None:
+        for timer in (self._expiry_timer, self._trimmer, self._renewing):
             if timer is not None:
                 timer.cancel()
         self._watch.cancel()
-        self._model.close()
-
-

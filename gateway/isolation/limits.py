@@ -125,7 +125,7 @@ class Group:
             return None
         try:
             given = (parent / "cgroup.subtree_control").read_text().split()
-            wanted = {}
+            wanted: dict[str, str] = {}
             if memory and "memory" in given:
                 wanted |= {"memory.max": str(memory), "memory.oom.group": "1"}
             if cpus and "cpu" in given:

@@ -128,7 +128,7 @@ class Incoming:
         lease = Lease(whole, self._ended)
         lease.block = block
         self._leases[block] = lease
-        return memoryview(whole)
+        return whole.data
 
     def _ended(self, lease: Lease) -> None:
         # In whichever thread the last view died: a deque may be added to in any.

@@ -65,9 +65,9 @@ class ChildModel(Model):
         if self.closed:
             return
         self.closed = True
-        self._on_loop(self.child.ask_to_close)
+        self.on_loop(self.child.ask_to_close)
         self.child.wait_closed()
-        self._on_loop(self._give_back)
+        self.on_loop(self._give_back)
 
     def _give_back(self) -> None:
         self.child.channel.close()
@@ -75,7 +75,8 @@ class ChildModel(Model):
         self.table.close()
         self._forget()
 
-    def _on_loop(self, action: Callable[[], object]) -> None:
+    def on_loop(self, action: Callable[[], object]) -> None:
+        """Does something on the event loop: at once where we are on it."""
         try:
             here = asyncio.get_running_loop() is self._loop
         except RuntimeError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,6 +30,16 @@ if TYPE_CHECKING:
 
 ROOM: Final = 64 << 20
 """Bytes of shared memory for requests, besides twice what may wait."""
+PACKAGES: Final = {
+    "torch": "'torch>=2.6'",
+    "onnxruntime": "'onnxruntime>=1.20'",
+    "mlflow": "'mlflow-skinny>=3.1' 'pandas>=2.2'",
+    "ml_dtypes": "ml-dtypes",
+    "yaml": "pyyaml",
+    "grpc": "grpcio",
+}
+"""Module → what to install for it, where that has another name or bound."""
+Loading = tuple[ChildModel, Findings]
 Kind = tuple[Surroundings, tuple[str, ...]]
 """Children of one kind may stand in for each other: equal surroundings, the same imports."""
 
@@ -61,12 +71,13 @@ class Nursery:
         """Loads and warms up in a child; blocking, for a thread. Raises `SluiceError`."""
         work = self._load(artifact, runtime, warming)
         try:
-            return asyncio.run_coroutine_threadsafe(self._tracked(work), self._loop).result()
+            found = asyncio.run_coroutine_threadsafe(self._tracked(work), self._loop).result()
         except (CancelledError, RuntimeError) as error:
             work.close()
             raise ModelLoadError("the gateway is closing") from error
+        return found
 
-    async def _tracked(self, work: Any) -> Any:
+    async def _tracked(self, work: Coroutine[Any, Any, Loading]) -> Loading:
         task = asyncio.current_task()
         assert task is not None
         if self._closed:
@@ -158,7 +169,6 @@ class Nursery:
 
         child.on_message, child.on_died = heard, died
         child.errands = errands
-        child.attach(arena, table)
         order = {
             "model": artifact.model,
             "version": artifact.version,
@@ -166,14 +176,16 @@ class Nursery:
             "settings": msgspec.msgpack.encode(artifact.settings),
             "runtime": f"{type(runtime).__module__}:{type(runtime).__qualname__}",
             "package": package_of(type(runtime).__module__),
+            "packages": PACKAGES,
             "foreign": around.foreign,
             "max_batch_size": self._config.max_batch_size,
             "inline_us": self._config.inline_us,
             "known": known,
         }
-        child.send((m.LOAD, order))
         watch = watch_loading(child, isolation.hang_seconds, self._loop)
         try:
+            child.attach(arena, table)
+            child.send((m.LOAD, order))
             told = await loaded
         except BaseException as error:
             child.on_died = lambda cause: None

@@ -161,7 +161,9 @@ class ChildProcess:
         if why:
             self.kill(f"the model's process wrote nonsense to its control channel ({why})")
         elif not self._closing:
-            self._loop.call_later(CLOSE_SECONDS, self.kill, "the model's process closed its channel")
+            self._loop.call_later(
+                CLOSE_SECONDS, self.kill, "the model's process closed its channel"
+            )
 
     def ask_to_close(self) -> None:
         """Asks it to close its model and end; on the event loop."""
@@ -171,12 +173,12 @@ class ChildProcess:
             self.send((m.CLOSE,))
             self.channel.flush()
 
-    def wait_closed(self, seconds: float = CLOSE_SECONDS) -> None:
-        """Waits for its end, which comes in `seconds` at the latest; blocking."""
-        if not self.ended.wait(seconds):
-            log.warning("%s: its process did not end in %g s; killed", self.label, seconds)
+    def wait_closed(self) -> None:
+        """Waits for its end, which comes within `CLOSE_SECONDS`; blocking."""
+        if not self.ended.wait(CLOSE_SECONDS):
+            log.warning("%s: its process did not end in %g s; killed", self.label, CLOSE_SECONDS)
             self.kill("it did not end in time")
-            self.ended.wait(seconds)
+            self.ended.wait(CLOSE_SECONDS)
 
     def _keep(self) -> None:
         """Hears its words and its end; in a thread."""

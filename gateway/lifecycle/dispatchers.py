@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from msgspec.structs import replace
 
 from gateway.batching.assembly import Splitter
@@ -11,6 +13,7 @@ from gateway.batching.policy import BatchPolicy
 from gateway.batching.runner import AsyncRunner, ModelRunner, Runner
 from gateway.contract import Contract
 from gateway.dispatch import Dispatcher
+from gateway.isolation.model import ChildModel
 from gateway.lifecycle.probe import Findings
 from gateway.model_settings import BatchingSettings, ModelSettings
 from gateway.telemetry.stats import ServableStats
@@ -37,8 +40,9 @@ def make_dispatcher(
     clock: LoopClock,
     inline_seconds: float,
     stats: ServableStats | None = None,
+    wrap: Callable[[Runner], Runner] | None = None,
 ) -> Dispatcher:
-    """On the event loop that will own it."""
+    """On the event loop that will own it; `wrap` puts something around what runs batches."""
     stats = ServableStats() if stats is None else stats
     label = f"{name}/{version}"
     batching = settings.batching
@@ -54,6 +58,10 @@ def make_dispatcher(
         inline_seconds=inline_seconds if model.inline else 0.0,
         limits=settings.limits,
     )
+    if isinstance(model, ChildModel):
+        from gateway.isolation.dispatcher import ChildDispatcher
+
+        return ChildDispatcher(label, model, contract, policy, clock, stats, settings)
     if isinstance(model, ForwardingModel) and model.batches_itself and not model.decoupled:
         from gateway.forwarding import Forwarder
 
@@ -74,6 +82,8 @@ def make_dispatcher(
             name=label,
             call_soon_threadsafe=clock.call_soon_threadsafe,
         )
+    if wrap is not None:
+        runner = wrap(runner)
     return Batcher(label, contract, policy, runner, splitter, clock, stats, findings.curve)
 
 

@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gateway.batching.clock import LoopClock
-from gateway.config import BatchingConfig
 from gateway.errors import ModelLoadError, SluiceError
 from gateway.lifecycle.dispatchers import contract_of, make_dispatcher
 from gateway.lifecycle.probe import Findings, examine
 from gateway.model_settings import ModelSettings
-from gateway.registries.base import AspiredVersion
 from gateway.servable import Servable
 from gateway.trust import Trust
 from runtimes.cpus import usable_cores
 from runtimes.discovery import choose
 from runtimes.interface import Artifact, Host, Model, Runtime
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # a child process imports this module, with few packages at hand
+    from gateway.config import BatchingConfig
     from gateway.isolation.nursery import Nursery
+    from gateway.registries.base import AspiredVersion
 
 
 @dataclass
@@ -36,14 +36,14 @@ INLINE_US = 500
 INLINE_US_FEW_CORES = 2500
 
 
-def inline_us(config: BatchingConfig) -> int:
-    """Microseconds up to which a batch runs on the loop.
+def inline_seconds(configured: int | None) -> float:
+    """Seconds up to which a batch runs on the loop; `configured` in microseconds.
 
     Measured on two cores, a thread for batches of 1 to 2 ms cost a fifth of the throughput.
     """
-    if config.inline_us is not None:
-        return config.inline_us
-    return INLINE_US_FEW_CORES if usable_cores() <= 2 else INLINE_US
+    if configured is None:
+        configured = INLINE_US_FEW_CORES if usable_cores() <= 2 else INLINE_US
+    return configured / 1e6
 
 
 class Loader:
@@ -64,7 +64,7 @@ class Loader:
     ) -> None:
         self._runtimes = runtimes
         self._config = config
-        self._inline_seconds = inline_us(config) / 1e6
+        self._inline_seconds = inline_seconds(config.inline_us)
         self._clock = clock
         self._trust = trust
         self._host = host
@@ -87,6 +87,10 @@ class Loader:
         if code:
             self._trust.check(code, aspired.path, aspired.source)
         if settings.isolation != "none":
+            from gateway.isolation.limits import executes_code
+
+            if what := executes_code(settings):
+                self._trust.check(what, aspired.path, aspired.source)
             return self._load_in_child(artifact, runtime, warming)
         return load_here(artifact, runtime, self._config.max_batch_size, warming)
 

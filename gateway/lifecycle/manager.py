@@ -25,8 +25,11 @@ from gateway.registries.traffic import Traffic
 from gateway.routing import Router
 from gateway.servable import Servable
 from gateway.telemetry.logs import log
+from runtimes.interface import AsyncModel
 
 DRAIN_POLL: Final = 0.02
+CLOSE_SECONDS: Final = 5.0
+"""Longest time for connections to other servers to be closed at the end."""
 
 
 class Dropped(Exception):
@@ -289,10 +292,16 @@ class Manager:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        closing = []
         for model in self.models.values():
             for record in model.records:
                 if record.servable is not None:
                     record.servable.close()
+                    loaded = record.servable.model
+                    if isinstance(loaded, AsyncModel) and loaded.closing is not None:
+                        closing.append(loaded.closing)
+        if closing:
+            await asyncio.wait(closing, timeout=CLOSE_SECONDS)
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 

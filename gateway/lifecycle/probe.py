@@ -29,7 +29,7 @@ from gateway.tensors import (
     element_count,
     objects,
 )
-from runtimes.interface import Model
+from runtimes.interface import MADE_UP, Model
 
 ROWS: Final = 3
 OPEN_SIZES: Final = (8, 1, 32, 224)
@@ -73,6 +73,14 @@ def examine(model: Model, settings: ModelSettings, default_max: int, folder: Pat
 
     Raises `ModelLoadError` when a declared warm-up fails or a declared batch is impossible.
     """
+    token = MADE_UP.set(True)
+    try:
+        return _examine(model, settings, default_max, folder)
+    finally:
+        MADE_UP.reset(token)
+
+
+def _examine(model: Model, settings: ModelSettings, default_max: int, folder: Path) -> Findings:
     findings = Findings(0)
     declared = settings.max_batch_size
     if declared is None or model.separate:

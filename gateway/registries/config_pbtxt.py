@@ -130,7 +130,7 @@ def _settings(config: Any, model: str, text: str) -> ModelSettings:
         )
     runtime = _runtime(config)
     max_batch_size = _max_batch_size(config, text)
-    device, gpus, instances = placement(config.instance_group)
+    device, gpus, instances = placement(config.instance_group, by_itself=runtime == "python")
     options = runtime_options(config, runtime)
     _check_device(device, options)
     settings = ModelSettings(

@@ -145,7 +145,8 @@ FIELDS: Final[dict[str, Honoured | Refused]] = {
     "instance_group": Honoured("how many batches run at the same time, and on which device"),
     "instance_group[].name": Honoured("no effect but in the configuration shown: a label"),
     "instance_group[].kind": Honoured(
-        "KIND_CPU, KIND_GPU or KIND_AUTO, the same in every group; KIND_MODEL is refused"
+        "KIND_CPU, KIND_GPU or KIND_AUTO, the same in every group; KIND_MODEL only for the"
+        " runtime python, whose models place themselves"
     ),
     "instance_group[].count": Honoured("instances, on each of 'gpus' where they are given; 0 is 1"),
     "instance_group[].gpus": Honoured(

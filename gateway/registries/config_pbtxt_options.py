@@ -64,7 +64,23 @@ ONNX_PARAMETERS: Final[dict[str, tuple[str, str, Parse]]] = {
 TORCH_PARAMETERS: Final[dict[str, tuple[str, str, Parse]]] = {
     "INTRA_OP_THREAD_COUNT": ("intra_op_threads", "a whole number, 0 or more", _natural),
     "INTER_OP_THREAD_COUNT": ("inter_op_threads", "a whole number, 0 or more", _natural),
+    "INFERENCE_MODE": ("inference_mode", "true or false", _flag),
+    "DISABLE_OPTIMIZED_EXECUTION": (
+        "optimized_execution",
+        "true or false",
+        lambda value: not _flag(value),
+    ),
+    "ENABLE_CACHE_CLEANING": ("cache_cleaning", "true or false", _flag),
+    "ENABLE_WEIGHT_SHARING": (
+        "",
+        "true: instances share the weights here",
+        lambda value: {"1": True, "true": True}[value.lower()],
+    ),
 }
+_PROCESS_WIDE: Final = (
+    "PyTorch has one such switch for the whole process, and other models would be changed with"
+    " it; leave it out"
+)
 
 TENSORRT_PARAMETERS: Final = {
     "max_workspace_size_bytes": "trt_max_workspace_size",
@@ -76,6 +92,11 @@ TENSORRT_PARAMETERS: Final = {
 PRECISIONS: Final = {"FP32": None, "FP16": "trt_fp16_enable", "INT8": "trt_int8_enable"}
 
 REFUSED_ENTRIES: Final = {
+    "DISABLE_CUDNN": _PROCESS_WIDE,
+    "ENABLE_JIT_EXECUTOR": _PROCESS_WIDE,
+    "ENABLE_JIT_PROFILING": _PROCESS_WIDE,
+    "ENABLE_TENSOR_FUSER": _PROCESS_WIDE,
+    "ENABLE_NVFUSER": "PyTorch no longer has this fuser; leave it out",
     "device_id": "the GPU is chosen with instance_group.gpus",
     "trt_extra_plugin_lib_paths": "native code is not loaded from a model's configuration",
     "user_compute_stream": "it is an address in memory",
@@ -146,9 +167,11 @@ def _known_parameter(
         raise InvalidModelSettings(f"{path} is unknown{hint} (known: {', '.join(known)})")
     option, allowed, parse = table[key]
     try:
-        options[option] = parse(value.strip())
+        parsed = parse(value.strip())
     except (ValueError, KeyError):
         raise InvalidModelSettings(f"{path} is '{value}'; it must be {allowed}") from None
+    if option:  # else it says what happens anyway
+        options[option] = parsed
 
 
 def _accelerators(accelerators: Any, options: Options) -> None:

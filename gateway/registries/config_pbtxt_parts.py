@@ -99,13 +99,18 @@ def _elements(shape: tuple[int, ...]) -> tuple[int, int]:
     return math.prod(size for size in shape if size > 0), shape.count(-1)
 
 
-def placement(groups: Any) -> tuple[Device, tuple[int, ...], int]:
-    """Device, GPUs and number of instances that ``instance_group`` asks for."""
+def placement(groups: Any, *, by_itself: bool = False) -> tuple[Device, tuple[int, ...], int]:
+    """Device, GPUs and number of instances that ``instance_group`` asks for.
+
+    `by_itself`: the model may choose its device itself, as KIND_MODEL says.
+    """
     devices: set[Device] = set()
     per_gpu: dict[int, int] = {}
     total = 0
     for group in groups:
         kind = enum_name(group, "kind")
+        if kind == "KIND_MODEL" and by_itself:
+            kind = "KIND_AUTO"
         if kind not in _DEVICES:
             raise InvalidModelSettings(
                 f"instance_group.kind {kind} is not supported: the gateway places the instances;"

@@ -105,7 +105,8 @@ def fingerprint(folder: str) -> Hashable:
             continue
         for entry in found:
             if is_folder(entry):
-                folders.append(entry.path)
+                if entry.name != "__pycache__":  # written by whoever imports what is there
+                    folders.append(entry.path)
             else:
                 marks.append((entry.path, file_mark(entry.path)))
     return tuple(marks)

@@ -26,6 +26,7 @@ from gateway.lifecycle.manager import Manager
 from gateway.lifecycle.states import State
 from gateway.pipeline import Pipeline
 from gateway.servable import Servable
+from gateway.telemetry import custom
 from gateway.telemetry.stats import Histogram
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -39,7 +40,10 @@ _TRITON_HEAD = re.compile(rb"^(# (?:HELP|TYPE) nv_\w+)_total ", re.MULTILINE)
 
 def render() -> bytes:
     """All metrics in Prometheus' text format."""
-    return _TRITON_HEAD.sub(rb"\1 ", generate_latest(_registry))
+    page = _TRITON_HEAD.sub(rb"\1 ", generate_latest(_registry))
+    for name in custom.counter_names():
+        page = re.sub(rb"^(# (?:HELP|TYPE) %b)_total " % name.encode(), rb"\1 ", page, flags=re.M)
+    return page
 
 
 class Collector:
@@ -63,6 +67,7 @@ class Collector:
         yield from own_metrics(servables)
         yield from triton_metrics(servables)
         yield from self._gateway_metrics()
+        yield from custom.families()
 
     def _gateway_metrics(self) -> Iterator[Metric]:
         refused = CounterMetricFamily(

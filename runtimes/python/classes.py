@@ -70,8 +70,7 @@ def takes(method: Callable[..., object], name: str) -> bool:
     except (TypeError, ValueError):
         return False
     return any(
-        each.name == name
-        or (each.kind is inspect.Parameter.VAR_KEYWORD and name == "parameters")
+        each.name == name or (each.kind is inspect.Parameter.VAR_KEYWORD and name == "parameters")
         for each in parameters
     )
 

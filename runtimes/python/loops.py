@@ -1,4 +1,4 @@
-"""An event loop in a thread, for a model's own coroutines: they may block without harm to others."""
+"""An event loop in a thread, for a model's own coroutines: blocking it harms nobody else."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class ModelModules:
         package = types.ModuleType(self.root)
         package.__path__ = self._folders
         sys.modules[self.root] = package
-        sys.meta_path.insert(0, self)  # type: ignore[arg-type]
+        sys.meta_path.insert(0, self)
         _lend(self._bound)
 
     def load(self, file: Path) -> types.ModuleType:
@@ -68,7 +68,7 @@ class ModelModules:
     def close(self) -> None:
         """Forgets all of the model's modules."""
         if self in sys.meta_path:
-            sys.meta_path.remove(self)  # type: ignore[arg-type]
+            sys.meta_path.remove(self)
             _take_back(self._bound)
         for name in [n for n in sys.modules if n == self.root or n.startswith(f"{self.root}.")]:
             del sys.modules[name]

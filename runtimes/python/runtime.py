@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +22,7 @@ from runtimes.python.signature import Signature, agreed, complete, from_class, f
 from runtimes.python.transformer import load_transformer
 
 DEFAULT_FILE: Final = "model.py"
+MOST_FILES: Final = 10_000
 
 
 class PythonRuntime(Runtime):
@@ -50,7 +52,8 @@ class PythonRuntime(Runtime):
     def estimate(self, artifact: Artifact) -> int:
         """What code allocates nobody knows; the files beside it are taken to be its weights."""
         try:
-            sizes = [f.stat().st_size for f in artifact.path.rglob("*") if f.is_file()]
+            files = islice(artifact.path.rglob("*"), MOST_FILES)
+            sizes = [file.stat().st_size for file in files if file.is_file()]
         except OSError:
             return 0  # nothing will be loaded
         return sum(sizes) * 2 + 64 * 2**20

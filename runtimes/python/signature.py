@@ -99,7 +99,7 @@ def _spec(name: str, said: Any, kind: str, file: str) -> TensorSpec:
     good = isinstance(said, Sequence) and not isinstance(said, str) and len(said) in (2, 3)
     if not good or (len(said) == 3 and (said[2] != "optional" or kind == "output")):
         raise ModelLoadError(
-            f'{where} is {printable(repr(said))}, but must be (datatype, shape), such as '
+            f"{where} is {printable(repr(said))}, but must be (datatype, shape), such as "
             '("FP32", [-1, 4]); an input may have "optional" as a third'
         )
     shape = said[1]

@@ -43,10 +43,13 @@ class Fate(Enum):
 
 
 class AttemptFailed(Exception):
-    """One attempt failed: how, and the error for the caller if there is no other attempt."""
+    """One attempt failed: how, and the error for the caller if there is no other attempt.
 
-    def __init__(self, fate: Fate, error: SluiceError) -> None:
-        super().__init__(str(error))
+    `cause` is for the operator, where addresses are in it that callers need not know.
+    """
+
+    def __init__(self, fate: Fate, error: SluiceError, cause: str = "") -> None:
+        super().__init__(cause or str(error))
         self.fate = fate
         self.error = error
 
@@ -173,7 +176,8 @@ def seconds(retry_after: str | None) -> float:
 
 def unreachable(text: str) -> AttemptFailed:
     """There is no connection."""
-    return AttemptFailed(Fate.UNSENT, _again(Unavailable(f"{SERVER} cannot be reached: {text}")))
+    error = Unavailable(f"{SERVER} cannot be reached; try again later")
+    return AttemptFailed(Fate.UNSENT, _again(error), f"it cannot be reached: {text}")
 
 
 def refused(text: str, retry_after: float = RETRY_AFTER) -> AttemptFailed:
@@ -186,10 +190,10 @@ def refused(text: str, retry_after: float = RETRY_AFTER) -> AttemptFailed:
 def broken(text: str) -> AttemptFailed:
     """The connection broke under the request."""
     error = Unavailable(
-        f"the connection to {SERVER} broke before the answer came: {text}; the request may have "
-        "been executed (idempotent: true in model.yaml would have it tried again)"
+        f"the connection to {SERVER} broke before the answer came; the request may have been "
+        "executed (idempotent: true in model.yaml would have it tried again)"
     )
-    return AttemptFailed(Fate.UNKNOWN, _again(error))
+    return AttemptFailed(Fate.UNKNOWN, _again(error), f"the connection broke: {text}")
 
 
 def late(*, limited: bool) -> AttemptFailed:

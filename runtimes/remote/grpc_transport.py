@@ -13,7 +13,8 @@ import grpc.aio
 
 from gateway.codecs import client_grpc as codec
 from gateway.codecs.client_grpc import ModelMetadata, ServerMetadata
-from gateway.errors import InferenceFailed, ModelLoadError, SluiceError
+from gateway.codecs.wire import RAW_OUTPUT_CONTENTS, raw_spans
+from gateway.errors import InferenceFailed, InvalidRequest, ModelLoadError, SluiceError
 from gateway.model_settings import RemoteSettings
 from gateway.remote_document import Location
 from gateway.tensors import InferenceRequest, InferenceResponse
@@ -35,6 +36,9 @@ class GrpcTransport(Transport):
     """`grpc.aio` channels; made on the event loop that will use them."""
 
     streams = True
+    always_raw = False
+    """Whether the servers answer raw contents with raw contents: not all do, but our clients
+    expect it."""
 
     def __init__(self, there: There, settings: RemoteSettings) -> None:
         super().__init__(there, settings)
@@ -77,11 +81,10 @@ class GrpcTransport(Transport):
         return codec.encode_request(request, self.there.name, self.there.version)
 
     def decode(self, answer: Any, request: InferenceRequest) -> InferenceResponse:
-        """As the base says; undecoded where the request was."""
+        """As the base says; undecoded where the request was, if it is in the same form."""
         there = self.there
-        return codec.decode_response(
-            answer, there.ours, there.our_version, wire=request.wire is not None
-        )
+        wire = request.wire is not None and (self.always_raw or has_raw(answer))
+        return codec.decode_response(answer, there.ours, there.our_version, wire=wire)
 
     async def close(self) -> None:
         """Channels share nothing."""
@@ -241,6 +244,17 @@ class GrpcConnection(Connection):
 def _no_metadata(error: Exception) -> AttemptFailed:
     text = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
     return AttemptFailed(Fate.ANSWERED, InferenceFailed(said(text)))
+
+
+def has_raw(answer: bytes) -> bool:
+    """Whether a serialized ``ModelInferResponse`` has raw contents."""
+    try:
+        spans, _ = raw_spans(
+            answer, codec.MAX_FIELDS, number=RAW_OUTPUT_CONTENTS, what="a ModelInferResponse"
+        )
+    except InvalidRequest:
+        return False  # whoever decodes it says what is wrong
+    return bool(spans)
 
 
 def credentials(ca_file: str | None) -> grpc.ChannelCredentials:

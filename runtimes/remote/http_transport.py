@@ -1,14 +1,16 @@
-"""Other servers by HTTP, with aiohttp, which is imported when a model is loaded that needs it."""
+"""Other servers by HTTP. Imported when a model is loaded that needs it: aiohttp is optional."""
 
 from __future__ import annotations
 
-import importlib
 import ssl
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
+import aiohttp
 import msgspec
+from aiohttp.connector import Connection as Socket
+from yarl import URL
 
 from gateway.codecs import client_rest as codec
 from gateway.codecs.client_grpc import ModelMetadata, ServerMetadata
@@ -27,10 +29,6 @@ from runtimes.remote.failures import (
 )
 from runtimes.remote.transport import CONNECT_SECONDS, Connection, Pairs, There, Transport, texts
 
-MISSING: Final = (
-    "models on servers that are reached by HTTP need aiohttp; type: pip install 'sluicegate[oip]', "
-    "or use the server's grpc:// url"
-)
 KEEP_ALIVE: Final = 3.0
 """Seconds that an idle connection is kept: less than servers do (uvicorn 5), so that a request
 is seldom sent into one that is just being closed."""
@@ -48,20 +46,34 @@ class Answer(NamedTuple):
     header_length: int | None
 
 
+class Response(aiohttp.ClientResponse):
+    """Uses no connection again that has brought a server error: frameworks close it behind one,
+    and the next request, of somebody else, would meet that."""
+
+    async def start(self, connection: Socket) -> Response:
+        """As the base."""
+        protocol = connection.protocol
+        await super().start(connection)
+        if self.status >= 500 and protocol is not None:
+            if self.connection is None:  # complete, and given back already
+                protocol.close()
+            else:
+                protocol.force_close()
+        return self
+
+
 class HttpTransport(Transport):
     """One aiohttp session for all replicas; made on the event loop that will use it."""
 
     def __init__(self, there: There, settings: RemoteSettings) -> None:
         super().__init__(there, settings)
-        self.aiohttp = import_aiohttp()
         self.binary = False
         self._schedules = False
-        connector = self.aiohttp.TCPConnector(
-            limit=0, keepalive_timeout=KEEP_ALIVE, ssl=tls(settings)
-        )
-        self.session = self.aiohttp.ClientSession(
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE, ssl=tls(settings))
+        self.session = aiohttp.ClientSession(
             connector=connector,
-            cookie_jar=self.aiohttp.DummyCookieJar(),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            response_class=Response,
             headers={"user-agent": "sluicegate", "accept-encoding": "identity"},
         )
 
@@ -98,7 +110,6 @@ class HttpConnection(Connection):
     """The way to one address."""
 
     def __init__(self, transport: HttpTransport, location: Location, address: str) -> None:
-        self._aiohttp = transport.aiohttp
         self._session = transport.session
         host = f"[{address}]" if ":" in address else address
         secure = location.secure
@@ -113,7 +124,6 @@ class HttpConnection(Connection):
         if secure:
             self._options["server_hostname"] = location.host
         self._limited = transport.settings.timeout_ms / 1e3
-        self._url = self._aiohttp.client.URL
 
     async def infer(self, message: Any, timeout: float | None, headers: Pairs) -> Any:
         """As the base says."""
@@ -125,12 +135,11 @@ class HttpConnection(Connection):
     async def _call(
         self, method: str, url: str, body: bytes | None, headers: Pairs, timeout: float | None
     ) -> Answer:
-        aiohttp = self._aiohttp
         limits = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_SECONDS)
         try:
             async with self._session.request(
                 method,
-                self._url(url, encoded=True),
+                URL(url, encoded=True),
                 data=body,
                 headers=[("host", self._host), *headers],
                 timeout=limits,
@@ -223,16 +232,6 @@ def with_parameter(request: InferenceRequest, name: str, value: int) -> Inferenc
         parameters={**(request.parameters or {}), name: value},
         signature=request.signature,
     )
-
-
-def import_aiohttp() -> Any:
-    """The module. Raises `ModelLoadError` that says what to install."""
-    try:
-        return importlib.import_module("aiohttp")
-    except ModuleNotFoundError as error:
-        if error.name != "aiohttp":
-            raise ModelLoadError(f"aiohttp cannot be imported: {error}") from error
-        raise ModelLoadError(MISSING) from None
 
 
 def tls(settings: RemoteSettings) -> ssl.SSLContext | bool:

@@ -235,17 +235,20 @@ class RemoteModel(ForwardingModel):
         if self._closed:
             return
         self._closed = True
-        on_loop(self.loop, self._close, CLOSE_SECONDS)
+        self.closing = on_loop(self.loop, self._close, CLOSE_SECONDS)
 
     async def _close(self) -> None:
         await self.replicas.close()
         await self.transport.close()
 
 
-def on_loop(loop: asyncio.AbstractEventLoop, work: Callable[[], Any], seconds: float) -> None:
-    """Has `loop` do something, and waits for it (`seconds` at most) unless on the loop itself."""
+def on_loop(
+    loop: asyncio.AbstractEventLoop, work: Callable[[], Any], seconds: float
+) -> asyncio.Task[Any] | None:
+    """Has `loop` do something, and waits for it (`seconds` at most). On the loop itself nobody
+    can wait: then it is under way, and returned."""
     if loop.is_closed() or not loop.is_running():
-        return
+        return None
     try:
         here = asyncio.get_running_loop()
     except RuntimeError:
@@ -254,12 +257,13 @@ def on_loop(loop: asyncio.AbstractEventLoop, work: Callable[[], Any], seconds: f
         task = loop.create_task(work())
         _closing.add(task)
         task.add_done_callback(_closing.discard)
-        return
+        return task
     future = asyncio.run_coroutine_threadsafe(work(), loop)
     try:
         future.result(seconds)
     except TimeoutError:
         future.cancel()
+    return None
 
 
 _closing: set[asyncio.Task[Any]] = set()

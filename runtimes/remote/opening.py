@@ -24,6 +24,11 @@ OPEN_SECONDS: Final = 30.0
 LISTEN: Final = 0.2
 """Seconds after which a thread that waits for the loop looks if it still runs."""
 
+MISSING: Final = (
+    "models on servers that are reached by HTTP need aiohttp; type: pip install 'sluicegate[oip]', "
+    "or use the server's grpc:// url"
+)
+
 T = TypeVar("T")
 
 
@@ -85,8 +90,12 @@ def make_transport(there: There, settings: RemoteSettings) -> Transport:
             "remote.connections is for grpc:// urls; over HTTP each request under way has a "
             "connection of its own: remove it"
         )
-    from runtimes.remote.http_transport import HttpTransport
-
+    try:
+        from runtimes.remote.http_transport import HttpTransport
+    except ModuleNotFoundError as error:
+        if error.name != "aiohttp":
+            raise
+        raise ModelLoadError(MISSING) from None
     return HttpTransport(there, settings)
 
 

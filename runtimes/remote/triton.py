@@ -129,7 +129,7 @@ async def _model(artifact: Artifact, transport: TritonTransport, opened: Opened)
         or (config.instances + 1) * len(opened.replicas.pool.endpoints),
         max_batch_size=rows,
     )
-    model.stateful = config.sequences
+    model.stateful = model.sequences = config.sequences
     return model
 
 

@@ -270,6 +270,16 @@ class TritonConnection(GrpcConnection):
 
     # --- control
 
+    async def ready(self, timeout: float) -> str:
+        """As the base says; with Triton's own words for a model that it does not have."""
+        why = await super().ready(timeout)
+        if why:
+            try:
+                await self.model(timeout)
+            except AttemptFailed as failure:
+                return str(failure)
+        return why
+
     async def config(self, timeout: float) -> TritonConfig:
         """The model's configuration. Raises `AttemptFailed`."""
         messages, there = self._transport.messages, self._there

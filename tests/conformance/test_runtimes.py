@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -14,7 +14,9 @@ from gateway.model_settings import ModelSettings
 from gateway.tensors import Array
 from runtimes.conformance import RuntimeConformance
 from runtimes.interface import Artifact, Model
+from runtimes.mlflow import MlflowRuntime
 from runtimes.onnx import OnnxRuntime
+from tests.support.mlflow_models import columns, save_function, save_onnx, save_torch, tensors
 
 info = h.make_tensor_value_info
 
@@ -98,3 +100,51 @@ class TestOnnxGather(OnnxCase):
 
     def bad_inputs(self, model: Model) -> dict[str, Array] | None:
         return {"index": np.array([1, 99], np.int64)}
+
+
+class MlflowCase(RuntimeConformance):
+    runtime = MlflowRuntime()
+
+
+class TestMlflowOnnx(MlflowCase):
+    library = ("onnxruntime",)
+
+    def artifact(self, folder: Path) -> Artifact:
+        return Artifact("case", "1", save_onnx(folder / "model").parent, ModelSettings())
+
+
+class TestMlflowTorchScript(MlflowCase):
+    def artifact(self, folder: Path) -> Artifact:
+        return Artifact("case", "1", save_torch(folder / "model", "script").parent, ModelSettings())
+
+    def bad_inputs(self, model: Model) -> dict[str, Array] | None:
+        return {"input-0": np.zeros((), np.float32)}
+
+
+class TestMlflowColumns(MlflowCase):
+    """A python_function over a DataFrame with numbers and text."""
+
+    library = ("mlflow", "pandas")
+
+    def artifact(self, folder: Path) -> Artifact:
+        kinds = columns(a="double", b="long", s="string", o="integer?")
+
+        def predict(data: Any, params: Any) -> Any:
+            return {"sum": data["a"] + data["b"], "upper": [text.upper() for text in data["s"]]}
+
+        outputs = columns(sum="double", upper="string")
+        save_function(folder / "model", predict, kinds, outputs)
+        return Artifact("case", "1", folder, ModelSettings(instances=2))
+
+
+class TestMlflowTensors(MlflowCase):
+    """A python_function over named arrays."""
+
+    def artifact(self, folder: Path) -> Artifact:
+        def predict(data: Any, params: Any) -> Any:
+            return {"y": data["x"] * 2, "t": data["t"]}
+
+        kinds = (("x", "float32", (-1, 3)), ("t", "str", (-1,)))
+        outputs = (("y", "float32", (-1, 3)), ("t", "object", (-1,)))
+        save_function(folder / "model", predict, tensors(*kinds), tensors(*outputs))
+        return Artifact("case", "1", folder, ModelSettings())

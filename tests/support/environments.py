@@ -17,6 +17,7 @@ PINS: Final = {
     "triton": ("nvidia-pytriton==0.7.0", "onnxruntime==1.23.2", "numpy==1.26.4"),
     "kserve": ("kserve==0.21.0",),
     "mlflow": ("mlflow==3.17.2",),
+    "mlserver": ("mlserver==1.7.1",),
     "old-numpy": ("numpy==1.26.4", "msgspec==0.22.0", "ml-dtypes==0.5.4"),
 }
 FOLDER: Final = Path(sys.prefix) / "environments"

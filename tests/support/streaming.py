@@ -1,6 +1,6 @@
 """A runtime whose models answer any number of times, and a gateway that has it.
 
-Every model keeps a journal in its version's folder: what it began, made and closed.
+Every model keeps a journal of what it began, made and ended.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ Parameters = Mapping[str, Parameter]
 
 
 class Journal:
-    """Lines in a file: one process writes, the test reads."""
+    """Lines in a file: one process writes, the test reads. Outside the models' folder, whose
+    changes the gateway watches. `version` is a version's folder."""
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "journal.txt"
+    def __init__(self, version: Path) -> None:
+        models = version.parents[1]
+        self._path = models.with_name(f"{models.name}-{version.parent.name}-{version.name}.txt")
 
     def write(self, line: str) -> None:
         with self._path.open("a") as file:

@@ -119,7 +119,10 @@ def _package() -> bytes:
     program = exported(make_mlp(), (torch.rand(2, 4),))
     with tempfile.TemporaryDirectory() as folder, quiet():
         path = f"{folder}/model.pt2"
-        torch._inductor.aoti_compile_and_package(program, package_path=path)
+        quick = {"aot_inductor.compile_wrapper_opt_level": "O0"}
+        torch._inductor.aoti_compile_and_package(
+            program, package_path=path, inductor_configs=quick
+        )
         return Path(path).read_bytes()
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Final, Self
 
 from loadtests.compare.triton import Environment, copy_backend, find
-
 from tests.support.environments import environment
 from tests.support.gateway import wait_until
 
@@ -129,9 +128,11 @@ MODELS: Final[dict[str, tuple[str, str]]] = {
         _config("add", "x FP32 [-1]", "y FP32 [-1]", batch=64, more="dynamic_batching { }"),
         _ADD,
     ),
+    "wide": (_config("wide", "x FP32 [131072]", "y FP32 [131072]", batch=8), _ADD),
     "text": (_config("text", "text STRING [-1]", "echo STRING [-1]", batch=8), _TEXT),
     "kinds": (_config("kinds", "b BOOL [2];h FP16 [-1]", "b BOOL [2];h FP16 [-1]"), _KINDS),
     "slow": (_config("slow", "seconds FP32 [1]", "y FP32 [1]"), _SLOW),
+    "late": (_config("late", "seconds FP32 [1];ballast FP32 [-1]", "y FP32 [1]"), _SLOW),
     "repeat": (
         _config(
             "repeat",
@@ -207,7 +208,6 @@ class TritonProcess:
             str(env.server / "bin" / "tritonserver"),
             f"--model-repository={self._repository}",
             f"--backend-directory={self.folder / 'backends'}",
-            # The smallest regions that it takes: many servers share /dev/shm in a test run.
             f"--backend-config=python,shm-region-prefix-name={self._prefix}",
             "--http-address=127.0.0.1",
             f"--http-port={self.http_port}",

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from importlib.metadata import EntryPoint
+import tomllib
+from importlib.metadata import Distribution, EntryPoint
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from gateway.cli.runtimes import runtimes as command
 from gateway.errors import ModelLoadError
 from gateway.model_settings import ModelSettings
 from runtimes import discovery
-from runtimes.discovery import GROUP, BrokenRuntime, choose, load_runtimes
+from runtimes.discovery import (
+    BUILT_IN,
+    GROUP,
+    BrokenRuntime,
+    choose,
+    installed_runtimes,
+    load_runtimes,
+)
 from runtimes.interface import Artifact, Model, Runtime, RuntimeReport
 from runtimes.onnx import OnnxRuntime
 
@@ -41,13 +52,64 @@ class Hysterical(Toy):
 
 
 class FailsToStart(Toy):
+    name = "bad"
+
     def __init__(self) -> None:
         raise OSError("no\nlicence")
 
 
+class Exits(Toy):
+    name = "bad"
+
+    def __init__(self) -> None:
+        raise SystemExit("no licence")
+
+
+class Nameless(Runtime):
+    report, probe, estimate, load = Toy.report, Toy.probe, Toy.estimate, Toy.load
+
+
+class A(Toy):
+    name = "a"
+
+
+class Fake(Toy):
+    name = "onnx"
+
+
+class Dumb(Toy):
+    name = "dumb"
+
+    def report(self) -> RuntimeReport:
+        raise RuntimeError("what\nam I")
+
+
+class Package(Distribution):
+    """An installed package."""
+
+    def __init__(self, name: str, version: str = "1.2") -> None:
+        self._text = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+
+    def read_text(self, filename: str) -> str | None:
+        return self._text if filename == "METADATA" else None
+
+    def locate_file(self, path: Any) -> Any:
+        return path
+
+
+def point(name: str, target: str, package: str | None = None) -> EntryPoint:
+    made = EntryPoint(name, target if ":" in target else f"{__name__}:{target}", GROUP)
+    if package is not None:
+        vars(made).update(dist=Package(package))
+    return made
+
+
+def install(monkeypatch: pytest.MonkeyPatch, *points: EntryPoint) -> None:
+    monkeypatch.setattr(discovery, "entry_points", lambda group: list(points))
+
+
 def plugins(monkeypatch: pytest.MonkeyPatch, **targets: str) -> dict[str, Runtime]:
-    points = [EntryPoint(name, f"{__name__}:{t}", GROUP) for name, t in targets.items()]
-    monkeypatch.setattr(discovery, "entry_points", lambda group: points)
+    install(monkeypatch, *(point(name, target) for name, target in targets.items()))
     return load_runtimes()
 
 
@@ -57,12 +119,93 @@ def artifact(folder: Path, **settings: Any) -> Artifact:
 
 def test_a_checkout_has_the_built_in_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     runtimes = plugins(monkeypatch)
-    assert list(runtimes) == ["onnx"]
+    assert list(runtimes) == list(BUILT_IN)
     assert isinstance(runtimes["onnx"], OnnxRuntime)
 
 
+def test_the_package_registers_them_too() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    assert project["project"]["entry-points"][GROUP] == BUILT_IN
+
+
 def test_plugins_come_after_the_built_in_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert list(plugins(monkeypatch, toy="Toy", a="Toy")) == ["onnx", "a", "toy"]
+    assert list(plugins(monkeypatch, toy="Toy", a="A")) == [*BUILT_IN, "a", "toy"]
+
+
+def test_our_own_entries_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    stale = point("gone", "runtimes.gone:GoneRuntime", "sluicegate")
+    install(monkeypatch, point("onnx", BUILT_IN["onnx"], "sluicegate"), stale)
+    assert [each.runtime.name for each in installed_runtimes()] == list(BUILT_IN)
+
+
+def test_a_package_that_is_found_twice_counts_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    install(monkeypatch, point("toy", "Toy", "acme"), point("toy", "Toy", "acme"))
+    assert [each.package for each in installed_runtimes() if not each.built_in] == ["acme"]
+    assert not caplog.records
+
+
+def test_where_they_come_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, point("toy", "Toy", "acme-toys"))
+    reports = {each.runtime.name: each.report() for each in installed_runtimes()}
+    toy, onnx = reports["toy"], reports["onnx"]
+    assert (toy.package, toy.package_version, toy.built_in) == ("acme-toys", "1.2", False)
+    assert onnx.built_in and onnx.package == "sluicegate"
+
+
+def test_no_plugin_replaces_a_built_in_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    install(monkeypatch, point("onnx", "Fake", "acme"), point("toy", "Toy", "acme"))
+    runtimes = load_runtimes()
+    assert list(runtimes) == [*BUILT_IN, "toy"]
+    assert isinstance(runtimes["onnx"], OnnxRuntime)
+    reason = (
+        "runtime 'onnx' of package 'acme' has the name of a built-in runtime and is left out; "
+        "give its entry point in 'sluicegate.runtimes' another name"
+    )
+    assert reason in caplog.text
+    [fake] = [each for each in installed_runtimes() if each.runtime.name == "onnx"][1:]
+    assert fake.report().reason == reason and not fake.report().available
+    assert fake.report().package == "acme"
+
+
+def test_the_first_of_two_plugins_has_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, point("toy", "A", "zoo"), point("toy", "Toy", "acme"))
+    assert isinstance(load_runtimes()["toy"], Toy)
+    reasons = [each.report().reason for each in installed_runtimes() if not each.built_in]
+    assert reasons[0] == "" and "the runtime of package 'acme'" in reasons[1]
+
+
+def test_one_that_cannot_say_what_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    install(monkeypatch, point("dumb", "Dumb", "acme"))
+    report = installed_runtimes()[-1].report()
+    assert not report.available
+    assert report.reason == "runtime 'dumb' cannot say what it is: what am I"
+    with pytest.raises(ModelLoadError, match="what am I"):
+        choose(artifact(tmp_path), {"dumb": Dumb()})
+
+
+def test_the_command_shows_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = [
+        point("toy", "Toy", "acme"),
+        point("onnx", "Fake", "acme"),
+        point("bad", "FailsToStart", "worse"),
+        point("dumb", "Dumb", "acme"),
+    ]
+    install(monkeypatch, *points)
+    done = CliRunner().invoke(command, ["--json"])
+    assert done.exit_code == 0
+    found = json.loads(done.stdout)["runtimes"]
+    assert [each["name"] for each in found] == [*BUILT_IN, "bad", "dumb", "onnx", "toy"]
+    assert all(each["reason"] for each in found[-4:-1])
+    done = CliRunner().invoke(command)
+    lines = {line.split()[0]: line for line in done.stdout.splitlines()[: len(BUILT_IN) + 1]}
+    assert "built in" in lines["onnx"]
+    [toy] = [line for line in done.stdout.splitlines() if line.startswith("toy ")]
+    assert toy.split() == ["toy", "yes", "toy", "acme", "1.2"]
+    assert "mend or uninstall package 'worse'" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -70,8 +213,12 @@ def test_plugins_come_after_the_built_in_ones(monkeypatch: pytest.MonkeyPatch) -
     [
         ("Missing", "has no attribute"),
         ("FailsToStart", "no licence"),
+        ("Exits", "no licence"),
         ("artifact", "cannot be used"),
+        ("no_such_module:Runtime", "No module named 'no_such_module'"),
         ("Path", "not a subclass of Runtime"),
+        ("Toy", "has the name 'toy'; it must be that of its entry point"),
+        ("Nameless", "has the name None"),
     ],
 )
 def test_a_broken_plugin_is_told_of_and_stops_nothing(
@@ -83,7 +230,7 @@ def test_a_broken_plugin_is_told_of_and_stops_nothing(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         runtimes = plugins(monkeypatch, bad=target)
-    assert list(runtimes) == ["onnx", "bad"]
+    assert list(runtimes) == [*BUILT_IN, "bad"]
     bad = runtimes["bad"]
     assert isinstance(bad, BrokenRuntime)
     assert not bad.report().available and cause in bad.report().reason

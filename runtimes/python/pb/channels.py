@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable
 from typing import Final
 
 from gateway.errors import InferenceFailed
-from gateway.tensors import Array
 from runtimes.interface import Answer
 
 AHEAD: Final = 256
@@ -43,12 +42,14 @@ class OneAnswer:
             else:
                 self._answer = answer
         if final:
-            self.close()
+            self.end()
 
-    def close(self) -> None:
+    def end(self, error: Exception | None = None) -> None:
         """There will be no answer any more."""
-        self.closed = True
-        self._done.set()
+        if not self.closed:
+            self.closed = True
+            self._answer = error or self._answer
+            self._done.set()
 
     def wait(self) -> Answer | Exception:
         """The answer, once it is final."""
@@ -90,7 +91,7 @@ class ManyAnswers:
         except RuntimeError:
             self.cancelled = True  # the loop is closed: nobody is left to hear it
 
-    async def answers(self) -> AsyncIterator[Mapping[str, Array]]:
+    async def answers(self) -> AsyncGenerator[Answer]:
         """As they come. An answer that is an error ends it, as all of our streams."""
         try:
             while True:
@@ -109,7 +110,7 @@ class ManyAnswers:
 class Held:
     """What a request holds of its channel: when nobody can answer any more, that is an error."""
 
-    def __init__(self, channel: ManyAnswers) -> None:
+    def __init__(self, channel: OneAnswer | ManyAnswers) -> None:
         self._channel = channel
 
     @property

@@ -9,7 +9,7 @@ from gateway import errors
 from gateway.errors import SluiceError, printable
 
 
-class TritonModelException(Exception):  # noqa: N818 - Triton's name
+class TritonModelException(Exception):
     """Raised by what a model calls, such as `InferenceResponseSender.send`."""
 
 

@@ -134,13 +134,10 @@ class InferenceResponseSender:
             raise TypeError(f"send takes an InferenceResponse, not {type(response).__name__}")
         if response is None and flags == 0:
             raise TritonModelException(
-                "Inference Response object must be provided when the response flags is set to "
-                "zero."
+                "Inference Response object must be provided when the response flags is set to zero."
             )
         if self._channel.closed:
-            raise TritonModelException(
-                "Unable to send response. Response sender has been closed."
-            )
+            raise TritonModelException("Unable to send response. Response sender has been closed.")
         answer = None if response is None else response.answer(self._wanted)
         self._channel.send(answer, final=flags == FINAL)
 
@@ -170,9 +167,7 @@ class InferenceRequest:
         parameters: Mapping[str, Parameter] | None = None,
     ) -> None:
         if inputs is None or requested_output_names is None or model_name is None:
-            raise TypeError(
-                "InferenceRequest needs inputs, requested_output_names and model_name"
-            )
+            raise TypeError("InferenceRequest needs inputs, requested_output_names and model_name")
         for tensor in inputs:
             if not isinstance(tensor, Tensor):
                 raise TypeError(f"inputs holds {type(tensor).__name__}, not Tensor")

@@ -196,9 +196,7 @@ def _from_gpu(tensor: Any) -> Array:
     """A copy in host memory; untried on a GPU."""
     import torch
 
-    found = torch.from_dlpack(tensor).cpu()
+    found: Any = torch.utils.dlpack.from_dlpack(tensor).cpu()
     if found.dtype is torch.bfloat16:
-        array: Array = found.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-        return array
-    array = found.numpy()
-    return array
+        return np.asarray(found.view(torch.int16).numpy()).view(ml_dtypes.bfloat16)
+    return np.asarray(found.numpy())

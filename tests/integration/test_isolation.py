@@ -1,0 +1,622 @@
+"""Models in child processes crash, hang and stream, and nobody else notices."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+import os
+import signal
+import threading
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+import gateway.app
+from gateway.app import Gateway
+from gateway.config import load_config
+from gateway.errors import (
+    DeadlineExceeded,
+    InferenceFailed,
+    InvalidRequest,
+    QueueFull,
+    SluiceError,
+)
+from gateway.pipeline import AwaitableCall
+from gateway.tensors import DATATYPES, InferenceRequest, InferenceResponse, Tensor
+from runtimes.discovery import load_runtimes
+from tests.support.environments import environment
+from tests.support.gateway import ROOT, GatewayProcess, wait_until
+from tests.support.misbehaving import (
+    CALL,
+    LAST_WORDS,
+    NUMBERS,
+    MisbehavingRuntime,
+    write_misbehaving,
+)
+from tests.support.onnx_models import adding, write
+
+PATIENCE = 60.0
+
+
+class GrpcCall(AwaitableCall):
+    """Counted as one from outside."""
+
+    __slots__ = ()
+    protocol = "grpc"
+
+
+class Rig:
+    """A gateway in this process over the models in `root`."""
+
+    def __init__(self, root: Path, **flags: Any) -> None:
+        config, _ = load_config(
+            flags={
+                "sources": (str(root),),
+                "trust.code": (str(root),),
+                "http.address": "127.0.0.1:0",
+                "grpc.address": "127.0.0.1:0",
+                "grpc.server": "grpcio",
+                **flags,
+            },
+            environment={},
+        )
+        self.gateway = Gateway(config)
+
+    async def __aenter__(self) -> Rig:
+        await self.gateway.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.gateway.close()
+
+    def call(
+        self, model: str, rows: Any, deadline: float | None = None, **kinds: Any
+    ) -> asyncio.Task[InferenceResponse]:
+        """A request over `rows`; a task that ends with the answer or the error."""
+        array = np.array(rows, np.float32)
+        tensor = Tensor("x", DATATYPES["FP32"], array.shape, array.tobytes())
+        request = InferenceRequest(model, "", (tensor,), **kinds)
+        now = perf_counter()
+        call = GrpcCall(request, now, None if deadline is None else now + deadline)
+        return asyncio.create_task(self.gateway.pipeline.infer(call))
+
+    async def ask(self, model: str, rows: Any, **kinds: Any) -> Any:
+        return (await self.call(model, rows, **kinds)).outputs[0].array
+
+    def stream(self, model: str, row: Any) -> AsyncIterator[InferenceResponse]:
+        array = np.array([row], np.float32)
+        tensor = Tensor("x", DATATYPES["FP32"], array.shape, array.tobytes())
+        call = AwaitableCall(InferenceRequest(model, "", (tensor,)), perf_counter())
+        return self.gateway.pipeline.stream(call)
+
+    def dispatcher(self, model: str) -> Any:
+        return self.gateway.facts.servable(model).dispatcher
+
+    def status(self, model: str) -> dict[str, Any]:
+        versions: list[dict[str, Any]] = self.gateway.facts.status(model)["versions"]
+        return versions[-1]
+
+    def cause(self, model: str) -> str:
+        return str(self.status(model)["cause"])
+
+    async def until(self, condition: Callable[[], object], what: str) -> None:
+        end = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < end, f"waited in vain for {what}"
+            await asyncio.sleep(0.005)
+
+
+@pytest.fixture(autouse=True)
+def runtimes(monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = {"misbehaving": MisbehavingRuntime(), "onnx": load_runtimes()["onnx"]}
+    monkeypatch.setattr(gateway.app, "load_runtimes", lambda: everything)
+
+
+def outcome(answer: asyncio.Task[InferenceResponse]) -> str:
+    error = answer.exception()
+    return "ok" if error is None else type(error).__name__
+
+
+async def ended(calls: list[asyncio.Task[InferenceResponse]]) -> list[str]:
+    await asyncio.wait(calls, timeout=PATIENCE)
+    return [outcome(call) if call.done() else "never ended" for call in calls]
+
+
+@contextlib.asynccontextmanager
+async def bystander(rig: Rig, *models: str) -> AsyncIterator[None]:
+    """Other models are asked all the while, and every answer is right."""
+    done = False
+
+    async def ask(model: str, add: float, times: float) -> int:
+        count = 0
+        while not done:
+            value = float(count % 500)
+            answer = await rig.ask(model, [[value, value]])
+            assert answer.tolist() == [[value * times + add] * 2]
+            count += 1
+            await asyncio.sleep(0)
+        return count
+
+    asking = [
+        asyncio.create_task(ask(m, *((0.0, 2.0) if m == "other" else (1.0, 1.0)))) for m in models
+    ]
+    try:
+        yield
+    finally:
+        done = True
+        assert all(count > 0 for count in await asyncio.gather(*asking))
+
+
+def test_answers_as_in_process(tmp_path: Path) -> None:
+    write(tmp_path / "here" / "1", adding(1.0, width=2))
+    write(tmp_path / "there" / "1", adding(1.0, width=2))
+    (tmp_path / "there" / "model.yaml").write_text("isolation: process\n")
+
+    async def main() -> None:
+        async with Rig(tmp_path) as rig:
+            here, there = (rig.gateway.facts.metadata(name) for name in ("here", "there"))
+            assert repr(here.inputs) == repr(there.inputs)
+            assert (here.platform, here.versions) == (there.platform, there.versions)
+            size = rig.gateway.facts.servable("there").max_batch_size
+            assert size == rig.gateway.facts.servable("here").max_batch_size == 64
+            calls = {n: rig.call("there", [[n, n + 1]] * (n % 5 + 1)) for n in range(300)}
+            big = rig.call("there", [[n, n] for n in range(500)])  # in slices
+            for n, call in calls.items():
+                array = (await call).outputs[0].array
+                assert array.tolist() == [[n + 1, n + 2]] * (n % 5 + 1)
+            assert (await big).outputs[0].array.tolist() == [[n + 1, n + 1] for n in range(500)]
+            stats = rig.dispatcher("there").stats
+            rows = sum(n % 5 + 1 for n in range(300)) + 500
+            assert stats.inference_count == rows
+            assert stats.success.count == 301
+            assert stats.execution_count < 301
+            assert stats.compute_infer.ns > 0
+            dispatcher = rig.dispatcher("there")
+            assert (dispatcher.pending, dispatcher.waiting, dispatcher.waiting_rows) == (0, 0, 0)
+            with pytest.raises(InvalidRequest, match="takes shape"):
+                await rig.call("there", [[1.0, 2.0, 3.0]])
+            # Every block comes back once nobody looks at it.
+            await rig.until(lambda: not len(dispatcher._arena), "the requests' memory")
+
+    asyncio.run(main())
+
+
+def test_control_channel_carries_no_tensors(tmp_path: Path) -> None:
+    write(tmp_path / "m" / "1", adding(1.0, width=2**20))
+    (tmp_path / "m" / "model.yaml").write_text("isolation: process\n")
+
+    async def main() -> tuple[int, int]:
+        async with Rig(tmp_path) as rig:
+            rows = np.arange(2**20, dtype=np.float32).reshape(1, 2**20) % 1000
+            channel = rig.dispatcher("m")._model.child.channel
+            await rig.ask("m", rows)
+            before = channel.sent, channel.received
+            answer = await rig.ask("m", rows)
+            assert answer.nbytes == 4 * 2**20
+            assert np.array_equal(answer, rows + 1)
+            return channel.sent - before[0], channel.received - before[1]
+
+    sent, received = asyncio.run(main())
+    assert 0 < sent < 1024
+    assert 0 < received < 1024
+
+
+@pytest.mark.parametrize("deed", ["segfault", "kill", "leave", "hang", "hold"])
+def test_crash_takes_the_running_batch_alone(tmp_path: Path, deed: str) -> None:
+    quick = "isolation: {hang_seconds: 0.5}\noptions: {delay: 0.05}\n"
+    write_misbehaving(tmp_path / "m", quick)
+    write_misbehaving(tmp_path / "other")
+    write(tmp_path / "here" / "1", adding(1.0, width=2))
+
+    async def main() -> None:
+        async with Rig(tmp_path) as rig, bystander(rig, "other", "here"):
+            pid = rig.status("m")["pid"]
+            first = rig.call("m", [[NUMBERS[deed], 0]])
+            dispatcher = rig.dispatcher("m")
+            await rig.until(lambda: dispatcher.pending and not dispatcher.waiting, "it to run")
+            waiting = [rig.call("m", [[n, n]]) for n in range(100)]
+            assert await ended([first]) == ["InferenceFailed"]
+            for n, call in enumerate(waiting):
+                assert (await call).outputs[0].array.tolist() == [[2 * n, 2 * n]]
+            status = rig.status("m")
+            assert status["restarts"] == 1
+            assert status["pid"] not in (None, pid)
+            assert status["state"] == "ready"
+            words = {
+                "segfault": "SIGSEGV", "kill": "SIGKILL", "leave": LAST_WORDS,
+                "hang": "hang_seconds = 0.5", "hold": "hang_seconds = 0.5",
+            }  # fmt: skip
+            assert words[deed] in status["last_crash"]
+            assert not psutil.pid_exists(pid)
+            assert rig.dispatcher("m").stats.fail.count == 1
+
+    asyncio.run(main())
+
+
+def test_crash_while_idle(tmp_path: Path) -> None:
+    write_misbehaving(tmp_path / "m")
+
+    async def main() -> None:
+        async with Rig(tmp_path) as rig:
+            pid = rig.status("m")["pid"]
+            os.kill(pid, signal.SIGKILL)
+            calls = [rig.call("m", [[n, 1]]) for n in range(20)]
+            assert await ended(calls) == ["ok"] * 20
+            await rig.until(lambda: rig.status("m")["restarts"] == 1, "the restart")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("stateful", [False, True])
+def test_idempotent_calls_are_run_again_alone(tmp_path: Path, stateful: bool) -> None:
+    options = f"options: {{delay: 0.05, stateful: {str(stateful).lower()}}}\n"
+    write_misbehaving(tmp_path / "m", "isolation: process\nidempotent: true\n" + options)
+
+    async def main() -> None:
+        async with Rig(tmp_path) as rig:
+            opener = rig.call("m", [[0, 0]])
+            await asyncio.sleep(0)
+            # One batch behind it: 20 that are good, and one that is poison.
+            batch = [rig.call("m", [[n, n]]) for n in range(20)]
+            poison = rig.call("m", [[NUMBERS["kill"], 0]])
+            results = await ended([opener, *batch, poison])
+            assert results[-1] == "InferenceFailed"
+            if not stateful:
+                assert results[:-1] == ["ok"] * 21
+                await rig.until(lambda: rig.status("m")["restarts"] == 2, "the restarts")
+                for n, call in enumerate(batch):
+                    assert call.result().outputs[0].array.tolist() == [[2 * n, 2 * n]]
+                with pytest.raises(InferenceFailed, match="a second time"):
+                    poison.result()
+            else:
+                await rig.until(lambda: rig.status("m")["restarts"] == 1, "the restart")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("deed", ["segfault", "leave", "fail"])
+def test_crash_while_loading_is_a_failed_load(tmp_path: Path, deed: str) -> None:
+    folder = write_misbehaving(tmp_path / "m")
+    (folder / deed).touch()
+    write_misbehaving(tmp_path / "other")
+
+    async def main() -> None:
+        async with Rig(tmp_path) as rig:
+            assert rig.status("m")["state"] == "failed"
+            words = {"segfault": "SIGSEGV", "leave": LAST_WORDS, "fail": "ValueError: told to"}
+            assert words[deed] in rig.cause("m")
+            assert "\n" not in rig.cause("m")
+            assert (await rig.ask("other", [[1, 2]])).tolist() == [[2, 4]]
+
+    asyncio.run(main())
+
+
+def test_crash_loop_ends_in_failed(tmp_path: Path) -> None:
+    folder = write_misbehaving(tmp_path / "m", "isolation: {max_restarts: 2}\n")
+    write_misbehaving(tmp_path / "other")
+
+    async def main() -> None:
+        async with Rig(tmp_path, **{"lifecycle.retry_seconds": 0.2}) as rig:
+            async with bystander(rig, "other"):
+                (folder / "leave").touch()
+                os.kill(rig.status("m")["pid"], signal.SIGKILL)
+                await asyncio.sleep(0)
+                calls = [rig.call("m", [[n, 1]]) for n in range(10)]
+                assert set(await ended(calls)) == {"ModelNotReady"}
+                await rig.until(lambda: rig.status("m")["state"] == "failed", "failed")
+                assert LAST_WORDS in rig.cause("m")
+                assert "exited with code 3" in rig.cause("m")
+            (folder / "leave").unlink()
+            # The lifecycle tries a failed load again by itself.
+            await rig.until(lambda: rig.status("m")["state"] == "ready", "ready again")
+            assert (await rig.ask("m", [[1, 2]])).tolist() == [[2, 4]]
+
+    asyncio.run(main())
+
+
+def test_deadlines_and_bounds_hold_while_there_is_no_child(tmp_path: Path) -> None:
+    yaml = "isolation: {hang_seconds: 2}\nbatching: {queue: {max_rows: 8}}\n"
+    write_misbehaving(tmp_path / "m", yaml)
+
+    async def main() -> None:
+        async with Rig(tmp_path) as rig:
+            hung = rig.call("m", [[NUMBERS["hold"], 0]])
+            dispatcher = rig.dispatcher("m")
+            await rig.until(lambda: dispatcher.pending and not dispatcher.waiting, "it to run")
+            late = rig.call("m", [[1, 1]], deadline=0.05)
+            rest = [rig.call("m", [[n, 1]]) for n in range(7)]
+            await asyncio.sleep(0)
+            with pytest.raises(QueueFull, match="8 rows"):
+                await rig.call("m", [[9, 9]])
+            with pytest.raises(DeadlineExceeded, match="was not executed"):
+                await late
+            assert not hung.done()
+            gone = rest.pop()
+            gone.cancel()
+            assert await ended([hung, *rest]) == ["InferenceFailed"] + ["ok"] * 6
+            stats = dispatcher.stats
+            assert stats.failures == {"BACKEND": 1, "REJECTED": 2, "CANCELED": 1}
+            assert dispatcher.pending == 0
+            await rig.until(lambda: not len(dispatcher._arena), "the requests' memory")
+
+    asyncio.run(main())
+
+
+def test_memory_limit(tmp_path: Path) -> None:
+    write_misbehaving(tmp_path / "m", "isolation: {memory_mb: 600}\n")
+
+    async def main() -> None:
+        async with Rig(tmp_path) as rig:
+            with pytest.raises(SluiceError):
+                await rig.call("m", [[NUMBERS["eat"], 0]])
+            assert (await rig.ask("m", [[1, 2]])).tolist() == [[2, 4]]
+
+    asyncio.run(main())
+
+
+def test_stream(tmp_path: Path) -> None:
+    yaml = "isolation: process\noptions: {decoupled: true, instances: 2}\n"
+    write_misbehaving(tmp_path / "m", yaml)
+
+    async def main() -> None:
+        async with Rig(tmp_path) as rig:
+            dispatcher = rig.dispatcher("m")
+            got = [r.outputs[0].array[0, 1] async for r in rig.stream("m", [0, 50])]
+            assert got == list(range(50))
+            assert [r async for r in rig.stream("m", [0, 0])] == []
+            # A reader that leaves ends the model's work, and its place is free again.
+            for _ in range(4):
+                answers = rig.stream("m", [0, 1_000_000])
+                async for response in answers:
+                    if response.outputs[0].array[0, 1] == 20:
+                        break
+                await answers.aclose()  # type: ignore[attr-defined]
+            assert len([r async for r in rig.stream("m", [0, 30])]) == 30
+            # A slow reader is waited for, not buffered for.
+            slow = rig.stream("m", [0, 1000])
+            await anext(slow)
+            await asyncio.sleep(0.1)
+            assert dispatcher._model.child.channel.incoming._leases.__len__() <= 16
+            await slow.aclose()  # type: ignore[attr-defined]
+            await rig.until(lambda: dispatcher.pending == 0, "the end of all streams")
+
+    asyncio.run(main())
+
+
+def test_crash_while_streaming(tmp_path: Path) -> None:
+    write_misbehaving(tmp_path / "m", "isolation: process\noptions: {decoupled: true}\n")
+
+    async def main() -> None:
+        async with Rig(tmp_path) as rig:
+            running = rig.stream("m", [NUMBERS["kill"], 20])
+            assert (await anext(running)).outputs[0].array[0, 1] == 0
+            waiting = rig.stream("m", [0, 5])
+            follower = asyncio.create_task(anext(waiting))
+            count = 1
+            with pytest.raises(InferenceFailed, match="died while it ran this"):
+                count += len([response async for response in running])
+            assert count <= 20
+            assert (await follower).outputs[0].array[0, 1] == 0
+            assert len([r async for r in waiting]) == 4
+            await rig.until(lambda: rig.dispatcher("m").pending == 0, "the end")
+
+    asyncio.run(main())
+
+
+def test_models_in_children_call_others(tmp_path: Path) -> None:
+    yaml = "isolation: process\noptions: {call: here, delay: 0.005}\nmax_batch_size: 0\n"
+    write_misbehaving(tmp_path / "m", yaml)
+    write(tmp_path / "here" / "1", adding(1.0, width=2))
+
+    async def main() -> None:
+        async with Rig(tmp_path) as rig:
+            for _ in range(3):
+                assert (await rig.ask("m", [[CALL, 5]])).tolist() == [[CALL + 1, 6]]
+            (rig.dispatcher("here")).policy.max_in_flight = 0
+            bad = rig.call("m", [[CALL, 5]])
+            assert await ended([bad]) == ["ok"]
+
+    asyncio.run(main())
+
+
+def test_nothing_is_left_behind(tmp_path: Path) -> None:
+    models = ("a", "b")
+    for name in models:
+        write_misbehaving(tmp_path / name, "isolation: {spare: false}\n")
+    ourselves = psutil.Process()
+
+    async def main() -> None:
+        async with Rig(tmp_path, **{"registry.watch": False}) as rig:
+            baseline = 0
+            for cycle in range(10):
+                old = {name: rig.status(name)["pid"] for name in models}
+                for name in models:
+                    assert (await rig.ask(name, [[1, 2]])).tolist() == [[2, 4]]
+                    os.utime(tmp_path / name / "1" / "model.mis", (cycle + 1, cycle + 1))
+                await rig.gateway.rescan(rig.gateway.registries[0])
+
+                def swapped(name: str, old: dict[str, int] = old) -> bool:
+                    versions = rig.gateway.facts.status(name)["versions"]
+                    return [v["state"] for v in versions] == ["ready"] and (
+                        versions[0]["pid"] != old[name]
+                    )
+
+                await rig.until(lambda s=swapped: all(map(s, models)), "the new load")
+                assert not any(map(psutil.pid_exists, old.values()))
+                if cycle == 2:
+                    baseline = ourselves.num_fds()
+            assert ourselves.num_fds() <= baseline + 3
+
+    asyncio.run(main())
+    assert not [p for p in ourselves.children(recursive=True) if p.status() == "zombie"]
+
+
+def test_spare_takes_over(tmp_path: Path) -> None:
+    write_misbehaving(tmp_path / "m")
+    write_misbehaving(tmp_path / "without", "isolation: {spare: false}\n")
+
+    async def main() -> None:
+        async with Rig(tmp_path) as rig:
+            spares = rig.gateway.nursery._spares
+            await rig.until(lambda: len(spares) == 1, "the spare")
+            (spare,) = spares.values()
+            os.kill(rig.status("m")["pid"], signal.SIGKILL)
+            assert (await rig.ask("m", [[1, 2]])).tolist() == [[2, 4]]
+            assert rig.status("m")["pid"] == spare.pid
+            await rig.until(lambda: spare not in spares.values() and spares, "another spare")
+            # One that dies is not missed before it is needed.
+            (spare,) = spares.values()
+            os.kill(spare.pid, signal.SIGKILL)
+            await rig.until(lambda: not spares, "the end of the spare")
+            os.kill(rig.status("m")["pid"], signal.SIGKILL)
+            assert (await rig.ask("m", [[1, 2]])).tolist() == [[2, 4]]
+            os.kill(rig.status("without")["pid"], signal.SIGKILL)
+            assert (await rig.ask("without", [[1, 2]])).tolist() == [[2, 4]]
+            # The last model of its kind takes the spare along.
+            await rig.until(lambda: spares, "another spare")
+            (spare,) = spares.values()
+            (tmp_path / "m" / "1" / "model.mis").unlink()
+            (tmp_path / "m" / "1").rmdir()
+            await rig.gateway.rescan(rig.gateway.registries[0])
+            await rig.until(lambda: spare.ended.is_set(), "the end of the spare")
+
+    asyncio.run(main())
+
+
+def test_own_environment_beside_the_gateways(tmp_path: Path) -> None:
+    """Two models with conflicting versions of one package serve side by side."""
+    folder = environment("old-numpy")
+    env = f"env: {{PYTHONPATH: '{ROOT}', FLAVOUR: old}}"
+    write_misbehaving(tmp_path / "old", f"isolation: {{python: '{folder}', {env}}}\n")
+    write_misbehaving(tmp_path / "new")
+    lacking = f"isolation: {{python: '{folder}', {env}}}\nruntime: onnx\n"
+    write(tmp_path / "lacking" / "1", adding(1.0, width=2))
+    (tmp_path / "lacking" / "model.yaml").write_text(lacking)
+
+    async def main() -> None:
+        async with Rig(tmp_path) as rig:
+            assert rig.gateway.facts.metadata("old").platform == "misbehaving, numpy 1.26.4, old"
+            ours = f"misbehaving, numpy {np.__version__}, "
+            assert rig.gateway.facts.metadata("new").platform == ours
+            for name in ("old", "new"):
+                assert (await rig.ask(name, [[1, 2]])).tolist() == [[2, 4]]
+            assert rig.status("lacking")["state"] == "failed"
+            pip = folder / "bin" / "pip"
+            assert f"type: {pip} install 'onnxruntime>=1.20'" in rig.cause("lacking")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("isolation", "said"),
+    [
+        ("{python: nowhere}", "isolation.python: 'nowhere' is no virtual environment"),
+        ("{cpus: 4096}", "isolation.cpus is 4096, but the gateway may use"),
+        ("{env: {'A=B': c}}", "cannot be an environment variable"),
+    ],
+)
+def test_settings_that_cannot_be(tmp_path: Path, isolation: str, said: str) -> None:
+    write_misbehaving(tmp_path / "m", f"isolation: {isolation}\n")
+
+    async def main() -> None:
+        async with Rig(tmp_path) as rig:
+            assert rig.status("m")["state"] == "failed"
+            assert said in rig.cause("m")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("isolation", ["{python: /bin/sh}", "{env: {LD_PRELOAD: evil.so}}"])
+def test_settings_that_choose_code_need_trust(tmp_path: Path, isolation: str) -> None:
+    write_misbehaving(tmp_path / "m", f"isolation: {isolation}\n")
+
+    async def main() -> None:
+        async with Rig(tmp_path, **{"trust.code": ("/elsewhere",)}) as rig:
+            assert rig.status("m")["state"] == "failed"
+            assert "its source is not trusted" in rig.cause("m")
+
+    asyncio.run(main())
+
+
+def test_children_end_with_a_gateway_that_is_killed(tmp_path: Path) -> None:
+    plugin = tmp_path / "plugin" / "misbehaving-1.dist-info"
+    plugin.mkdir(parents=True)
+    (plugin / "METADATA").write_text("Metadata-Version: 2.1\nName: misbehaving\nVersion: 1\n")
+    (plugin / "entry_points.txt").write_text(
+        "[sluicegate.runtimes]\nmisbehaving = tests.support.misbehaving:MisbehavingRuntime\n"
+    )
+    models = tmp_path / "models"
+    write_misbehaving(models / "m")
+    write_misbehaving(models / "hung")
+    write_misbehaving(models / "loading")
+    (models / "loading" / "1" / "hang").touch()
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    gateway = GatewayProcess(
+        tmp_path,
+        [models],
+        grpc_server="grpcio",
+        environment={
+            "PYTHONPATH": f"{ROOT}:{tmp_path / 'plugin'}",
+            "TMPDIR": str(temporary),
+        },
+        ready=False,
+    )
+    try:
+
+        def states() -> dict[str, Any]:
+            found = gateway.get("/admin/v1/models")["models"]
+            return {each["name"]: each for each in found}
+
+        wait_until(lambda: states()["m"]["state"] == states()["hung"]["state"] == "ready", "models")
+        hang = threading.Thread(target=post, args=(gateway, "hung", NUMBERS["hold"]), daemon=True)
+        hang.start()
+        wait_until(lambda: states()["hung"]["versions"][0]["pending"] == 1, "the hang")
+        load = threading.Thread(target=lambda: [post(gateway, "m", 1) for _ in range(100_000)])
+        load.daemon = True
+        load.start()
+        wait_until(lambda: states()["m"]["versions"][0]["requests"] > 20, "some load")
+        children = psutil.Process(gateway.pid).children(recursive=True)
+        assert len(children) >= 3
+    finally:
+        gateway.process.kill()
+        gateway.process.wait()
+    _, alive = psutil.wait_procs(children, timeout=PATIENCE)
+    assert not alive
+    # The grpcio server behind no native one has no socket there either.
+    assert not list(temporary.iterdir())
+    assert not list(Path("/dev/shm").glob("*sluice*"))
+
+
+def post(gateway: GatewayProcess, model: str, value: float) -> None:
+    body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [value, 0]}]}
+    request = urllib.request.Request(
+        f"{gateway.http}/v2/models/{model}/infer", json.dumps(body).encode()
+    )
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        urllib.request.urlopen(request).close()
+
+
+def test_close_does_not_wait_for_what_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.isolation.process.CLOSE_SECONDS", 0.2)
+    write_misbehaving(tmp_path / "m")
+
+    async def main() -> int:
+        async with Rig(tmp_path) as rig:
+            pid: int = rig.status("m")["pid"]
+            os.kill(pid, signal.SIGSTOP)
+            return pid
+
+    pid = asyncio.run(main())
+    assert not psutil.pid_exists(pid)
