@@ -81,6 +81,8 @@ def import_pyfunc() -> Any:
     except ImportError as error:
         cause = " ".join(str(error).split())
         raise ModelLoadError(f"mlflow cannot be imported: {cause}") from error
+    # For those who save models; said again for each that is loaded.
+    warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method")
     for name in LOGGERS:
         logger = logging.getLogger(name)
         if _once not in logger.filters:

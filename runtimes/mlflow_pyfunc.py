@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any, Final
 
 from gateway.errors import (
@@ -26,9 +27,7 @@ from runtimes.mlflow_values import column, params, tensor, values_of
 
 FLAVOR: Final = "python_function"
 CONFIG: Final = "config."
-FILES: Final = (
-    "code", "data", "model_path", "model_code_path", "python_model", "pickled_model",
-)  # fmt: skip
+FILES: Final = ("code", "data", "model_path", "python_model", "pickled_model")
 """Keys of a flavour that name files of the model."""
 _INVALID: Final = "INVALID_PARAMETER_VALUE"
 _path_lock: Final = threading.Lock()
@@ -97,6 +96,9 @@ def check_files(document: Document, flavor: Mapping[str, Any]) -> None:
     for key in FILES:
         if flavor.get(key):
             document.inside(flavor[key], key)
+    script = flavor.get("model_code_path")
+    if isinstance(script, str) and script:  # as it was when it was saved; beside MLmodel now
+        document.inside(PurePath(script).name, "model_code_path")
     artifacts = flavor.get("artifacts") or {}
     for name, each in artifacts.items() if isinstance(artifacts, dict) else ():
         if isinstance(each, dict) and each.get("path"):

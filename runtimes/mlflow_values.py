@@ -188,6 +188,10 @@ def _output(field: Field, value: Any) -> Array:
             return array.reshape(-1, 1)
     elif array.ndim == 0 and len(field.shape) == 1:
         array = array.reshape(1)
+    elif array.ndim + 1 == len(field.shape) and field.shape[-1] == 1:
+        array = array[..., None]
+    elif array.ndim == len(field.shape) + 1 and array.shape[-1] == 1:
+        array = array[..., 0]
     fits = array.ndim == len(field.shape) and all(
         want in (-1, got) for want, got in zip(field.shape, array.shape, strict=True)
     )

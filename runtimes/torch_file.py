@@ -122,7 +122,8 @@ def open_archive(path: Path) -> Archive:
         raise ModelLoadError(f"'{path.name}' cannot be read: {error.strerror}") from None
     except Exception as error:
         raise ModelLoadError(damaged(path, printable(error))) from None
-    root = infos[0].filename.partition("/")[0] + "/" if infos else ""
+    first, slash, _ = infos[0].filename.partition("/") if infos else ("", "", "")
+    root = first + slash if slash else ""
     sizes = {info.filename.removeprefix(root): info.file_size for info in infos}
     _check(path, infos, root, unique=len(sizes) == len(infos) and not comment)
     archive_of = Archive(path, Kind.WEIGHTS, root, sizes)
@@ -157,7 +158,7 @@ def _kind(archive: Archive) -> Kind:
     if "data.pkl" in names:
         return Kind.WEIGHTS
     where = archive.path.name
-    if "serialized_exported_program.json" in {archive.root.rstrip("/"), *names}:
+    if "serialized_exported_program.json" in names:
         raise ModelLoadError(
             f"'{where}' is an exported program in the format before PyTorch 2.8; export it again "
             "with torch.export.save"

@@ -147,6 +147,7 @@ def load_program(torch: Any, archive: Archive, device: str, plan: Plan) -> Progr
     if plan.channels_last:
         module = module.to(memory_format=torch.channels_last)
     signature = exported.graph_signature
+    written = _written_to(torch, exported)
     unflatten = torch.utils._pytree.tree_unflatten
     tree = exported.call_spec.in_spec
     runs = _compiled(torch, module, device, plan)
@@ -164,11 +165,37 @@ def load_program(torch: Any, archive: Archive, device: str, plan: Plan) -> Progr
         Arguments(tuple(node.name for node in inputs), known=True),
         results,
         module,
-        writes_inputs=bool(signature.user_inputs_to_mutate),
-        stateful=bool(signature.buffers_to_mutate),
+        writes_inputs=bool(signature.user_inputs_to_mutate or written & set(signature.user_inputs)),
+        stateful=bool(signature.buffers_to_mutate or written & set(signature.inputs_to_buffers)),
         inputs=inputs,
         outputs=outputs,
     )
+
+
+def _written_to(torch: Any, exported: Any) -> set[str]:
+    """Placeholders that operators of the program write into, themselves or through a view.
+
+    The signature names them only where the program was decomposed.
+    """
+    origins: dict[Any, set[str]] = {}
+    written: set[str] = set()
+    for node in exported.graph.nodes:
+        if node.op == "placeholder":
+            origins[node] = {node.name}
+            continue
+        sources = set().union(*(origins.get(each, ()) for each in node.all_input_nodes))
+        schema = getattr(node.target, "_schema", None)
+        if schema is None:
+            origins[node] = sources  # such as taking one of several results
+            continue
+        for position, argument in enumerate(schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                given = node.args[position : position + 1] or [node.kwargs.get(argument.name)]
+                for each in torch.utils._pytree.tree_leaves(given):
+                    written |= origins.get(each, set())
+        shares = any(result.alias_info is not None for result in schema.returns)
+        origins[node] = sources if shares else set()
+    return written
 
 
 def _refuse_pickles(torch: Any, archive: Archive) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -9,7 +10,9 @@ from dataclasses import dataclass
 from gateway.batching.clock import LoopClock
 from gateway.config import BatchingConfig, RegistryConfig
 from gateway.errors import SluiceError
-from gateway.lifecycle.loader import Loader, one_line
+from gateway.isolation.nursery import Nursery
+from gateway.lifecycle.loader import Loader
+from gateway.lifecycle.loading import one_line
 from gateway.registries.base import AspiredModel
 from gateway.registries.sources import open_registry
 from gateway.trust import Trust
@@ -38,8 +41,13 @@ def check_sources(sources: Iterable[str], *, load: bool) -> list[Finding]:
     with LoopHost() as host:
         trust = Trust(source for source in sources if "://" not in source)
         clock = LoopClock(host.loop)
-        loader = Loader(runtimes, BatchingConfig(), clock, trust, host) if load else None
-        return look_through(sources, runtimes, loader)
+        config = BatchingConfig()
+        nursery = Nursery(host.loop, config)
+        loader = Loader(runtimes, config, clock, trust, host, nursery) if load else None
+        try:
+            return look_through(sources, runtimes, loader)
+        finally:
+            asyncio.run_coroutine_threadsafe(nursery.close(), host.loop).result()
 
 
 def look_through(

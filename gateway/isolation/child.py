@@ -29,7 +29,7 @@ from gateway.isolation.home import Home
 from gateway.isolation.memory import Segment, Table
 from gateway.isolation.serving import DeliveringRunner, Serving
 from gateway.lifecycle.dispatchers import contract_of, make_dispatcher
-from gateway.lifecycle.loader import inline_seconds, load_here, one_line
+from gateway.lifecycle.loading import inline_seconds, load_here, one_line
 from gateway.lifecycle.probe import Findings
 from gateway.model_settings import LimitSettings, ModelSettings
 from runtimes.interface import Artifact, Model, Runtime

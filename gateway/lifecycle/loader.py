@@ -3,47 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gateway.batching.clock import LoopClock
-from gateway.errors import ModelLoadError, SluiceError
+from gateway.errors import ModelLoadError
 from gateway.lifecycle.dispatchers import contract_of, make_dispatcher
-from gateway.lifecycle.probe import Findings, examine
+from gateway.lifecycle.loading import Loaded, inline_seconds, load_here
 from gateway.model_settings import ModelSettings
 from gateway.servable import Servable
 from gateway.trust import Trust
-from runtimes.cpus import usable_cores
 from runtimes.discovery import choose
-from runtimes.interface import Artifact, Host, Model, Runtime
+from runtimes.interface import Artifact, Host, Runtime
 
-if TYPE_CHECKING:  # a child process imports this module, with few packages at hand
+if TYPE_CHECKING:
     from gateway.config import BatchingConfig
     from gateway.isolation.nursery import Nursery
     from gateway.registries.base import AspiredVersion
-
-
-@dataclass
-class Loaded:
-    """A model that is loaded and warm, not yet part of anything."""
-
-    model: Model
-    runtime: str
-    findings: Findings
-
-
-INLINE_US = 500
-INLINE_US_FEW_CORES = 2500
-
-
-def inline_seconds(configured: int | None) -> float:
-    """Seconds up to which a batch runs on the loop; `configured` in microseconds.
-
-    Measured on two cores, a thread for batches of 1 to 2 ms cost a fifth of the throughput.
-    """
-    if configured is None:
-        configured = INLINE_US_FEW_CORES if usable_cores() <= 2 else INLINE_US
-    return configured / 1e6
 
 
 class Loader:
@@ -122,35 +97,3 @@ class Loader:
             max_batch_size=findings.max_batch_size,
             close=model.close,
         )
-
-
-def load_here(
-    artifact: Artifact, runtime: Runtime, max_batch_size: int, warming: Callable[[str], object]
-) -> Loaded:
-    """Loads and warms up in this process; blocking. Raises `SluiceError`."""
-    try:
-        model = runtime.load(artifact)
-    except SluiceError:
-        raise
-    except Exception as error:
-        raise ModelLoadError(f"{type(error).__name__}: {one_line(error)}") from error
-    if artifact.settings.decoupled and not model.decoupled:
-        model.close()
-        raise ModelLoadError(
-            f"decoupled is set, but this model of runtime '{runtime.name}' answers every request "
-            "once; leave it out"
-        )
-    warming(runtime.name)
-    try:
-        findings = examine(model, artifact.settings, max_batch_size, artifact.path.parent)
-    except BaseException:
-        model.close()
-        raise
-    return Loaded(model, runtime.name, findings)
-
-
-def one_line(error: BaseException, limit: int = 300) -> str:
-    """The last line of an error's text that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[-1] if lines else type(error).__name__
-    return text if len(text) <= limit else text[: limit - 1] + "…"

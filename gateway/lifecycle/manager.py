@@ -15,7 +15,8 @@ from typing import Final
 
 from gateway.config import LifecycleConfig
 from gateway.errors import ModelLoadError, SluiceError
-from gateway.lifecycle.loader import Loaded, Loader, one_line
+from gateway.lifecycle.loader import Loader
+from gateway.lifecycle.loading import Loaded, one_line
 from gateway.lifecycle.model import ManagedModel
 from gateway.lifecycle.policy import Load, Unload, next_action
 from gateway.lifecycle.routes import lost_lines, lost_shares, route_of, traffic_line

@@ -15,7 +15,7 @@ from google.protobuf import text_format
 from gateway.codecs.messages import POOL, ModelConfig
 from gateway.errors import InvalidModelSettings, printable
 from gateway.model_settings import ModelSettings, VersionPolicy
-from gateway.registries.config_pbtxt_fields import FIELDS, Refused
+from gateway.registries.config_pbtxt_fields import FIELDS, WITH_TRITON, Refused
 from gateway.registries.config_pbtxt_options import Options, runtime_options
 from gateway.registries.config_pbtxt_parts import (
     batching_settings,
@@ -165,8 +165,8 @@ def _runtime(config: Any) -> str | None:
     for field, name in named.items():
         if name in ELSEWHERE:
             raise InvalidModelSettings(
-                f"{field} '{name}' is Triton's own and no runtime here; {ELSEWHERE[name]}, or serve"
-                " it with Triton itself"
+                f"{field} '{name}' is Triton's own and no runtime here; {ELSEWHERE[name]}, or "
+                f"{WITH_TRITON}"
             )
         # A platform is one of Triton's fixed names; a backend is an open set of plugins.
         if field == "platform" and name and config.platform not in PLATFORMS:

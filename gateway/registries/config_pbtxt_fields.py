@@ -23,6 +23,12 @@ class Refused(NamedTuple):
     instead: str
 
 
+WITH_TRITON: Final = (
+    "leave it with a Triton server and put a model.yaml in the place of this file: {runtime:"
+    " triton, remote: {url: 'grpc://HOST:8001'}}"
+)
+"""For what Triton alone can do."""
+
 _SHAPE_TENSOR = Refused(
     "shape tensors are TensorRT's way to pass a shape as a value and no runtime here has them",
     "export the model to ONNX, where such an input is an ordinary tensor",
@@ -135,11 +141,11 @@ FIELDS: Final[dict[str, Honoured | Refused]] = {
     ),
     "sequence_batching": Refused(
         "state that the server keeps between requests is not supported",
-        "pass the state as an input and output of the model, or serve it with Triton itself",
+        f"pass the state as an input and output of the model, or {WITH_TRITON}",
     ),
     "ensemble_scheduling": Refused(
         "pipelines of models are not declared in a model's configuration here",
-        "call the models one after the other, or join them in one ONNX graph",
+        f"call the models one after the other, join them in one ONNX graph, or {WITH_TRITON}",
     ),
     # ---- where it runs ----
     "instance_group": Honoured("how many batches run at the same time, and on which device"),

@@ -147,6 +147,7 @@ class EventStream(Response):
 
     def __init__(self, shared: HttpState, call: GenerateCall) -> None:
         self._pipeline = shared.pipeline
+        self._streams = shared.streams
         self._call = call
         self._begun = False
         """Whether the head is sent, and with it the status."""
@@ -156,6 +157,9 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         admission = self._pipeline.admission
         admission.in_flight += 1
+        me = asyncio.current_task()
+        assert me is not None
+        self._streams.add(me)
         work = asyncio.ensure_future(self._serve(scope, receive, send))
         # The request is whole: what comes now is the client's leaving.
         gone = asyncio.ensure_future(receive())
@@ -170,6 +174,7 @@ class EventStream(Response):
         finally:
             gone.cancel()
             await stopped(work)
+            self._streams.discard(me)
             admission.in_flight -= 1
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:

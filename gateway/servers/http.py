@@ -115,6 +115,8 @@ class HttpServer:
     async def close(self) -> None:
         if self._sweeper is not None:
             self._sweeper.cancel()
+        for stream in list(self._shared.streams):
+            stream.cancel()
         await stop_server(self._server, self._task)
 
 

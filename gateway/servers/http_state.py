@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 from gateway.codecs.oip_rest import RestCodec
 from gateway.config import Config
 from gateway.facts import Facts
@@ -12,7 +15,8 @@ class HttpState:
     """Owned by the event loop."""
 
     __slots__ = (
-        "body_bytes", "closing", "codec", "config", "facts", "limits", "pipeline", "targets",
+        "body_bytes", "closing", "codec", "config", "facts", "limits", "pipeline", "streams",
+        "targets",
     )  # fmt: skip
 
     def __init__(self, config: Config, pipeline: Pipeline, codec: RestCodec, facts: Facts) -> None:
@@ -26,3 +30,5 @@ class HttpState:
         self.body_bytes = 0
         """Bytes of bodies received and not yet answered, over all connections."""
         self.closing = False
+        self.streams: set[asyncio.Task[Any]] = set()
+        """What sends events; being cancelled ends them with a last one."""

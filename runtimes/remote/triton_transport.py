@@ -7,6 +7,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import AsyncIterator, Sequence
+from time import perf_counter
 from typing import Any, Final, NamedTuple
 
 import grpc
@@ -19,8 +20,8 @@ from gateway.errors import InferenceFailed, ModelLoadError, printable
 from gateway.model_settings import RemoteSettings
 from gateway.remote_document import Location
 from gateway.tensors import Buffer, InferenceRequest, InferenceResponse, TensorSpec, element_count
-from runtimes.remote.failures import AttemptFailed, Fate, said
-from runtimes.remote.grpc_transport import GrpcConnection, GrpcTransport, is_cancelled
+from runtimes.remote.failures import AttemptFailed, Fate, broken, late, said
+from runtimes.remote.grpc_transport import GrpcConnection, GrpcTransport, Stub, is_cancelled
 from runtimes.remote.transport import Pairs, There
 from runtimes.remote.triton_config import TritonConfig, TritonMessages
 from runtimes.remote.triton_memory import ALIGNMENT, THRESHOLD, Region, Regions
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 
 CONTROL_SECONDS: Final = 5.0
 UNKNOWN_REGION: Final = "Unable to find shared memory region"
-_HARMLESS: Final = frozenset(
+_DONE: Final = frozenset(
     (
         grpc.StatusCode.INVALID_ARGUMENT,
         grpc.StatusCode.NOT_FOUND,
@@ -140,12 +141,7 @@ class TritonConnection(GrpcConnection):
         if isinstance(message, Shared):
             if self._shared:
                 return await self._infer_shared(message, timeout, headers)
-            return codec.decode_response(
-                await super().infer(self._transport.plain(message.request), timeout, headers),
-                self._there.ours,
-                self._there.our_version,
-                wire=False,
-            )
+            return await self._infer_plain(message.request, timeout, headers)
         return await super().infer(message, timeout, headers)
 
     def stream(
@@ -160,66 +156,72 @@ class TritonConnection(GrpcConnection):
 
     async def _infer_shared(self, shared: Shared, timeout: float | None, headers: Pairs) -> Any:
         """Sends a request by shared memory; once more where the server turns out to be new."""
+        end = None if timeout is None else perf_counter() + timeout
+        layout = self._transport.layout(shared)
         for last in (False, True):
-            layout = self._transport.layout(shared)
             try:
-                region = await self.regions.take(layout.size)
+                async with asyncio.timeout(timeout):
+                    region = await self.regions.take(layout.size)
+            except TimeoutError:
+                raise late(limited=timeout == self._limited) from None
             except (OSError, grpc.aio.AioRpcError) as error:
-                return await self._without_region(error, shared, timeout, headers)
+                return await self._without_region(error, shared, left(end), headers)
+            channel, stub = self._next()
             try:
-                return await self._call(shared, region, layout, timeout, headers)
+                return await self._call(stub, shared.request, region, layout, left(end), headers)
             except grpc.aio.AioRpcError as error:
-                unknown = UNKNOWN_REGION in (error.details() or "")
-                if unknown and not last:
-                    # It was started again, and has not looked at the request.
-                    self.regions.forget()
-                    continue
-                channel = self._channels[0]
-                raise self._failure(channel, error, timeout) from None
+                if last or UNKNOWN_REGION not in (error.details() or ""):
+                    raise self._failure(channel, error, timeout) from None
+                # It was started again, and has not looked at the request.
+                self.regions.forget()
         raise AssertionError("the last attempt returns or raises")
 
     async def _without_region(
         self, error: Exception, shared: Shared, timeout: float | None, headers: Pairs
     ) -> Any:
-        """There is no region to be had: as any other server would be asked."""
+        """There is no region to be had: sent as to any other server, if this one is there."""
         if isinstance(error, grpc.aio.AioRpcError):
-            if error.code() is grpc.StatusCode.UNAVAILABLE:
+            if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                 raise self._failure(self._channels[0], error, timeout) from None
             text = said(error.details())
         else:
-            text = str(error.strerror) if isinstance(error, OSError) else str(error)
+            text = (isinstance(error, OSError) and error.strerror) or str(error)
         log.warning("no shared memory for a request, which is sent without: %s", text)
-        payload = await super().infer(self._transport.plain(shared.request), timeout, headers)
+        return await self._infer_plain(shared.request, timeout, headers)
+
+    async def _infer_plain(
+        self, request: InferenceRequest, timeout: float | None, headers: Pairs
+    ) -> InferenceResponse:
+        payload = await super().infer(self._transport.plain(request), timeout, headers)
         there = self._there
         return codec.decode_response(payload, there.ours, there.our_version, wire=False)
 
     async def _call(
         self,
-        shared: Shared,
+        stub: Stub,
+        request: InferenceRequest,
         region: Region,
         layout: Layout,
         timeout: float | None,
         headers: Pairs,
     ) -> InferenceResponse:
-        request = shared.request
+        """One attempt. The region is given back if the server has surely done with it."""
         over = False
         try:
             for tensor, (at, size) in zip(request.inputs, layout.inputs, strict=True):
                 region.map[at : at + size] = tensor.data
             payload = self._message(request, region, layout)
-            _, stub = self._next()
             answer = await stub(payload, timeout=timeout, metadata=headers)
             over = True
             return self._answer(answer, region, layout)
         except grpc.aio.AioRpcError as error:
-            over = error.code() in _HARMLESS and UNKNOWN_REGION not in (error.details() or "")
+            over = error.code() in _DONE and UNKNOWN_REGION not in (error.details() or "")
             raise
         except asyncio.CancelledError:
+            # Ours, or the channel was closed under it?
             if is_cancelled():
                 raise
-            raise AttemptFailed(
-                Fate.UNKNOWN, InferenceFailed("the connection to the model's server was closed")
-            ) from None
+            raise broken("the connection was closed") from None
         finally:
             if over:
                 self.regions.give_back(region)
@@ -331,6 +333,11 @@ class TritonConnection(GrpcConnection):
         """As the base says."""
         await self.regions.close()
         await super().close()
+
+
+def left(end: float | None) -> float | None:
+    """Seconds until `end`, at least 0; `None` for no end."""
+    return None if end is None else max(end - perf_counter(), 0.0)
 
 
 def _bytes_of(output: Any) -> int:

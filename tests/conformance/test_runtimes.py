@@ -107,8 +107,6 @@ class MlflowCase(RuntimeConformance):
 
 
 class TestMlflowOnnx(MlflowCase):
-    library = ("onnxruntime",)
-
     def artifact(self, folder: Path) -> Artifact:
         return Artifact("case", "1", save_onnx(folder / "model").parent, ModelSettings())
 
@@ -118,7 +116,7 @@ class TestMlflowTorchScript(MlflowCase):
         return Artifact("case", "1", save_torch(folder / "model", "script").parent, ModelSettings())
 
     def bad_inputs(self, model: Model) -> dict[str, Array] | None:
-        return {"input-0": np.zeros((), np.float32)}
+        return None  # it takes any shape
 
 
 class TestMlflowColumns(MlflowCase):

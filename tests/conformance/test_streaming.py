@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import queue
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -36,7 +37,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_model(folder, kind, kind)
         write_model(folder, f"single-{kind}", kind, instances=1)
     write_model(folder, "bounded", "counts", instances=1, limits={"max_in_flight": 2})
-    write_model(folder, "split", "counts", versions_found=2, versions={"all": True})
+    write_model(folder, "split", "counts", count=2, versions={"all": True})
     (folder / "split" / "traffic.yaml").write_text(
         'weights: {"1": 50, "2": 50}\nstable: "1"\nsticky: {parameter: user}\n'
     )
@@ -327,7 +328,7 @@ def test_other_endpoints_say_where_to_go(
     body = {"inputs": [{"name": "n", "shape": [1], "datatype": "INT64", "data": [1]}]}
     refused = http.post(f"{model.path}/infer", json=body)
     assert refused.status_code == 501 and "generate_stream" in refused.json()["error"]
-    v1 = http.post(f"/v1/models/{model.name}:predict", json={"instances": [1]})
+    v1 = http.post(f"/v1/models/{model.name}:predict", json={"inputs": {"n": [1]}})
     assert v1.status_code == 501
     with tritonclient.grpc.InferenceServerClient(gateway.grpc) as client:
         with pytest.raises(tritonclient.grpc.InferenceServerException) as caught:
@@ -617,10 +618,9 @@ def test_drain_waits_for_streams(models: Path, tmp_path: Path, patience: float) 
         ) as answer:
             lines = answer.iter_lines()
             next(lines)
-            import signal
-
             gateway.process.send_signal(signal.SIGTERM)
             rest = [json.loads(each.removeprefix("data: ")) for each in lines if each]
+        gateway.process.wait(PATIENCE)
     if patience > 1:
         assert [each["y"] for each in rest] == list(range(1, n))
     else:

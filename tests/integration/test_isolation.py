@@ -435,7 +435,7 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
     ourselves = psutil.Process()
 
     async def main() -> None:
-        async with Rig(tmp_path, **{"registry.watch": False}) as rig:
+        async with Rig(tmp_path, **{"registry.poll_seconds": 0.1}) as rig:
             baseline = 0
             for cycle in range(10):
                 old = {name: rig.status(name)["pid"] for name in models}

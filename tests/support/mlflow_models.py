@@ -49,9 +49,12 @@ def save_function(
 ) -> Path:
     """A python_function model whose `predict(data, params)` is given."""
 
-    class Function(mlflow.pyfunc.PythonModel):
-        def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-            return predict(model_input, params)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+
+        class Function(mlflow.pyfunc.PythonModel):
+            def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+                return predict(model_input, params)
 
     schema = None if params is None else ParamSchema([ParamSpec(n, t, d) for n, t, d in params])
     signature = ModelSignature(inputs=inputs, outputs=outputs, params=schema) if inputs else None

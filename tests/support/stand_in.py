@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -20,6 +21,7 @@ import numpy as np
 from aiohttp import web
 
 from gateway.codecs.messages import METHODS, SERVICE
+from tests.support.gateway import ROOT
 
 Status = grpc.StatusCode
 
@@ -54,6 +56,9 @@ class Server:
         self.calls: list[dict[str, Any]] = []
         """Headers of each inference request, and what became of it under ``end``."""
         self.extensions: list[str] = []
+        self._broken: set[Any] = set()
+        """Connections that brought a server error: the next request on one ends it, as where a
+        framework closes it a moment later."""
         self.grpc_port = self.http_port = 0
 
     async def start(self, grpc_port: int = 0, http_port: int = 0) -> None:
@@ -117,9 +122,7 @@ class Server:
         return message("ModelMetadata", **MODEL)
 
     async def ServerMetadata(self, payload: bytes, context: Any) -> bytes:
-        return message(
-            "ServerMetadata", name="stand-in", version="1", extensions=self.extensions
-        )
+        return message("ServerMetadata", name="stand-in", version="1", extensions=self.extensions)
 
     async def infer(self, payload: bytes, context: Any) -> bytes:
         request = METHODS["ModelInfer"].request.FromString(payload)
@@ -159,11 +162,15 @@ class Server:
         return web.json_response(MODEL)
 
     async def http_infer(self, request: web.Request) -> web.Response:
+        if request.transport in self._broken:
+            request.transport.abort()
         tree = await request.json()
         x = np.array(tree["inputs"][0]["data"], np.float32).ravel()
         headers = {name.lower(): value for name, value in request.headers.items()}
         error = await self.act(float(x[0]), headers)
         if error is not None:
+            if error[1] == 500:
+                self._broken.add(request.transport)
             return web.json_response({"error": error[2]}, status=error[1])
         y = {"name": "y", "datatype": "FP32", "shape": tree["inputs"][0]["shape"]}
         return web.json_response(
@@ -223,6 +230,34 @@ class StandIn(Server):
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+class Process:
+    """A stand-in that can be killed."""
+
+    def __init__(self, *ports: int) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.stand_in", *map(str, ports)],
+            stdout=subprocess.PIPE, text=True, cwd=ROOT,
+        )  # fmt: skip
+        assert self._process.stdout is not None
+        self.ports = json.loads(self._process.stdout.readline())
+        self.urls = {
+            "grpc": f"grpc://127.0.0.1:{self.ports[0]}",
+            "http": f"http://127.0.0.1:{self.ports[1]}",
+        }
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.kill()
 
 
 async def main() -> None:

@@ -94,9 +94,7 @@ class CountsAsync(AsyncModel):
     decoupled = True
     parameters_matter = True
 
-    def __init__(
-        self, journal: Journal, instances: int, loop: asyncio.AbstractEventLoop
-    ) -> None:
+    def __init__(self, journal: Journal, instances: int, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
         self.journal = journal
         self.instances = instances
@@ -178,7 +176,9 @@ class StreamingRuntime(Runtime):
         return Talker() if kind == "talker" else Blind()
 
 
-def write_model(folder: Path, name: str, kind: str, versions_found: int = 1, **settings: Any) -> None:
+def write_model(
+    folder: Path, name: str, kind: str, versions_found: int = 1, **settings: Any
+) -> None:
     """A model of this runtime with `settings` as in model.yaml."""
     import yaml
 
@@ -195,7 +195,9 @@ def gateway_with_streams(folder: Path, models: Path, **arguments: Any) -> Gatewa
     info = plugin / "streaming_test-1.0.dist-info"
     if not info.exists():
         info.mkdir(parents=True)
-        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: streaming-test\nVersion: 1.0\n")
+        (info / "METADATA").write_text(
+            "Metadata-Version: 2.1\nName: streaming-test\nVersion: 1.0\n"
+        )
         (info / "entry_points.txt").write_text(
             f"[sluicegate.runtimes]\n{NAME} = tests.support.streaming:StreamingRuntime\n"
         )

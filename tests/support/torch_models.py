@@ -6,6 +6,7 @@ import functools
 import shutil
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,6 +60,13 @@ def make_cnn() -> Cnn:
     """Always with the same weights."""
     torch.manual_seed(1)
     return Cnn().eval()
+
+
+class ThreadCount(nn.Module):
+    """How many threads PyTorch computes with, for each element."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 0 + torch.get_num_threads()
 
 
 def not_a_module() -> str:
@@ -120,9 +128,7 @@ def _package() -> bytes:
     with tempfile.TemporaryDirectory() as folder, quiet():
         path = f"{folder}/model.pt2"
         quick = {"aot_inductor.compile_wrapper_opt_level": "O0"}
-        torch._inductor.aoti_compile_and_package(
-            program, package_path=path, inductor_configs=quick
-        )
+        torch._inductor.aoti_compile_and_package(program, package_path=path, inductor_configs=quick)
         return Path(path).read_bytes()
 
 
@@ -147,3 +153,21 @@ CNN_SIGNATURE: dict[str, Any] = {
     "inputs": (tensor("image", "FP32", 3, 8, 8),),
     "outputs": (tensor("scores", "FP32", 5),),
 }
+
+
+def rewrite(path: Path, changed: dict[str, bytes]) -> Path:
+    """The archive with other contents in some entries (named without the outer folder)."""
+    with zipfile.ZipFile(path) as archive:
+        root = archive.namelist()[0].partition("/")[0]
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    entries |= {f"{root}/{name}": data for name, data in changed.items()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data)
+    return path
+
+
+def entry(path: Path, name: str) -> bytes:
+    """One entry of an archive, named without the outer folder."""
+    with zipfile.ZipFile(path) as archive:
+        return archive.read(f"{archive.namelist()[0].partition('/')[0]}/{name}")

@@ -143,7 +143,7 @@ MODELS: Final[dict[str, tuple[str, str]]] = {
         _REPEAT,
     ),
     "boom": (_config("boom", "x FP32 [-1]", "y FP32 [-1]", batch=4), _BOOM),
-    "sum": (_config("sum", "x INT32 [1]", "y INT32 [1]", batch=1, more=_SEQUENCE), _SUM),
+    "sum": (_config("sum", "x INT32 [1]", "y INT32 [1]", batch=4, more=_SEQUENCE), _SUM),
 }
 """Name → config.pbtxt and the body of the model's class."""
 

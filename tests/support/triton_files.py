@@ -23,7 +23,6 @@ class TritonPythonModel:
         for request in requests:
             a = pb_utils.get_input_tensor_by_name(request, "a")
             b = pb_utils.get_input_tensor_by_name(request, "b").as_numpy()
-            assert a.triton_dtype() == pb_utils.numpy_to_triton_type(np.float32)
             assert list(a.shape()) == [4] and a.is_cpu() and a.name() == "a"
             assert pb_utils.get_input_tensor_by_name(request, "c") is None
             a = a.as_numpy()
@@ -98,7 +97,8 @@ class TritonPythonModel:
                 error = pb_utils.TritonError("without a code")
                 answers.append(pb_utils.InferenceResponse(output_tensors=[], error=error))
             elif kind >= 0:
-                error = pb_utils.TritonError(f"kind {kind}", getattr(pb_utils.TritonError, CODES[kind]))
+                code = getattr(pb_utils.TritonError, CODES[kind])
+                error = pb_utils.TritonError(f"kind {kind}", code)
                 assert error.message() == f"kind {kind}"
                 answers.append(pb_utils.InferenceResponse(error=error))
             else:
@@ -216,11 +216,9 @@ class TritonPythonModel:
         answers = []
         for request in requests:
             x = pb_utils.get_input_tensor_by_name(request, "x")
-            taken = np.from_dlpack(x)
-            assert x.to_dlpack() is not None
-            tripled = np.ascontiguousarray(taken * 3)
-            y = pb_utils.Tensor.from_dlpack("y", tripled)
-            z = pb_utils.Tensor.from_dlpack("z", pb_utils.Tensor("z", tripled + 1).to_dlpack())
+            tripled = pb_utils.Tensor("y", np.from_dlpack(x) * 3)
+            y = pb_utils.Tensor.from_dlpack("y", tripled.to_dlpack())
+            z = pb_utils.Tensor.from_dlpack("z", x)
             answers.append(pb_utils.InferenceResponse([y, z]))
         return answers
 """
@@ -254,6 +252,7 @@ class TritonPythonModel:
             pb_utils.get_input_tensor_by_name(r, "x").as_numpy())]) for r in requests]
 """
 KINDS: Final = """
+import numpy as np
 import triton_python_backend_utils as pb_utils
 
 NAMES = ["BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
@@ -266,9 +265,10 @@ class TritonPythonModel:
             tensors = []
             for name in NAMES:
                 tensor = pb_utils.get_input_tensor_by_name(request, name)
-                dtype = pb_utils.triton_to_numpy_type(tensor.triton_dtype())
+                dtype = pb_utils.triton_string_to_numpy("TYPE_" + name)
                 assert tensor.as_numpy().dtype == dtype
-                assert dtype == pb_utils.triton_string_to_numpy("TYPE_" + name)
+                number = pb_utils.numpy_to_triton_type(dtype)
+                assert pb_utils.triton_to_numpy_type(number) in (dtype, np.bool_)
                 tensors.append(pb_utils.Tensor(name, tensor.as_numpy()))
             answers.append(pb_utils.InferenceResponse(tensors))
         return answers

@@ -15,7 +15,7 @@ import pytest
 
 from gateway.config import LifecycleConfig
 from gateway.errors import ModelLoadError, ModelNotReady, UnknownModel
-from gateway.lifecycle.loader import Loaded
+from gateway.lifecycle.loading import Loaded
 from gateway.lifecycle.manager import Manager
 from gateway.lifecycle.probe import Findings
 from gateway.lifecycle.states import State

@@ -121,9 +121,19 @@ def test_the_whole_folder_is_in_the_folder(tmp_path: Path) -> None:
         read_document(artifact(tmp_path / "1", file="../elsewhere"))
 
 
-@pytest.mark.parametrize("key", ["model_path", "code", "data", "python_model", "model_code_path"])
+@pytest.mark.parametrize("key", ["model_path", "code", "data", "python_model"])
 def test_python_function_files_are_in_the_folder(tmp_path: Path, key: str) -> None:
     text = f"flavors:\n  python_function:\n    loader_module: x\n    {key}: ../../evil\n"
     write(tmp_path, text)
     with pytest.raises(ModelLoadError, match=rf"{key} '../../evil' is not in the model's folder"):
+        MlflowRuntime().load(artifact(tmp_path))
+
+
+def test_scripts_lie_beside_it_wherever_they_were_saved_from(tmp_path: Path) -> None:
+    text = "flavors:\n  python_function:\n    loader_module: x\n    model_code_path: /a/b.py\n"
+    write(tmp_path, text)
+    with pytest.raises(ModelLoadError, match=r"model_code_path 'b\.py' is not in the model"):
+        MlflowRuntime().load(artifact(tmp_path))
+    (tmp_path / "b.py").touch()
+    with pytest.raises(ModelLoadError, match="no signature of its inputs"):
         MlflowRuntime().load(artifact(tmp_path))

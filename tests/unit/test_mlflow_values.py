@@ -134,6 +134,8 @@ def test_two_columns(result: Any) -> None:
         (ten("int64", -1), pd.Series([1, 2]), [1, 2]),
         (ten("int64", -1), [1, 2], [1, 2]),
         (ten("int64", -1), 5, [5]),
+        (ten("int64", -1), np.array([[1], [2]]), [1, 2]),
+        (ten("int64", -1, 1), np.array([1, 2]), [[1], [2]]),
         (ten("int64", -1), {"anything": [1]}, [1]),
         (ten("float32", -1, 2), pd.DataFrame({"p": [0.5], "q": [1]}), [[0.5, 1.0]]),
         (ten("float32", -1), np.array([0.5]), [0.5]),

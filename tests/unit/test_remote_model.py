@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -35,7 +32,7 @@ from runtimes.hosts import LoopHost
 from runtimes.interface import Artifact
 from runtimes.remote.model import RemoteModel
 from runtimes.remote.oip import OipRuntime
-from tests.support.gateway import ROOT, wait_until
+from tests.support.gateway import wait_until
 from tests.support.stand_in import (
     BROKEN,
     EXHAUSTED,
@@ -45,6 +42,7 @@ from tests.support.stand_in import (
     MISSING,
     SLOW,
     UNAVAILABLE,
+    Process,
     StandIn,
 )
 
@@ -156,9 +154,7 @@ def test_final_errors_are_passed_on_and_never_tried_again(
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-@pytest.mark.parametrize(
-    ("first", "kind"), [(UNAVAILABLE, ModelNotReady), (EXHAUSTED, QueueFull)]
-)
+@pytest.mark.parametrize(("first", "kind"), [(UNAVAILABLE, ModelNotReady), (EXHAUSTED, QueueFull)])
 def test_what_a_server_refuses_itself_is_tried_elsewhere(
     load: Any, server: StandIn, other: StandIn, transport: str, first: int, kind: type
 ) -> None:
@@ -208,41 +204,13 @@ def test_retries_end_with_the_budget(load: Any, server: StandIn) -> None:
 # --- broken connections
 
 
-class Process:
-    """A stand-in that can be killed."""
-
-    def __init__(self, *ports: int) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.stand_in", *map(str, ports)],
-            stdout=subprocess.PIPE, text=True, cwd=ROOT,
-        )  # fmt: skip
-        assert self._process.stdout is not None
-        self.ports = json.loads(self._process.stdout.readline())
-        self.urls = {
-            "grpc": f"grpc://127.0.0.1:{self.ports[0]}",
-            "http": f"http://127.0.0.1:{self.ports[1]}",
-        }
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
-
-    def __enter__(self) -> Process:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.kill()
-
-
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_a_server_killed_in_mid_call(load: Any, server: StandIn, transport: str) -> None:
+def test_a_server_killed_in_mid_call(load: Any, transport: str) -> None:
     with Process() as victim:
         model = load(victim.urls[transport])
         future = start(model, request(SLOW))
         wait_until(lambda: not idle(model), "the request to be under way")
-        forward(model)  # by now the other one is there as well
+        forward(model)  # by now the slow one is there as well
         victim.kill()
         with pytest.raises(Unavailable) as caught:
             future.result(30)
@@ -256,9 +224,7 @@ def test_a_server_killed_in_mid_call_of_an_idempotent_model(
     load: Any, server: StandIn, transport: str
 ) -> None:
     with Process() as victim:
-        model = load(
-            victim.urls[transport], url(server, transport), settings={"idempotent": True}
-        )
+        model = load(victim.urls[transport], url(server, transport), settings={"idempotent": True})
         busy = []
         while not any("127.0.0.1" in e.url and e.outstanding for e in model.pool.endpoints[:1]):
             busy.append(start(model, request(SLOW)))
@@ -357,12 +323,10 @@ def test_a_connection_that_brought_a_server_error_is_not_used_again(
 ) -> None:
     # Starlette closes it behind an exception, and the next request of somebody else met that.
     model = load(server.http_url)
-    held = model.transport.session.connector._conns
-    forward(model)
-    wait_until(lambda: sum(map(len, held.values())) >= 1, "a connection to be kept")
-    with pytest.raises(InferenceFailed):
-        forward(model, BROKEN)
-    assert forward(model).outputs[0].array[0, 0] == 1
+    for _ in range(3):
+        with pytest.raises(InferenceFailed, match="broken in model.py"):
+            forward(model, BROKEN)
+        assert forward(model).outputs[0].array[0, 0] == 1
 
 
 @pytest.mark.parametrize("status", [301, 302, 307])

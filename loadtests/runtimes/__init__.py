@@ -1,0 +1,1 @@
+"""Figures of the runtimes: what each costs beside the same work without the gateway."""

@@ -1,0 +1,342 @@
+"""The dispatcher of models that batch by themselves: every call ends once, nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.batching.clock import LoopClock
+from gateway.contract import Contract
+from gateway.errors import (
+    DeadlineExceeded,
+    InferenceFailed,
+    InvalidRequest,
+    QueueFull,
+    SluiceError,
+    Unavailable,
+)
+from gateway.forwarding import Forwarder
+from gateway.lifecycle.dispatchers import make_dispatcher
+from gateway.lifecycle.probe import Findings
+from gateway.model_settings import BatchingSettings, LimitSettings, ModelSettings, QueueSettings
+from gateway.pipeline import AwaitableCall
+from gateway.telemetry.stats import ServableStats
+from gateway.tensors import DATATYPES, InferenceRequest, InferenceResponse, Tensor, TensorSpec
+from runtimes.interface import ForwardingModel, Headers, Outputs
+
+FP32 = DATATYPES["FP32"]
+X, Y = TensorSpec("x", FP32, (-1, 2)), TensorSpec("y", FP32, (-1, 2))
+
+
+class Elsewhere(ForwardingModel):
+    """A model whose answers the test gives."""
+
+    inputs = (X,)
+    outputs = (Y,)
+    probed = False
+
+    def __init__(self) -> None:
+        super().__init__(asyncio.get_running_loop())
+        self.seen: list[tuple[InferenceRequest, float | None]] = []
+        self.waiting: dict[str, asyncio.Future[InferenceResponse]] = {}
+        self.cancelled: list[str] = []
+
+    async def forward(
+        self, request: InferenceRequest, deadline: float | None, headers: Headers
+    ) -> InferenceResponse:
+        self.seen.append((request, deadline))
+        future = self.waiting[request.id] = self.loop.create_future()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self.cancelled.append(request.id)
+            raise
+        finally:
+            del self.waiting[request.id]
+
+    def answer(self, id: str) -> None:
+        if id in self.waiting and not self.waiting[id].done():
+            self.waiting[id].set_result(InferenceResponse("m", "1", (), id=id))
+
+    def fail(self, id: str, error: Exception) -> None:
+        if id in self.waiting and not self.waiting[id].done():
+            self.waiting[id].set_exception(error)
+
+    async def infer_async(
+        self, inputs: Mapping[str, Any], outputs: Sequence[str], parameters: Mapping[str, Any]
+    ) -> Outputs:
+        raise NotImplementedError
+
+    def status(self) -> dict[str, object]:
+        return {"endpoints": []}
+
+
+class CountedCall(AwaitableCall):
+    """Counts its ends."""
+
+    __slots__ = ("ends",)
+    protocol = "test"
+
+    def __init__(self, request: InferenceRequest, deadline: float | None = None) -> None:
+        super().__init__(request, perf_counter(), deadline)
+        self.ends = 0
+        self.future.add_done_callback(lambda future: future.cancelled() or future.exception())
+
+    def _replied(self, response: InferenceResponse) -> None:
+        self.ends += 1
+        super()._replied(response)
+
+    def _failed(self, error: SluiceError) -> None:
+        self.ends += 1
+        super()._failed(error)
+
+    def _cancelled(self) -> None:
+        self.ends += 1
+        super()._cancelled()
+
+
+def call_of(id: str, rows: int = 1, deadline: float | None = None, **other: Any) -> CountedCall:
+    x = Tensor("x", FP32, (rows, 2), array=np.zeros((rows, 2), np.float32))
+    request = InferenceRequest("m", "", (x,), id=id, **other)
+    return CountedCall(request, deadline)
+
+
+def forwarder_of(model: Elsewhere, *, batched: bool = True, **settings: Any) -> Forwarder:
+    dispatcher = make_dispatcher(
+        "m", "1", model, Findings(16 if batched else 0), Contract((X,), (Y,), batched=batched),
+        ModelSettings(**settings), LoopClock(model.loop), 0.0,
+    )  # fmt: skip
+    assert isinstance(dispatcher, Forwarder)
+    return dispatcher
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(30):
+            await test()
+
+    asyncio.run(bounded())
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["submit", "submit", "answer", "fail", "cancel", "step"]),
+            st.integers(0, 9),
+            st.integers(1, 5),
+        ),
+        max_size=60,
+    )
+)
+def test_every_call_ends_once_and_nothing_is_left(events: list[tuple[str, int, int]]) -> None:
+    async def test() -> None:
+        model = Elsewhere()
+        forwarder = forwarder_of(model)
+        calls: list[CountedCall] = []
+        for what, which, rows in events:
+            if what == "submit":
+                call = call_of(str(len(calls)), rows)
+                calls.append(call)
+                forwarder.submit(call)
+            elif what == "step":
+                await settle()
+            elif calls:
+                call = calls[which % len(calls)]
+                if what == "answer":
+                    model.answer(call.request.id)
+                elif what == "fail":
+                    model.fail(call.request.id, Unavailable("away"))
+                else:
+                    call.cancel()
+            under_way = sum(call.ends == 0 for call in calls)
+            assert forwarder.pending == under_way
+            assert forwarder.rows == sum(call.rows for call in calls if call.ends == 0)
+        await settle()
+        for call in calls:
+            model.answer(call.request.id)
+        await settle()
+        assert [call.ends for call in calls] == [1] * len(calls)
+        assert (forwarder.pending, forwarder.rows, forwarder.bytes) == (0, 0, 0)
+        assert model.waiting == {}
+        stats = forwarder.stats
+        assert stats.requests.total() == len(calls)
+        assert stats.success.count + stats.fail.count == len(calls)
+        assert stats.execution_count == stats.success.count
+        assert stats.request_seconds["test"].count == len(calls) if calls else True
+
+    run(test)
+
+
+def test_an_answer_with_all_its_counts() -> None:
+    async def test() -> None:
+        model = Elsewhere()
+        forwarder = forwarder_of(model)
+        call = call_of("a", rows=3, timeout_us=5_000_000)
+        call.route = "split"
+        forwarder.submit(call)
+        await settle()
+        (request, deadline), *_ = model.seen
+        assert request is call.request
+        assert deadline == pytest.approx(call.arrived + 5)
+        model.answer("a")
+        response = await call.future
+        assert response.route == "split"
+        stats: ServableStats = forwarder.stats
+        assert stats.requests == {("test", "ok"): 1}
+        assert (stats.inference_count, stats.execution_count) == (3, 1)
+        assert stats.closed == {"forwarded": 1}
+        assert stats.compute_infer.ns > 0
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "text"),
+    [
+        (Unavailable("away"), Unavailable, "away"),
+        (ValueError("bad /srv/models/secret/x"), InferenceFailed, "ValueError: bad x"),
+    ],
+)
+def test_failures(error: Exception, kind: type[SluiceError], text: str) -> None:
+    async def test() -> None:
+        model = Elsewhere()
+        forwarder = forwarder_of(model)
+        call = call_of("a")
+        forwarder.submit(call)
+        await settle()
+        model.fail("a", error)
+        with pytest.raises(kind) as caught:
+            await call.future
+        assert text in str(caught.value)
+        assert forwarder.stats.fail.count == 1
+        assert forwarder.pending == 0
+
+    run(test)
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_caller_who_goes_away_is_felt_on_the_other_side(begun: bool) -> None:
+    async def test() -> None:
+        model = Elsewhere()
+        forwarder = forwarder_of(model)
+        call, other = call_of("a"), call_of("b")
+        forwarder.submit(call)
+        forwarder.submit(other)
+        if begun:
+            await settle()
+        call.cancel()
+        assert forwarder.pending == 1
+        await settle()
+        assert model.cancelled == (["a"] if begun else [])
+        assert forwarder.stats.requests == {("test", "cancelled"): 1}
+        model.answer("b")
+        assert (await other.future).id == "b"
+
+    run(test)
+
+
+def test_requests_that_do_not_fit_are_refused() -> None:
+    def request(*tensors: Tensor, **other: Any) -> CountedCall:
+        return CountedCall(InferenceRequest("m", "", tensors, **other))
+
+    def tensor(name: str = "x", shape: tuple[int, ...] = (1, 2), kind: str = "FP32") -> Tensor:
+        datatype = DATATYPES[kind]
+        return Tensor(name, datatype, shape, array=np.zeros(shape, datatype.dtype))
+
+    async def test() -> None:
+        model = Elsewhere()
+        forwarder = forwarder_of(model)
+        good = call_of("good")
+        forwarder.submit(good)  # whose signature is known from now on
+        for call, text in (
+            (request(), "missing"),
+            (request(tensor("z")), "no input 'z'"),
+            (request(tensor(kind="INT64")), "INT64 was sent"),
+            (request(tensor(shape=(1, 3))), r"\[1, 3\] was sent"),
+            (request(tensor(), tensor()), "given twice"),
+            (request(tensor(shape=(0, 2))), "0 rows"),
+            (request(tensor(), outputs=("z",)), "no output 'z'"),
+        ):
+            with pytest.raises(InvalidRequest, match=text):
+                forwarder.submit(call)
+        late = call_of("late", deadline=perf_counter() - 1)
+        with pytest.raises(DeadlineExceeded):
+            forwarder.submit(late)
+        assert forwarder.pending == 1
+        good.cancel()
+        await settle()
+
+    run(test)
+
+
+def test_a_first_dimension_that_is_no_batch_is_looked_at_each_time() -> None:
+    async def test() -> None:
+        model = Elsewhere()
+        fixed = TensorSpec("x", FP32, (1, 2))
+        model.inputs = (fixed,)
+        forwarder = make_dispatcher(
+            "m", "1", model, Findings(0), Contract((fixed,), (Y,), batched=False),
+            ModelSettings(), LoopClock(model.loop), 0.0,
+        )  # fmt: skip
+        good = call_of("good", rows=1)
+        forwarder.submit(good)
+        with pytest.raises(InvalidRequest):
+            forwarder.submit(call_of("bad", rows=2))
+        good.cancel()
+        await settle()
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"batching": BatchingSettings(queue=QueueSettings(max_rows=6))}, "6 rows"),
+        ({"batching": BatchingSettings(queue=QueueSettings(max_bytes=40))}, "40 bytes"),
+        ({"batching": BatchingSettings(queue=QueueSettings(max_requests=2))}, "2 requests"),
+        ({"limits": LimitSettings(max_in_flight=2)}, "2 requests in flight"),
+    ],
+)
+def test_what_is_under_way_is_bounded(settings: dict[str, Any], text: str) -> None:
+    async def test() -> None:
+        model = Elsewhere()
+        forwarder = forwarder_of(model, **settings)
+        calls = [call_of(str(n), rows=2) for n in range(3)]
+        for call in calls[:2]:
+            forwarder.submit(call)
+        with pytest.raises(QueueFull, match=text):
+            forwarder.submit(call_of("too much", rows=3))
+        await settle()
+        model.answer("0")
+        await calls[0].future
+        forwarder.submit(calls[2])
+        for call in calls:
+            call.cancel()
+        await settle()
+        alone = call_of("alone", rows=16)
+        forwarder.submit(alone)  # any size may be the only one
+        alone.cancel()
+        await settle()
+
+    run(test)
+
+
+def test_the_rows_of_one_request_are_bounded() -> None:
+    async def test() -> None:
+        forwarder = forwarder_of(Elsewhere(), limits=LimitSettings(max_rows=4))
+        with pytest.raises(InvalidRequest, match="takes at most 4"):
+            forwarder.submit(call_of("a", rows=5))
+
+    run(test)

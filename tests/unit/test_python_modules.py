@@ -1,0 +1,175 @@
+"""Each model's modules are its own, come without traces and go without leaks."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import threading
+import types
+import weakref
+from pathlib import Path
+
+import pytest
+
+from gateway.errors import ModelLoadError
+from runtimes.python.modules import PREFIX, ModelModules, import_file
+
+
+def write(folder: Path, **files: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        path = folder / f"{name.replace('__', '/')}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    return folder / "model.py"
+
+
+def load(file: Path, **bound: types.ModuleType) -> tuple[ModelModules, types.ModuleType]:
+    return import_file(file, [file.parent], bound)
+
+
+def test_helpers_of_the_same_name_do_not_mix(tmp_path: Path) -> None:
+    code = "import helper\nfrom helper import WHO\ndef who():\n    import helper as h\n    return h.WHO\n"
+    one = load(write(tmp_path / "one", model=code, helper="WHO = 'one'"))
+    two = load(write(tmp_path / "two", model=code, helper="WHO = 'two'"))
+    try:
+        for (_, module), name in ((one, "one"), (two, "two")):
+            assert module.WHO == module.helper.WHO == module.who() == name
+            found: list[str] = []
+            thread = threading.Thread(target=lambda m=module, f=found: f.append(m.who()))
+            thread.start()
+            thread.join()
+            assert found == [name], "also in a thread of the model's own"
+        assert "helper" not in sys.modules
+    finally:
+        one[0].close()
+        two[0].close()
+
+
+def test_helpers_import_helpers_packages_and_libraries(tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "m",
+        model=(
+            "import pack.inner\nimport pack.inner as direct\nfrom pack import other, inner\n"
+            "from pack.deep import *\nfrom . import helper as relative\nimport json, os.path\n"
+            "total = pack.inner.VALUE + other.VALUE + direct.VALUE + DEEP + relative.VALUE\n"
+        ),
+        helper="from pack.inner import VALUE\nimport collections.abc\n",
+        pack__inner="VALUE = 1\n",
+        pack__other="from . import inner\nfrom .inner import VALUE as V\nVALUE = V + 10\n",
+        pack__deep="__all__ = ['DEEP']\nfrom helper import VALUE\nDEEP = VALUE * 100\n",
+    )
+    (file.parent / "pack" / "__init__.py").touch()
+    modules, module = load(file)
+    try:
+        assert module.total == 1 + 11 + 1 + 100 + 1
+        assert module.json is sys.modules["json"]
+    finally:
+        modules.close()
+
+
+def test_a_helper_goes_before_a_library_of_its_name_for_this_model_alone(tmp_path: Path) -> None:
+    modules, module = load(write(tmp_path / "m", model="import json", json="mine = True"))
+    try:
+        assert module.json.mine
+        assert not hasattr(sys.modules["json"], "mine")
+    finally:
+        modules.close()
+
+
+def test_an_empty_folder_hides_no_library(tmp_path: Path) -> None:
+    (tmp_path / "m" / "numpy").mkdir(parents=True)
+    modules, module = load(write(tmp_path / "m", model="import numpy"))
+    try:
+        assert module.numpy.zeros(1).size == 1
+    finally:
+        modules.close()
+
+
+def test_nothing_is_written_into_the_folder(tmp_path: Path) -> None:
+    file = write(tmp_path / "m", model="import helper", helper="")
+    before = sorted(path.name for path in file.parent.rglob("*"))
+    load(file)[0].close()
+    assert sorted(path.name for path in file.parent.rglob("*")) == before
+
+
+def test_reloads_leave_nothing_behind(tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "m",
+        model="import helper\nclass Big:\n    data = bytearray(10**6)\n    def f(self): return helper\n",
+        helper="data = bytearray(10**6)",
+    )
+    seen = []
+    finders = len(sys.meta_path)
+    for _ in range(20):
+        modules, module = load(file)
+        seen += [weakref.ref(module), weakref.ref(module.helper), weakref.ref(module.Big)]
+        assert module.Big().f() is module.helper
+        modules.close()
+        del modules, module
+    gc.collect()
+    assert [ref() for ref in seen if ref() is not None] == []
+    assert not [name for name in sys.modules if name.startswith(PREFIX)]
+    assert len(sys.meta_path) == finders
+
+
+def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
+    for value in (1, 2):  # within the same second, with the same size
+        modules, module = load(
+            write(tmp_path / "m", model="from helper import V", helper=f"V = {value}")
+        )
+        assert value == module.V
+        modules.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("x = 1\ndef broken(:\n", "model.py, line 2: SyntaxError: "),
+        ("\n\nraise ValueError('no\\nway')", "model.py, line 3: ValueError: no way"),
+        ("import helper", "helper.py, line 2: ZeroDivisionError: division by zero"),
+        ("import nowhere_to_be_found", "No module named 'nowhere_to_be_found'; install it"),
+        ("open('/etc/secret/folder/file.txt')", "FileNotFoundError: [Errno 2] No such file"),
+        ("import sys; sys.exit(3)", "ended the process when imported: 3"),
+    ],
+)
+def test_what_went_wrong_is_one_line_with_its_place(tmp_path: Path, code: str, said: str) -> None:
+    file = write(tmp_path / "m", model=code, helper="\n1 / 0")
+    with pytest.raises(ModelLoadError) as caught:
+        load(file)
+    text = str(caught.value)
+    assert said in text
+    assert "\n" not in text
+    assert str(tmp_path) not in text
+    assert "/etc/secret" not in text
+    assert not [name for name in sys.modules if name.startswith(PREFIX)]
+
+
+def test_bound_modules_are_each_models_own_and_lent_to_installed_packages(tmp_path: Path) -> None:
+    first, second = types.ModuleType("bound_thing"), types.ModuleType("bound_thing")
+    file = write(tmp_path / "m", model="def get():\n    import bound_thing\n    return bound_thing")
+    one, module_one = load(file, bound_thing=first)
+    two, module_two = load(file, bound_thing=second)
+    assert module_one.get() is first
+    assert module_two.get() is second
+    assert sys.modules["bound_thing"] is second
+    two.close()
+    assert sys.modules["bound_thing"] is first
+    two.close()
+    assert module_one.get() is first
+    one.close()
+    assert "bound_thing" not in sys.modules
+
+
+def test_somebody_elses_module_stays_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = types.ModuleType("bound_thing")
+    monkeypatch.setitem(sys.modules, "bound_thing", theirs)
+    modules, module = load(
+        write(tmp_path / "m", model="import bound_thing"), bound_thing=types.ModuleType("ours")
+    )
+    assert module.bound_thing is not theirs
+    assert sys.modules["bound_thing"] is theirs
+    modules.close()
+    assert sys.modules["bound_thing"] is theirs
