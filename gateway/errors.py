@@ -119,7 +119,8 @@ class DeadlineUnmeetable(Overloaded):
 
 
 class DeadlineExceeded(Unavailable):
-    """The deadline passed while the request was waiting; it was not executed."""
+    """The deadline passed while the request was waiting, which was then not executed, or while
+    its answers came as a stream."""
 
 
 class Cancelled(Unavailable):

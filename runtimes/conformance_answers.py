@@ -16,6 +16,7 @@ from runtimes.conformance_base import (
     check_answer,
     check_message,
     made_up,
+    request_of,
     require,
     unaligned,
 )
@@ -192,6 +193,20 @@ class AnswerChecks(Suite):
                 thread.join(self.patience)
                 require(not thread.is_alive(), f"infer() hangs in {len(threads)} threads")
             require(not failures, f"infer() in {instances} threads: {failures}")
+
+    def test_answers_each_request_of_a_batch(self, tmp_path: Path) -> None:
+        with self.loaded(tmp_path) as model:
+            if not model.separate or model.decoupled:
+                return
+            asked = [self.inputs(model, ROWS, seed) for seed in range(3)]
+            requests = [request_of(inputs) for inputs in asked]
+            got = model.infer_each(requests, lambda _: False)
+            require(len(got) == len(asked), f"{len(got)} answers to {len(asked)} requests")
+            for one, inputs in zip(got, asked, strict=True):
+                require(not isinstance(one, Exception), f"a good request failed: {one!r}")
+                if self.comparable(model) and not isinstance(one, Exception):
+                    what = "one of a batch"
+                    self.same_answers(what, [one], self.answers(model, inputs))
 
     # -- helpers -------------------------------------------------------------------------
 

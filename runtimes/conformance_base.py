@@ -12,7 +12,17 @@ from typing import Any, ClassVar, Final, TypeVar
 
 import numpy as np
 
-from gateway.tensors import BYTES, Array, Parameter, TensorSpec, as_bytes, datatype_of, objects
+from gateway.tensors import (
+    BYTES,
+    Array,
+    InferenceRequest,
+    Parameter,
+    Tensor,
+    TensorSpec,
+    as_bytes,
+    datatype_of,
+    objects,
+)
 from runtimes.hosts import LoopHost
 from runtimes.interface import Artifact, AsyncModel, Model, Outputs, Runtime
 
@@ -182,6 +192,14 @@ def made_up(spec: TensorSpec, rows: int | None, random: np.random.Generator) -> 
     if spec.datatype.kind == "float":
         return random.random(shape).astype(spec.datatype.dtype)
     return random.integers(0, 2, shape).astype(spec.datatype.dtype)
+
+
+def request_of(inputs: Mapping[str, Array]) -> InferenceRequest:
+    """A whole request, as front ends make them."""
+    tensors = tuple(
+        Tensor(name, datatype_of(array), array.shape, array=array) for name, array in inputs.items()
+    )
+    return InferenceRequest("conformance", "7", tensors, id="one")
 
 
 def unaligned(array: Array) -> Array:

@@ -157,7 +157,7 @@ class LoadingChecks(Suite):
 
     def test_answers_in_any_thread(self, tmp_path: Path) -> None:
         with self.hosted(self.artifact(tmp_path)) as artifact:
-            model = self.in_thread(lambda: self.runtime.load(artifact), "load()")
+            model = self.runtime.load(artifact)  # this thread lives on, so the others are others
             try:
                 inputs = self.inputs(model, ROWS)
                 for _ in range(3):

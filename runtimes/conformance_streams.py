@@ -10,8 +10,7 @@ from time import perf_counter
 from typing import Any, TypeVar
 
 from gateway.errors import SluiceError
-from gateway.tensors import InferenceRequest, Tensor, datatype_of
-from runtimes.conformance_base import ROWS, Suite, check_tensor, require
+from runtimes.conformance_base import ROWS, Suite, check_tensor, request_of, require
 from runtimes.interface import AsyncModel, ForwardingModel, Model, Outputs
 
 T = TypeVar("T")
@@ -76,7 +75,7 @@ class StreamChecks(Suite):
                 return
             inputs = self.inputs(model, ROWS)
             expected = self.answers(model, inputs)[0]
-            request = self._request(model, inputs)
+            request = request_of(inputs)
             answer = self.on_loop(model, model.forward(request, None, lambda _: None))
             names = (answer.model, answer.version)
             ours = (request.model, request.version)
@@ -93,7 +92,7 @@ class StreamChecks(Suite):
         with self.loaded(tmp_path) as model:
             if not isinstance(model, ForwardingModel) or model.decoupled:
                 return
-            request = self._request(model, self.inputs(model, ROWS))
+            request = request_of(self.inputs(model, ROWS))
             late = model.forward(request, perf_counter() - 1.0, lambda _: None)
             try:
                 self.on_loop(model, late)
@@ -110,13 +109,6 @@ class StreamChecks(Suite):
                     raise AssertionError(f"status() must be plain values: {error}") from None
 
     # -- helpers -------------------------------------------------------------------------
-
-    def _request(self, model: Model, inputs: dict[str, Any]) -> InferenceRequest:
-        tensors = tuple(
-            Tensor(name, datatype_of(array), array.shape, array=array)
-            for name, array in inputs.items()
-        )
-        return InferenceRequest("conformance", "7", tensors, id="one")
 
     def _open_and_close(self, model: Model) -> None:
         inputs = self.inputs(model, ROWS)

@@ -31,6 +31,7 @@ from gateway.model_settings import ModelSettings
 from gateway.tensors import Array, InferenceRequest, InferenceResponse, Parameter, TensorSpec
 
 __all__ = [
+    "MADE_UP",
     "Answer",
     "Artifact",
     "AsyncModel",
@@ -38,7 +39,6 @@ __all__ = [
     "ForwardingModel",
     "Headers",
     "Host",
-    "MADE_UP",
     "Model",
     "Runtime",
     "RuntimeReport",

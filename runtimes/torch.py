@@ -17,9 +17,11 @@ from runtimes.interface import Artifact, Model, Runtime, RuntimeReport
 from runtimes.onnx_options import gpu_visible
 from runtimes.torch_errors import one_line
 from runtimes.torch_file import Archive, Kind, candidates, model_file, open_archive
-from runtimes.torch_load import KINDS, Program, load_libraries, load_package
+from runtimes.torch_load import KINDS, load_libraries
 from runtimes.torch_model import TorchModel
 from runtimes.torch_options import Plan, check_kind, choose_devices, parse_options
+from runtimes.torch_package import load_package
+from runtimes.torch_program import Program
 from runtimes.torch_signature import Signature, declared_signature, program_signature
 from runtimes.torch_threads import default_threads, set_inter_op_threads, waiting_passively
 from runtimes.torch_trust import code_in

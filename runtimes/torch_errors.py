@@ -29,8 +29,6 @@ def one_line(error: BaseException, folder: Path | None = None, limit: int = 400)
     if "TorchScript" in text and (raised := _RAISED.findall(text)):
         # The interpreter shows its own stack first, the cause last.
         text = raised[-1][1]
-    elif "TorchScript" in text and (first := text.strip().splitlines()):
-        text = first[-1] if len(first) > 1 else first[0]
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     text = _PREFIX.sub("", lines[0]) if lines else ""
     if len(lines) > 1 and text.endswith(":"):

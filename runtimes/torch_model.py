@@ -11,8 +11,8 @@ from gateway.errors import InferenceFailed, InvalidInput
 from gateway.tensors import BYTES, Array, Parameter, TensorSpec
 from runtimes.interface import Model
 from runtimes.torch_errors import inference_error
-from runtimes.torch_load import MISSING, Program
 from runtimes.torch_options import Plan
+from runtimes.torch_program import MISSING, Program
 from runtimes.torch_signature import Signature
 from runtimes.torch_tensors import to_numpy, to_torch
 

@@ -144,6 +144,7 @@ class ModelRunner:
                 self._call_soon_threadsafe(self._came_back, batch, done)
             except RuntimeError:
                 return  # the loop is closed: nobody is left to hear it
+            del item, batch, done  # not kept in memory until the next one comes
 
     def _came_back(self, batch: Batch, done: Callable[[Batch], None]) -> None:
         self._busy -= 1

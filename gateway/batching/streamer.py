@@ -268,6 +268,7 @@ class Streamer:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             job.run()
+            del job  # not kept in memory until the next one comes
 
     def convert(self, call: Call, outputs: Outputs) -> InferenceResponse:
         """One answer, checked. Raises `InferenceFailed`."""

@@ -256,7 +256,7 @@ class ChildDispatcher:
         kind = message[0]
         if kind == m.ANSWERS:
             self._answers(message)
-        elif kind == 0:
+        elif kind == m.RELEASED:
             self._released(message[1])
         elif kind == m.FAILED:
             pending = self._slots[message[1]]
@@ -395,6 +395,8 @@ class ChildDispatcher:
         del self._slots[slot]
         self._free_slots.append(slot)
         pending.forgotten = True
+        if pending.answers is not None:
+            pending.answers.work = None  # a cycle would keep the caller's request in memory
         if pending.released or not self._up:
             self._give_block(pending)
 

@@ -46,7 +46,7 @@ class Errands:
                     credit.release()
         elif kind == m.HOME_DESCRIBE:
             self._describe(*message[1:])
-        elif kind == 0:
+        elif kind == m.RELEASED:
             self.released(message[1])
 
     def released(self, blocks: Sequence[int]) -> list[int]:

@@ -15,6 +15,7 @@ from gateway.isolation.arena import ALIGN, Arena
 from gateway.tensors import DATATYPES, Buffer, Tensor, TensorSpec
 from runtimes.interface import Model
 
+RELEASED: Final = 0  # blocks; never sent: every frame has them in front
 # both ways
 SEGMENT: Final = 1  # number, size (+ descriptor)
 DROP: Final = 2  # number

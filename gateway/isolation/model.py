@@ -71,6 +71,8 @@ class ChildModel(Model):
 
     def _give_back(self) -> None:
         self.child.channel.close()
+        if self.child.errands is not None:
+            self.child.errands.close()
         self.arena.close()
         self.table.close()
         self._forget()

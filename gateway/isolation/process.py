@@ -134,8 +134,17 @@ class ChildProcess:
 
     def _messages(self, released: list[int], messages: list[list[Any]]) -> None:
         self.heard = self._loop.time()
+        try:
+            self._take(released, messages)
+        except Exception:
+            log.exception("%s: a message that makes no sense", self.label)
+            raise
+        if len(self.channel.incoming) or self.channel.incoming.released:
+            self.channel.release_later()
+
+    def _take(self, released: list[int], messages: list[list[Any]]) -> None:
         if released:
-            self.on_message([0, released])
+            self.on_message([m.RELEASED, released])
         for message in messages:
             kind = message[0]
             if kind == m.SEGMENT:
@@ -144,8 +153,6 @@ class ChildProcess:
                 self.channel.incoming.drop(message[1])
             elif kind != m.PONG:
                 self.on_message(message)
-        if len(self.channel.incoming) or self.channel.incoming.released:
-            self.channel.release_later()
 
     # --- the end
 
@@ -237,6 +244,8 @@ class ChildProcess:
         """On the event loop, once it is reaped and its last words are heard."""
         self.channel.read_rest()
         self.channel.close()
+        if self.errands is not None:
+            self.errands.close()
         if self._arena is not None and self._arena.on_segment == self._show:
             self._arena.on_segment = None
         self.cause = cause_of_death(code, self._killed_for, self._words)

@@ -2,9 +2,10 @@
 
     python -m loadtests.runtimes.torch_cnn
 
-Both run the same exported program with the same number of threads. The rounds alternate, each
-round gives one ratio (images a second of the gateway over those of the loop), and the answers
-of the gateway are compared with PyTorch's own while it is measured.
+Both run the same exported program with the same number of threads, and the gateway's largest batch
+is the loop's best one, as PyTorch's rate depends on it. The rounds alternate; each gives one
+ratio (images a second of the gateway over those of the loop), and the answers of the gateway are
+compared with PyTorch's own while it is measured.
 """
 
 from __future__ import annotations
@@ -36,7 +37,6 @@ CELL = Cell(
     "cnn", "grpc", load.Shape(4, 4), goal=GOAL, rival="bare", verify_rate=2.0, verify_rows=1
 )
 SIGNATURE = """\
-max_batch_size: 16
 inputs: [{name: x, datatype: FP32, dims: [3, 64, 64]}]
 outputs: [{name: y, datatype: FP32, dims: [10]}]
 """
@@ -112,12 +112,12 @@ def bare_in_a_process(path: Path, threads: int, batch: int, seconds: float) -> f
     return float(json.loads(said.stdout))
 
 
-def write_directory(folder: Path, subject: Subject, threads: int) -> Path:
+def write_directory(folder: Path, subject: Subject, threads: int, batch: int) -> Path:
     """A model directory with the program as version 1."""
     version = folder / "directory" / "cnn" / "1"
     version.mkdir(parents=True)
     (version / "model.pt2").write_bytes(subject.model.path.read_bytes())
-    settings = f"{SIGNATURE}options: {{intra_op_threads: {threads}}}\n"
+    settings = f"{SIGNATURE}max_batch_size: {batch}\noptions: {{intra_op_threads: {threads}}}\n"
     (version.parent / "model.yaml").write_text(settings)
     return folder / "directory"
 
@@ -144,7 +144,7 @@ def compare(rounds: int, seconds: float, threads: int, work: Path) -> int:
     best = max(rates, key=lambda batch: rates[batch])
     print("bare loop, images/s by batch: " + ", ".join(f"{b}: {r:.1f}" for b, r in rates.items()))
     ratios = []
-    directory = write_directory(work, subject, threads)
+    directory = write_directory(work, subject, threads, best)
     command = sluice.default_command()
     with sluice.serve(command, directory, work / "gateway", ["cnn"]) as server:
         who = contender(server, subject, work, seconds)

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from gateway.errors import InferenceFailed, InvalidRequest, SluiceError, printable
+from gateway.errors import InferenceFailed, InvalidRequest, printable
 from gateway.tensors import (
     BYTES,
     Array,
@@ -181,8 +181,3 @@ def tensor_of(name: str, value: Any) -> Tensor:
 def arrays_of(response: InferenceResponse) -> dict[str, Array]:
     """The outputs of a response by name."""
     return {tensor.name: tensor.array for tensor in response.outputs}
-
-
-def plain_error(error: BaseException) -> SluiceError:
-    """As it is, or as the failure of a model."""
-    return error if isinstance(error, SluiceError) else InferenceFailed(str(error))

@@ -14,12 +14,19 @@ import grpc.aio
 from gateway.codecs import client_grpc as codec
 from gateway.codecs.client_grpc import ModelMetadata, ServerMetadata
 from gateway.codecs.wire import RAW_OUTPUT_CONTENTS, raw_spans
-from gateway.errors import InferenceFailed, InvalidRequest, ModelLoadError, SluiceError
+from gateway.errors import InferenceFailed, InvalidRequest, SluiceError
 from gateway.model_settings import RemoteSettings
 from gateway.remote_document import Location
 from gateway.tensors import InferenceRequest, InferenceResponse
 from runtimes.remote.failures import AttemptFailed, Fate, broken, grpc_failure, said
-from runtimes.remote.transport import CONNECT_SECONDS, Connection, Pairs, There, Transport
+from runtimes.remote.transport import (
+    CONNECT_SECONDS,
+    Connection,
+    Pairs,
+    There,
+    Transport,
+    authorities,
+)
 
 SERVICE: Final = "/inference.GRPCInferenceService/"
 KEEPALIVE_MS: Final = 20_000
@@ -258,14 +265,11 @@ def has_raw(answer: bytes) -> bool:
 
 
 def credentials(ca_file: str | None) -> grpc.ChannelCredentials:
-    """TLS that trusts `ca_file`, or the system's authorities. Raises `ModelLoadError`."""
+    """TLS that trusts `ca_file`, or the usual authorities. Raises `ModelLoadError`."""
     if ca_file is None:
         return grpc.ssl_channel_credentials()
-    try:
-        roots = Path(ca_file).read_bytes()
-    except OSError as error:
-        raise ModelLoadError(f"ca_file '{Path(ca_file).name}': {error.strerror}") from None
-    return grpc.ssl_channel_credentials(roots)
+    authorities(ca_file)  # grpc would only say that it cannot connect
+    return grpc.ssl_channel_credentials(Path(ca_file).read_bytes())
 
 
 def is_cancelled() -> bool:

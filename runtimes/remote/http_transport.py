@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
@@ -14,7 +12,7 @@ from yarl import URL
 
 from gateway.codecs import client_rest as codec
 from gateway.codecs.client_grpc import ModelMetadata, ServerMetadata
-from gateway.errors import InferenceFailed, ModelLoadError, SluiceError
+from gateway.errors import InferenceFailed, SluiceError
 from gateway.model_settings import RemoteSettings
 from gateway.remote_document import Location
 from gateway.tensors import InferenceRequest, InferenceResponse
@@ -27,7 +25,15 @@ from runtimes.remote.failures import (
     said,
     unreachable,
 )
-from runtimes.remote.transport import CONNECT_SECONDS, Connection, Pairs, There, Transport, texts
+from runtimes.remote.transport import (
+    CONNECT_SECONDS,
+    Connection,
+    Pairs,
+    There,
+    Transport,
+    authorities,
+    texts,
+)
 
 KEEP_ALIVE: Final = 3.0
 """Seconds that an idle connection is kept: less than servers do (uvicorn 5), so that a request
@@ -69,7 +75,9 @@ class HttpTransport(Transport):
         super().__init__(there, settings)
         self.binary = False
         self._schedules = False
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE, ssl=tls(settings))
+        connector = aiohttp.TCPConnector(
+            limit=0, keepalive_timeout=KEEP_ALIVE, ssl=authorities(settings.ca_file) or True
+        )
         self.session = aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -232,16 +240,3 @@ def with_parameter(request: InferenceRequest, name: str, value: int) -> Inferenc
         parameters={**(request.parameters or {}), name: value},
         signature=request.signature,
     )
-
-
-def tls(settings: RemoteSettings) -> ssl.SSLContext | bool:
-    """TLS that trusts ``ca_file``, or the system's authorities. Raises `ModelLoadError`."""
-    if settings.ca_file is None:
-        return True
-    name = Path(settings.ca_file).name
-    try:
-        return ssl.create_default_context(cafile=settings.ca_file)
-    except ssl.SSLError as error:
-        raise ModelLoadError(f"ca_file '{name}' is not a PEM file: {said(error)}") from None
-    except OSError as error:
-        raise ModelLoadError(f"ca_file '{name}': {error.strerror}") from None

@@ -4,16 +4,19 @@ OpenVINO Model Server, another Sluicegate."""
 from __future__ import annotations
 
 import importlib.util
+from typing import Final
 
-from gateway.errors import InvalidModelSettings
+from gateway.errors import InvalidModelSettings, ModelLoadError
 from gateway.model_settings import RemoteSettings
 from gateway.remote_document import REMOTE_YAML, location
 from runtimes.interface import Artifact, Model, Runtime, RuntimeReport
 from runtimes.remote.model import RemoteModel
-from runtimes.remote.opening import load_on_loop, make_transport, open_replicas, settings_for
+from runtimes.remote.opening import load_on_loop, open_replicas, settings_for, transport_kind
 from runtimes.remote.settings import remote_of
 from runtimes.remote.signature import check_batching, check_settings, signature_of
-from runtimes.remote.transport import There
+from runtimes.remote.transport import There, Transport
+
+CONNECTION_BYTES: Final = 2**20
 
 
 class OipRuntime(Runtime):
@@ -40,28 +43,29 @@ class OipRuntime(Runtime):
         return remote is not None and remote[0] == self.name
 
     def estimate(self, artifact: Artifact) -> int:
-        """Nothing is loaded here."""
-        return 0
+        """Nothing is loaded here but the buffers of connections."""
+        return CONNECTION_BYTES
 
     def load(self, artifact: Artifact) -> Model:
         """As the interface says."""
         remote = settings_for(artifact, self.name)
         check_settings(artifact.settings, remote)
         if remote.shared_memory:
-            raise InvalidModelSettings("remote.shared_memory is for runtime: triton; remove it")
+            raise ModelLoadError("remote.shared_memory is for runtime: triton; remove it")
         if artifact.settings.decoupled and not location(remote.urls[0]).over_grpc:
-            raise InvalidModelSettings(
+            raise ModelLoadError(
                 "decoupled models answer many times, for which remote urls must be grpc://"
             )
-        return load_on_loop(artifact, lambda: _open(artifact, remote))
+        kind = transport_kind(remote)
+        return load_on_loop(artifact, lambda: _open(artifact, remote, kind))
 
 
-async def _open(artifact: Artifact, remote: RemoteSettings) -> RemoteModel:
+async def _open(artifact: Artifact, remote: RemoteSettings, kind: type[Transport]) -> RemoteModel:
     settings = artifact.settings
     host = artifact.host
     assert host is not None
     there = There(remote.model or artifact.model, remote.version, artifact.model, artifact.version)
-    transport = make_transport(there, remote)
+    transport = kind(there, remote)
     opened = await open_replicas(artifact, remote, transport)
     try:
         signature = signature_of(opened.model, settings)

@@ -18,7 +18,7 @@ from runtimes.remote.failures import AttemptFailed
 from runtimes.remote.pool import Endpoint
 from runtimes.remote.replicas import Replicas
 from runtimes.remote.settings import remote_of
-from runtimes.remote.transport import Connection, There, Transport
+from runtimes.remote.transport import Connection, Transport
 
 OPEN_SECONDS: Final = 30.0
 LISTEN: Final = 0.2
@@ -48,10 +48,13 @@ class Opened:
 
 
 def settings_for(artifact: Artifact, runtime: str) -> RemoteSettings:
-    """The remote settings of a version. Raises `InvalidModelSettings` if there are none."""
-    remote = remote_of(artifact)
+    """The remote settings of a version. Raises `ModelLoadError` if there are none."""
+    try:
+        remote = remote_of(artifact)
+    except InvalidModelSettings as error:
+        raise ModelLoadError(str(error)) from None
     if remote is None:
-        raise InvalidModelSettings(
+        raise ModelLoadError(
             f"runtime '{runtime}' needs to know the server; write into model.yaml: remote: "
             "{url: 'grpc://host:8001'}, or the same keys into the version's remote.yaml"
         )
@@ -79,14 +82,15 @@ def load_on_loop(artifact: Artifact, work: Callable[[], Coroutine[Any, Any, T]])
                 raise ModelLoadError(f"no answer within {OPEN_SECONDS:g} s") from None
 
 
-def make_transport(there: There, settings: RemoteSettings) -> Transport:
-    """The transport that the urls ask for; on the event loop. Raises `ModelLoadError`."""
+def transport_kind(settings: RemoteSettings) -> type[Transport]:
+    """The transport that the urls ask for. Raises `ModelLoadError`, also where the library that
+    it needs is not installed."""
     if location(settings.urls[0]).over_grpc:
         from runtimes.remote.grpc_transport import GrpcTransport
 
-        return GrpcTransport(there, settings)
+        return GrpcTransport
     if settings.connections != 1:
-        raise InvalidModelSettings(
+        raise ModelLoadError(
             "remote.connections is for grpc:// urls; over HTTP each request under way has a "
             "connection of its own: remove it"
         )
@@ -96,7 +100,7 @@ def make_transport(there: There, settings: RemoteSettings) -> Transport:
         if error.name != "aiohttp":
             raise
         raise ModelLoadError(MISSING) from None
-    return HttpTransport(there, settings)
+    return HttpTransport
 
 
 async def open_replicas(

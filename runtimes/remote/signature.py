@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from gateway.codecs.client_grpc import ModelMetadata
-from gateway.errors import InvalidModelSettings, ModelLoadError, printable
+from gateway.errors import ModelLoadError, printable
 from gateway.model_settings import (
     BatchingSettings,
     ModelSettings,
@@ -73,7 +73,7 @@ def _agreed(
 
 def _spec(kind: str, settings: TensorSettings, *, batched: bool) -> TensorSpec:
     if settings.reshape is not None:
-        raise InvalidModelSettings(
+        raise ModelLoadError(
             f"{kind} '{settings.name}': 'reshape' is not done for models on other servers; remove "
             "it"
         )
@@ -99,31 +99,33 @@ def _merged(kind: str, ours: TensorSpec, theirs: TensorSpec) -> TensorSpec:
 
 
 def check_settings(settings: ModelSettings, remote: RemoteSettings) -> None:
-    """Raises `InvalidModelSettings` for a setting that nothing here can honour."""
+    """Raises `ModelLoadError` for a setting that nothing here can honour."""
     elsewhere = "is set for a model on another server, which decides that itself; remove it"
-    for key in ("file", "version_files", "gpus", "options"):
+    if settings.options:
+        raise ModelLoadError(f"'options.{printable(next(iter(settings.options)))}' {elsewhere}")
+    for key in ("file", "version_files", "gpus"):
         if getattr(settings, key):
-            raise InvalidModelSettings(f"'{key}' {elsewhere}")
+            raise ModelLoadError(f"'{key}' {elsewhere}")
     if settings.device != "auto":
-        raise InvalidModelSettings(f"'device' {elsewhere}")
+        raise ModelLoadError(f"'device' {elsewhere}")
     if settings.isolation != "none":
-        raise InvalidModelSettings(
+        raise ModelLoadError(
             "'isolation' is set for a model on another server, where there is nothing to isolate; "
             "remove it"
         )
     if remote.batching == "gateway":
         if settings.decoupled:
-            raise InvalidModelSettings(
+            raise ModelLoadError(
                 "remote.batching is 'gateway', but a decoupled model is never batched; remove it"
             )
         return
     where = "or set remote.batching: gateway"
     if settings.instances and not settings.decoupled:
-        raise InvalidModelSettings(
+        raise ModelLoadError(
             f"'instances' is how many batches of the gateway's run at a time; remove it, {where}"
         )
     if not settings.decoupled and without_bounds(settings.batching) != BatchingSettings():
-        raise InvalidModelSettings(
+        raise ModelLoadError(
             "'batching' has settings for batches, but the server forms them; keep "
             f"batching.queue.max_requests, max_rows and max_bytes alone, {where}"
         )

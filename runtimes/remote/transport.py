@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ssl
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from gateway.codecs.client_grpc import ModelMetadata, ServerMetadata
+from gateway.errors import ModelLoadError
 from gateway.model_settings import RemoteSettings
 from gateway.remote_document import Location
 from gateway.tensors import InferenceRequest, InferenceResponse
@@ -109,6 +112,19 @@ class Transport(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Gives back what all connections share; they are closed."""
+
+
+def authorities(ca_file: str | None) -> ssl.SSLContext | None:
+    """TLS that trusts the authorities in a PEM file. Raises `ModelLoadError`."""
+    if ca_file is None:
+        return None
+    name = Path(ca_file).name
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except ssl.SSLError:
+        raise ModelLoadError(f"ca_file '{name}' holds no certificate in PEM form") from None
+    except OSError as error:
+        raise ModelLoadError(f"ca_file '{name}': {error.strerror}") from None
 
 
 def nobody(name: str) -> str | None:

@@ -19,8 +19,8 @@ from runtimes.remote.settings import remote_of
 from runtimes.remote.signature import check_batching, check_settings, signature_of
 from runtimes.remote.transport import There
 from runtimes.remote.triton_config import INSTALL, TritonConfig, TritonMessages
-from runtimes.remote.triton_memory import FOLDER
-from runtimes.remote.triton_transport import TritonConnection, TritonTransport, not_local
+from runtimes.remote.triton_memory import FOLDER, not_local
+from runtimes.remote.triton_transport import TritonConnection, TritonTransport
 
 CLIENT: Final = "tritonclient"
 

@@ -14,9 +14,12 @@ import itertools
 import mmap
 import os
 import secrets
-from collections.abc import Awaitable, Callable
+import socket
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final
+
+from gateway.remote_document import Location
 
 FOLDER: Final = Path("/dev/shm")
 THRESHOLD: Final = 65536
@@ -173,3 +176,28 @@ class Regions:
             return await self._unregister(region)
         except Exception:
             return False
+
+
+def is_local(address: str) -> bool:
+    """Whether an IP address is one of this machine's."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True
+
+
+def not_local(locations: Sequence[Location]) -> list[str]:
+    """Those of `locations` that are not on this machine, as far as their names can be looked
+    up; blocking."""
+    found = []
+    for location in locations:
+        try:
+            entries = socket.getaddrinfo(location.host, location.port, type=socket.SOCK_STREAM)
+        except OSError:
+            continue
+        if not all(is_local(str(entry[4][0])) for entry in entries):
+            found.append(str(location))
+    return found

@@ -5,26 +5,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from time import perf_counter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import grpc
 import grpc.aio
-from google.protobuf.message import DecodeError
 
 from gateway.codecs import client_grpc as codec
-from gateway.codecs.messages import InferInputTensor, ModelInferRequest, ModelInferResponse
-from gateway.errors import InferenceFailed, ModelLoadError, printable
+from gateway.codecs.messages import ModelInferRequest
+from gateway.errors import InferenceFailed, ModelLoadError
 from gateway.model_settings import RemoteSettings
 from gateway.remote_document import Location
-from gateway.tensors import Buffer, InferenceRequest, InferenceResponse, TensorSpec, element_count
+from gateway.tensors import InferenceRequest, InferenceResponse, TensorSpec
 from runtimes.remote.failures import AttemptFailed, Fate, broken, late, said
 from runtimes.remote.grpc_transport import GrpcConnection, GrpcTransport, Stub, is_cancelled
 from runtimes.remote.transport import Pairs, There
 from runtimes.remote.triton_config import TritonConfig, TritonMessages
-from runtimes.remote.triton_memory import ALIGNMENT, THRESHOLD, Region, Regions
+from runtimes.remote.triton_memory import THRESHOLD, Region, Regions, is_local
+from runtimes.remote.triton_shared import Layout, Shared, answer_of, layout_of, message_of
 
 log = logging.getLogger(__name__)
 
@@ -51,22 +50,6 @@ def _stream_parameters() -> bytes:
 
 STREAM_PARAMETERS: Final = _stream_parameters()
 """Asks for a last message where a model ends without an answer; goes behind any request."""
-
-
-class Shared(NamedTuple):
-    """A request whose tensors are to go by shared memory, if the server is still there."""
-
-    request: InferenceRequest
-    sizes: tuple[int, ...]
-    """Bytes of each input."""
-
-
-class Layout(NamedTuple):
-    """Where in a region each tensor is: offset and size in bytes."""
-
-    inputs: tuple[tuple[int, int], ...]
-    outputs: dict[str, tuple[int, int]]
-    size: int
 
 
 class TritonTransport(GrpcTransport):
@@ -104,24 +87,6 @@ class TritonTransport(GrpcTransport):
             return answer
         return super().decode(answer, request)
 
-    def layout(self, shared: Shared) -> Layout:
-        """Inputs, then the outputs of known and considerable size."""
-        at = 0
-        inputs = []
-        for size in shared.sizes:
-            inputs.append((at, size))
-            at += aligned(size)
-        outputs: dict[str, tuple[int, int]] = {}
-        rows = shared.request.rows
-        for spec in self.outputs:
-            shape = (rows, *spec.shape[1:]) if self.batched else spec.shape
-            if spec.datatype.itemsize and min(shape, default=0) >= 0:
-                size = element_count(shape) * spec.datatype.itemsize
-                if size >= THRESHOLD:
-                    outputs[spec.name] = (at, size)
-                    at += aligned(size)
-        return Layout(tuple(inputs), outputs, at)
-
 
 class TritonConnection(GrpcConnection):
     """The way to one Triton server, and the memory shared with it."""
@@ -157,7 +122,7 @@ class TritonConnection(GrpcConnection):
     async def _infer_shared(self, shared: Shared, timeout: float | None, headers: Pairs) -> Any:
         """Sends a request by shared memory; once more where the server turns out to be new."""
         end = None if timeout is None else perf_counter() + timeout
-        layout = self._transport.layout(shared)
+        layout = layout_of(shared, self._transport.outputs, batched=self._transport.batched)
         for last in (False, True):
             try:
                 async with asyncio.timeout(timeout):
@@ -210,10 +175,11 @@ class TritonConnection(GrpcConnection):
         try:
             for tensor, (at, size) in zip(request.inputs, layout.inputs, strict=True):
                 region.map[at : at + size] = tensor.data
-            payload = self._message(request, region, layout)
+            there, specs = self._there, self._transport.outputs
+            payload = message_of(request, there, specs, region, layout)
             answer = await stub(payload, timeout=timeout, metadata=headers)
             over = True
-            return self._answer(answer, region, layout)
+            return answer_of(answer, there, region, layout)
         except grpc.aio.AioRpcError as error:
             over = error.code() in _DONE and UNKNOWN_REGION not in (error.details() or "")
             raise
@@ -227,48 +193,6 @@ class TritonConnection(GrpcConnection):
                 self.regions.give_back(region)
             else:
                 self.regions.drop(region)
-
-    def _message(self, request: InferenceRequest, region: Region, layout: Layout) -> bytes:
-        inputs = []
-        for tensor, place in zip(request.inputs, layout.inputs, strict=True):
-            each = InferInputTensor(
-                name=tensor.name, datatype=tensor.datatype.name, shape=tensor.shape
-            )
-            _point(each, region, place)
-            inputs.append(each)
-        there = self._there
-        message = codec.encode_head(request, there.name, there.version, inputs)
-        if not request.outputs:
-            for spec in self._transport.outputs:
-                message.outputs.add(name=spec.name)
-        for output in message.outputs:
-            if output.name in layout.outputs:
-                _point(output, region, layout.outputs[output.name])
-        encoded: bytes = message.SerializeToString()
-        return encoded
-
-    def _answer(self, payload: bytes, region: Region, layout: Layout) -> InferenceResponse:
-        """The answer, with what is in shared memory copied out of it."""
-        try:
-            message = ModelInferResponse.FromString(payload)
-        except (DecodeError, UnicodeDecodeError) as error:
-            raise codec.malformed(error) from None
-        beside = list(message.raw_output_contents)
-        if len(beside) != len(message.outputs):
-            raise codec.malformed(f"{len(beside)} contents for {len(message.outputs)} outputs")
-        raws: list[Buffer] = []
-        for output, raw in zip(message.outputs, beside, strict=True):
-            place = layout.outputs.get(output.name)
-            if place is None:
-                raws.append(raw)
-                continue
-            at, size = place
-            got = _bytes_of(output)
-            if got > size:
-                raise codec.malformed(f"output '{printable(output.name)}' is larger than declared")
-            raws.append(region.map[at : at + got])
-        there = self._there
-        return codec.response_of(message, raws, there.ours, there.our_version)
 
     # --- control
 
@@ -338,49 +262,3 @@ class TritonConnection(GrpcConnection):
 def left(end: float | None) -> float | None:
     """Seconds until `end`, at least 0; `None` for no end."""
     return None if end is None else max(end - perf_counter(), 0.0)
-
-
-def _bytes_of(output: Any) -> int:
-    """The size that an output's datatype and shape say. Raises `InferenceFailed`."""
-    spec = codec.tensor_spec(output.name, output.datatype, list(output.shape))
-    if min(spec.shape, default=0) < 0:
-        raise codec.malformed(f"output '{printable(output.name)}' has shape {list(spec.shape)}")
-    return element_count(spec.shape) * spec.datatype.itemsize
-
-
-def _point(tensor: Any, region: Region, place: tuple[int, int]) -> None:
-    """Says in a tensor's message where its bytes are."""
-    at, size = place
-    tensor.parameters["shared_memory_region"].string_param = region.name
-    tensor.parameters["shared_memory_byte_size"].int64_param = size
-    tensor.parameters["shared_memory_offset"].int64_param = at
-
-
-def aligned(size: int) -> int:
-    """`size` rounded up, so that the next tensor begins where processors like it."""
-    return (size + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
-
-
-def is_local(address: str) -> bool:
-    """Whether an IP address is one of this machine's."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        try:
-            probe.bind((address, 0))
-        except OSError:
-            return False
-    return True
-
-
-def not_local(locations: Sequence[Location]) -> list[str]:
-    """Those of `locations` that are not on this machine, as far as their names can be looked
-    up; blocking."""
-    found = []
-    for location in locations:
-        try:
-            entries = socket.getaddrinfo(location.host, location.port, type=socket.SOCK_STREAM)
-        except OSError:
-            continue
-        if not all(is_local(str(entry[4][0])) for entry in entries):
-            found.append(str(location))
-    return found

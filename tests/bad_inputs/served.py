@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,22 @@ class Grow(TestModel):
         return {"y": np.zeros(int(inputs["x"][0]) << 18, np.float32)}
 
 
+class Ticks(TestModel):
+    """Gives as many answers as it is asked for, of `pad` floats; the one at `fail_at` fails."""
+
+    decoupled = True
+    parameters_matter = True
+    instances = 64
+
+    def stream(
+        self, inputs: Inputs, outputs: Sequence[str], parameters: Mapping[str, Parameter]
+    ) -> Iterator[Mapping[str, Array]]:
+        for number in range(int(inputs["n"][0])):
+            if number == parameters.get("fail_at"):
+                raise FileNotFoundError(f"no weights in {Path(__file__).parent}/secret/weights.bin")
+            yield {"y": np.full(int(parameters.get("pad", 1)), number, np.float32)}
+
+
 def fp32(name: str, *shape: int) -> TensorSpec:
     return TensorSpec(name, DATATYPES["FP32"], shape)
 
@@ -109,6 +125,9 @@ def models() -> dict[str, tuple[TestModel, dict[str, Any]]]:
         "fixed": (Add([fp32("x", 2, 3)], [fp32("y", 2, 3)], batches=False), {}),
         "grow": (
             Grow([TensorSpec("x", DATATYPES["INT32"], (1,))], [fp32("y", -1)], batches=False), {},
+        ),
+        "ticks": (
+            Ticks([TensorSpec("n", DATATYPES["INT64"], (1,))], [fp32("y", -1)], batches=False), {},
         ),
         "pair": (
             TestModel(

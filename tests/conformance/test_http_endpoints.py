@@ -453,12 +453,14 @@ def paths_of_routes() -> set[tuple[str, str]]:
     from types import SimpleNamespace
 
     from gateway.servers.admin import Admin
+    from gateway.servers.generate import Generate
     from gateway.servers.http_app import HttpApp
 
     shared: Any = SimpleNamespace(facts=None)
     admin: Any = Admin(*[None] * 6)  # type: ignore[arg-type]
     found = set()
-    for route in [*HttpApp(shared).routes(), *admin.routes()]:
+    routes: list[Any] = [*HttpApp(shared).routes(), *Generate(shared).routes(), *admin.routes()]
+    for route in routes:
         path = "/v2" if route.path == "/v2/" else route.path
         found |= {(method, path) for method in route.methods - {"HEAD"}}
     return found

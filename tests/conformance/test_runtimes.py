@@ -10,12 +10,13 @@ import onnx
 from onnx import TensorProto as T
 from onnx import helper as h
 
-from gateway.model_settings import ModelSettings
+from gateway.model_settings import ModelSettings, TensorSettings
 from gateway.tensors import Array
 from runtimes.conformance import RuntimeConformance
 from runtimes.interface import Artifact, Model
 from runtimes.mlflow import MlflowRuntime
 from runtimes.onnx import OnnxRuntime
+from runtimes.python import PythonRuntime
 from tests.support.mlflow_models import columns, save_function, save_onnx, save_torch, tensors
 
 info = h.make_tensor_value_info
@@ -146,3 +147,55 @@ class TestMlflowTensors(MlflowCase):
         outputs = (("y", "float32", (-1, 3)), ("t", "object", (-1,)))
         save_function(folder / "model", predict, tensors(*kinds), tensors(*outputs))
         return Artifact("case", "1", folder, ModelSettings())
+
+
+class PythonCase(RuntimeConformance):
+    runtime = PythonRuntime()
+    any_option = True  # they are the model's own
+    settings: ClassVar[ModelSettings] = ModelSettings()
+    code = ""
+
+    def artifact(self, folder: Path) -> Artifact:
+        (folder / "model.py").write_text(self.code)
+        return Artifact("case", "1", folder, self.settings)
+
+
+class TestPythonClass(PythonCase):
+    settings = ModelSettings(instances=3)
+    code = """
+import numpy as np
+class Model:
+    signature = {"inputs": {"x": ("FP32", [-1, 4]), "t": ("BYTES", [-1])},
+                 "outputs": {"y": ("FP32", [-1, 4]), "u": ("BYTES", [-1])}}
+    def infer(self, inputs):
+        if inputs["x"].ndim != 2:
+            raise ValueError("two dimensions are needed")
+        return {"y": np.sqrt(inputs["x"]), "u": inputs["t"]}
+"""
+
+
+class TestPythonCoroutine(PythonCase):
+    code = TestPythonClass.code.replace("def infer", "async def infer")
+
+
+class TestPythonTriton(PythonCase):
+    """Triton's own kind of file."""
+
+    settings = ModelSettings(
+        max_batch_size=8,
+        instances=2,
+        inputs=(TensorSettings(name="x", datatype="FP32", dims=(4,)),),
+        outputs=(TensorSettings(name="y", datatype="FP32", dims=(4,)),),
+    )
+    code = """
+import triton_python_backend_utils as pb_utils
+class TritonPythonModel:
+    def execute(self, requests):
+        answers = []
+        for request in requests:
+            x = pb_utils.get_input_tensor_by_name(request, "x").as_numpy()
+            if x.ndim != 2:
+                raise ValueError("two dimensions are needed")
+            answers.append(pb_utils.InferenceResponse([pb_utils.Tensor("y", x * 2)]))
+        return answers
+"""

@@ -124,9 +124,12 @@ def test_config_show(tmp_path: Path) -> None:
 
 
 def test_runtimes() -> None:
-    [onnx] = json.loads(sluice("runtimes", "--json").stdout)["runtimes"]
-    assert (onnx["name"], onnx["available"]) == ("onnx", True)
-    assert sluice("runtimes").stdout.splitlines()[1].split()[:2] == ["onnx", "yes"]
+    reports = json.loads(sluice("runtimes", "--json").stdout)["runtimes"]
+    found = {each["name"]: each for each in reports}
+    assert list(found)[:6] == ["oip", "triton", "mlflow", "onnx", "torch", "python"]
+    assert found["onnx"]["available"] and found["onnx"]["built_in"]
+    lines = [line.split() for line in sluice("runtimes").stdout.splitlines()]
+    assert [line[1] for line in lines if line[0] == "onnx"] == ["yes"]
 
 
 def test_version_and_help() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from runtimes.discovery import BUILT_IN
 from tests.integration.test_cli import MODELS, PICTURE, ROOT, environment
 from tests.support.gateway import GatewayProcess
 
@@ -35,7 +36,9 @@ def test_the_wheel_holds_what_is_needed_and_nothing_else(wheel: Path) -> None:
     assert {f for f in folders if not f.endswith(".dist-info")} == {"gateway", "runtimes"}
     assert any(name.endswith("/licenses/LICENSE") for name in names)
     assert "sluice = gateway.cli:main" in text
-    assert "[sluicegate.runtimes]\nonnx = runtimes.onnx:OnnxRuntime" in text
+    _, _, entries = text.partition("[sluicegate.runtimes]\n")
+    for name, target in BUILT_IN.items():
+        assert f"{name} = {target}" in entries
 
 
 def test_the_wheel_serves(wheel: Path, tmp_path: Path) -> None:

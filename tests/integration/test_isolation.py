@@ -7,7 +7,10 @@ import contextlib
 import http.client
 import json
 import os
+import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -37,8 +40,11 @@ from tests.support.environments import environment
 from tests.support.gateway import ROOT, GatewayProcess, wait_until
 from tests.support.misbehaving import (
     CALL,
+    DESCRIBE,
     LAST_WORDS,
+    LEAVE,
     NUMBERS,
+    STREAM,
     MisbehavingRuntime,
     write_misbehaving,
 )
@@ -305,7 +311,8 @@ def test_crash_loop_ends_in_failed(tmp_path: Path) -> None:
     write_misbehaving(tmp_path / "other")
 
     async def main() -> None:
-        async with Rig(tmp_path, **{"lifecycle.retry_seconds": 0.2}) as rig:
+        flags = {"lifecycle.retry_seconds": 0.2, "registry.watch": False}
+        async with Rig(tmp_path, **flags) as rig:
             async with bystander(rig, "other"):
                 (folder / "leave").touch()
                 os.kill(rig.status("m")["pid"], signal.SIGKILL)
@@ -392,12 +399,14 @@ def test_stream(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_crash_while_streaming(tmp_path: Path) -> None:
-    write_misbehaving(tmp_path / "m", "isolation: process\noptions: {decoupled: true}\n")
+@pytest.mark.parametrize("deed", ["segfault", "kill", "hang"])
+def test_crash_while_streaming(tmp_path: Path, deed: str) -> None:
+    quick = "isolation: {hang_seconds: 0.5}\noptions: {decoupled: true}\n"
+    write_misbehaving(tmp_path / "m", quick)
 
     async def main() -> None:
         async with Rig(tmp_path) as rig:
-            running = rig.stream("m", [NUMBERS["kill"], 20])
+            running = rig.stream("m", [NUMBERS[deed], 20])
             assert (await anext(running)).outputs[0].array[0, 1] == 0
             waiting = rig.stream("m", [0, 5])
             follower = asyncio.create_task(anext(waiting))
@@ -412,18 +421,93 @@ def test_crash_while_streaming(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("idempotent", [False, True])
+def test_kills_at_random_moments(tmp_path: Path, idempotent: bool) -> None:
+    """Every caller gets its own rows, or, if they may have run already, an error."""
+    yaml = f"isolation: {{max_restarts: 100}}\nidempotent: {str(idempotent).lower()}\n"
+    write_misbehaving(tmp_path / "m", yaml + "options: {instances: 2}\nmax_batch_size: 8\n")
+    chance = random.Random(5)
+
+    async def main() -> None:
+        async with Rig(tmp_path) as rig:
+            dispatcher = rig.dispatcher("m")
+            lost = answered = 0
+            done = False
+
+            async def ask(number: int) -> None:
+                nonlocal lost, answered
+                while not done:
+                    rows = [[number, chance.randrange(500)]] * chance.randrange(1, 20)
+                    call = rig.call("m", rows)
+                    if chance.random() < 0.05:
+                        await asyncio.sleep(chance.random() / 200)
+                        call.cancel()
+                        await asyncio.wait([call])
+                        continue
+                    try:
+                        array = (await call).outputs[0].array
+                    except InferenceFailed as error:
+                        assert "died while it ran this" in str(error)
+                        lost += 1
+                    else:
+                        assert array.tolist() == [[2 * a, 2 * b] for a, b in rows]
+                        answered += 1
+
+            asking = [asyncio.create_task(ask(n)) for n in range(60)]
+            for crash in range(1, 4):
+                before = answered
+                await rig.until(lambda b=before: answered > b + 200, "some answers")
+                await asyncio.sleep(chance.random() / 50)
+                os.kill(rig.status("m")["pid"], signal.SIGKILL)
+                await rig.until(
+                    lambda n=crash: (
+                        rig.status("m")["restarts"] == n and rig.status("m")["pid"] is not None
+                    ),
+                    "the restart",
+                )
+            done = True
+            await asyncio.gather(*asking)
+            # At most two batches were running, and requests in slices.
+            assert lost <= (0 if idempotent else 3 * 60)
+            assert dispatcher.pending == 0
+            await rig.until(lambda: not len(dispatcher._arena), "the requests' memory")
+
+    asyncio.run(main())
+
+
 def test_models_in_children_call_others(tmp_path: Path) -> None:
-    yaml = "isolation: process\noptions: {call: here, delay: 0.005}\nmax_batch_size: 0\n"
-    write_misbehaving(tmp_path / "m", yaml)
+    def calling(name: str, model: str) -> None:
+        yaml = f"isolation: process\nmax_batch_size: 0\noptions: {{call: {model}, delay: 0.005}}\n"
+        write_misbehaving(tmp_path / name, yaml)
+
+    calling("asks_here", "here")
+    calling("asks_streams", "streams")
+    calling("asks_nobody", "nobody")
     write(tmp_path / "here" / "1", adding(1.0, width=2))
+    write_misbehaving(
+        tmp_path / "streams", "isolation: process\noptions: {decoupled: true, instances: 2}\n"
+    )
 
     async def main() -> None:
         async with Rig(tmp_path) as rig:
             for _ in range(3):
-                assert (await rig.ask("m", [[CALL, 5]])).tolist() == [[CALL + 1, 6]]
-            (rig.dispatcher("here")).policy.max_in_flight = 0
-            bad = rig.call("m", [[CALL, 5]])
-            assert await ended([bad]) == ["ok"]
+                assert (await rig.ask("asks_here", [[CALL, 5]])).tolist() == [[CALL + 1, 6]]
+            assert (await rig.ask("asks_here", [[DESCRIBE, 0]])).tolist() == [[1, 2]]
+            with pytest.raises(SluiceError, match="nobody"):
+                await rig.call("asks_nobody", [[CALL, 5]])
+            with pytest.raises(SluiceError, match="nobody"):
+                await rig.call("asks_nobody", [[DESCRIBE, 5]])
+            total = sum(range(100))
+            assert (await rig.ask("asks_streams", [[STREAM, 100]])).tolist() == [[STREAM, total]]
+            for _ in range(3):
+                answer = await rig.ask("asks_streams", [[LEAVE, 1_000_000]])
+                assert answer.tolist() == [[LEAVE, sum(range(10))]]
+            await rig.until(lambda: rig.dispatcher("streams").pending == 0, "the streams' end")
+            # The answers' memory comes back too, in both directions.
+            for name in ("asks_here", "asks_streams", "streams"):
+                arena = rig.dispatcher(name)._arena
+                await rig.until(lambda a=arena: not len(a), "the memory")
+            assert rig.gateway.admission.in_flight == 0
 
     asyncio.run(main())
 
@@ -547,13 +631,39 @@ def test_settings_that_choose_code_need_trust(tmp_path: Path, isolation: str) ->
     asyncio.run(main())
 
 
-def test_children_end_with_a_gateway_that_is_killed(tmp_path: Path) -> None:
-    plugin = tmp_path / "plugin" / "misbehaving-1.dist-info"
-    plugin.mkdir(parents=True)
-    (plugin / "METADATA").write_text("Metadata-Version: 2.1\nName: misbehaving\nVersion: 1\n")
-    (plugin / "entry_points.txt").write_text(
+@pytest.fixture
+def plugin(tmp_path: Path) -> dict[str, str]:
+    """Environment variables with which a gateway finds our runtime, as if it were installed."""
+    folder = tmp_path / "plugin" / "misbehaving-1.dist-info"
+    folder.mkdir(parents=True)
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: misbehaving\nVersion: 1\n")
+    (folder / "entry_points.txt").write_text(
         "[sluicegate.runtimes]\nmisbehaving = tests.support.misbehaving:MisbehavingRuntime\n"
     )
+    return {"PYTHONPATH": f"{ROOT}:{tmp_path / 'plugin'}"}
+
+
+def test_command_line_shows_the_last_words(tmp_path: Path, plugin: dict[str, str]) -> None:
+    models = tmp_path / "models"
+    folder = write_misbehaving(models / "m", "isolation: {max_restarts: 1}\n")
+    write_misbehaving(models / "other")
+    later = {"lifecycle.retry_seconds": 600, "registry.watch": "false"}
+    gateway = GatewayProcess(tmp_path, [models], environment=plugin, settings=later)
+    try:
+        (folder / "leave").touch()
+        os.kill(gateway.get("/admin/v1/models/m")["versions"][0]["pid"], signal.SIGKILL)
+        wait_until(lambda: gateway.get("/admin/v1/models/m")["state"] == "failed", "failed")
+        command = [sys.executable, "-m", "gateway", "models", "--url", gateway.http, "--json"]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+        (version,) = json.loads(shown.stdout)["models"][0]["versions"]
+        assert version["state"] == "failed"
+        assert LAST_WORDS in version["cause"]
+        assert f"] {LAST_WORDS}" in gateway.log()
+    finally:
+        assert gateway.stop() == 0
+
+
+def test_children_end_with_a_gateway_that_is_killed(tmp_path: Path, plugin: dict[str, str]) -> None:
     models = tmp_path / "models"
     write_misbehaving(models / "m")
     write_misbehaving(models / "hung")
@@ -565,10 +675,7 @@ def test_children_end_with_a_gateway_that_is_killed(tmp_path: Path) -> None:
         tmp_path,
         [models],
         grpc_server="grpcio",
-        environment={
-            "PYTHONPATH": f"{ROOT}:{tmp_path / 'plugin'}",
-            "TMPDIR": str(temporary),
-        },
+        environment={**plugin, "TMPDIR": str(temporary)},
         ready=False,
     )
     try:

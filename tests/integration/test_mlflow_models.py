@@ -96,11 +96,14 @@ def test_columns_and_params(gateway: GatewayProcess) -> None:
 
 def test_untrusted_code_is_not_run(models: Path, tmp_path: Path) -> None:
     settings = {"trust.code": str(tmp_path)}
-    with GatewayProcess(tmp_path, [models], settings=settings, ready=False) as gateway:
+    gateway = GatewayProcess(tmp_path, [models], settings=settings, ready=False)
+    try:
         match = gateway.wait_for(re.compile(r"iris/1 failed to load: (.*)"))
         what = "the python_function flavour of MLmodel (mlflow.sklearn)"
         assert match[1].startswith(f"{what} executes code, and its source is not trusted")
         gateway.wait_for(re.compile(r"onnx/1 is ready"))
+    finally:
+        gateway.stop()
 
 
 def test_check_runs_nothing_unless_it_is_told_to(tmp_path: Path) -> None:

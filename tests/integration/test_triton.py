@@ -441,12 +441,21 @@ def test_shared_memory_with_a_server_that_was_started_again(tmp_path: Path) -> N
                 try:
                     return np.array_equal(stub.infer("shared", x=x)["y"], x + 1)
                 except grpc.RpcError as error:
-                    assert error.code() is grpc.StatusCode.UNAVAILABLE  # type: ignore[attr-defined]
+                    code = error.code()  # type: ignore[attr-defined]
+                    assert code is grpc.StatusCode.UNAVAILABLE
                     return False
 
             wait_until(back, "traffic to be back", PATIENCE)
             for _ in range(3):
                 assert back()
+            server.pause()
+            for _ in range(3):  # nobody knows when it will have done with what these wrote
+                with pytest.raises(grpc.RpcError) as error:
+                    stub.infer("shared", timeout=0.5, x=-x)
+                assert code_of(error)[0] is grpc.StatusCode.DEADLINE_EXCEEDED
+            server.resume()
+            wait_until(back, "traffic to be back", PATIENCE)
+            wait_until(lambda: server_regions(server) == 1, "regions to be given up", PATIENCE)
             before = server_regions(server)
         # The gateway has given back what the server had mapped.
         assert before

@@ -340,3 +340,48 @@ def test_the_rows_of_one_request_are_bounded() -> None:
             forwarder.submit(call_of("a", rows=5))
 
     run(test)
+
+
+class Batched(Elsewhere):
+    """The gateway forms its batches, and the server goes away."""
+
+    batches_itself = False
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+        self.batches: list[int] = []
+
+    async def infer_async(
+        self, inputs: Mapping[str, Any], outputs: Sequence[str], parameters: Mapping[str, Any]
+    ) -> Outputs:
+        self.batches.append(len(inputs["x"]))
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "batches"),
+    [
+        (Unavailable("the connection broke; it may have been executed"), [4]),
+        (InferenceFailed("one of you is at fault"), [4, 2, 1, 1, 2, 1, 1]),
+    ],
+)
+def test_a_batch_that_may_have_been_executed_is_not_run_again_in_parts(
+    error: SluiceError, batches: list[int]
+) -> None:
+    async def test() -> None:
+        model = Batched(error)
+        model.instances = 1
+        dispatcher = make_dispatcher(
+            "m", "1", model, Findings(16), Contract((X,), (Y,), batched=True), ModelSettings(),
+            LoopClock(model.loop), 0.0,
+        )  # fmt: skip
+        calls = [call_of(str(n)) for n in range(4)]
+        for call in calls:
+            dispatcher.submit(call)
+        for call in calls:
+            with pytest.raises(type(error)):
+                await call.future
+        assert model.batches == batches
+
+    run(test)

@@ -89,9 +89,7 @@ class Puppet(AsyncModel):
     async def infer_async(self, inputs: Any, outputs: Any, parameters: Any) -> Any:
         raise NotImplementedError
 
-    async def stream_async(
-        self, inputs: Any, outputs: Any, parameters: Any
-    ) -> AsyncIterator[Any]:
+    async def stream_async(self, inputs: Any, outputs: Any, parameters: Any) -> AsyncIterator[Any]:
         n = int(inputs["n"][0])
         self.begun.append(n)
         words = self.words.setdefault(n, asyncio.Queue())

@@ -55,8 +55,9 @@ def fail() -> None:
 
 DEEDS = dict(enumerate((segfault, kill, leave, hang, hold, eat, fail), start=1001))
 NUMBERS = {deed.__name__: number for number, deed in DEEDS.items()}
-CALL = 2000.0
-"""Asks the model named in the option `call` for the answer."""
+CALL, STREAM, LEAVE, DESCRIBE = 2000.0, 2001.0, 2002.0, 2003.0
+"""Ask the model named in the option `call`: for the answer, for the sum of the second column of
+all answers, for that of the first ten, for what it takes."""
 
 
 class Misbehaving(Model):
@@ -89,15 +90,28 @@ class Misbehaving(Model):
         for value in x[:, 0].tolist():
             if value in DEEDS:
                 DEEDS[value]()
-        if self._call and len(x) and x[0, 0] == CALL:
+        if self._call and len(x) and x[0, 0] >= CALL:
             return {"y": self._elsewhere(x)}
         return {"y": x * np.float32(2)}
 
     def _elsewhere(self, x: Array) -> Array:
-        assert self._host is not None
+        host = self._host
+        assert host is not None
+        wish = x[0, 0]
         tensor = Tensor("x", DATATYPES["FP32"], x.shape, array=np.ascontiguousarray(x))
         request = InferenceRequest(self._call, "", (tensor,))
-        return np.array(self._host.call(request).result(30).outputs[0].array)
+        if wish == CALL:
+            return np.array(host.call(request).result(30).outputs[0].array)
+        if wish == DESCRIBE:
+            found = host.describe(self._call)
+            return np.array([[len(found.inputs), len(found.outputs[0].shape)]], np.float32)
+        total = 0.0
+        for count, answer in enumerate(answers := host.stream(request), start=1):
+            total += float(answer.outputs[0].array[0, 1])
+            if wish == LEAVE and count == 10:
+                answers.close()  # type: ignore[attr-defined]
+                break
+        return np.array([[wish, total]], np.float32)
 
     def stream(
         self,

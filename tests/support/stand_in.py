@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Self
 
 import grpc
@@ -25,8 +27,8 @@ from tests.support.gateway import ROOT
 
 Status = grpc.StatusCode
 
-SLOW, UNAVAILABLE, EXHAUSTED, INVALID, MISSING, LATE, BROKEN, LISTED = range(1, 9)
-"""First values of x. 0 and below are answered at once."""
+SLOW, UNAVAILABLE, EXHAUSTED, INVALID, MISSING, LATE, BROKEN, LISTED = range(101, 109)
+"""First values of x; others are answered at once."""
 CODES = {
     UNAVAILABLE: (Status.UNAVAILABLE, 503, "not now"),
     EXHAUSTED: (Status.RESOURCE_EXHAUSTED, 429, "too much to do"),
@@ -56,6 +58,8 @@ class Server:
         self.calls: list[dict[str, Any]] = []
         """Headers of each inference request, and what became of it under ``end``."""
         self.extensions: list[str] = []
+        self.tls: tuple[Path, Path] | None = None
+        """Certificate and key."""
         self._broken: set[Any] = set()
         """Connections that brought a server error: the next request on one ends it, as where a
         framework closes it a moment later."""
@@ -72,7 +76,17 @@ class Server:
         self._grpc.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(SERVICE, handlers),)
         )
-        self.grpc_port = self._grpc.add_insecure_port(f"127.0.0.1:{grpc_port}")
+        address, context = f"127.0.0.1:{grpc_port}", None
+        if self.tls is None:
+            self.grpc_port = self._grpc.add_insecure_port(address)
+        else:
+            certificate, key = self.tls
+            pair = (key.read_bytes(), certificate.read_bytes())
+            self.grpc_port = self._grpc.add_secure_port(
+                address, grpc.ssl_server_credentials([pair])
+            )
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            context.load_cert_chain(certificate, key)
         await self._grpc.start()
         app = web.Application()
         app.router.add_get("/v2", self.http_server)
@@ -84,7 +98,7 @@ class Server:
             app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1
         )
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", http_port)
+        site = web.TCPSite(self._runner, "127.0.0.1", http_port, ssl_context=context)
         await site.start()
         self.http_port = self._runner.addresses[0][1]
 
@@ -196,8 +210,9 @@ def message(method: str, **fields: Any) -> bytes:
 class StandIn(Server):
     """A `Server` in a thread of this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: tuple[Path, Path] | None = None) -> None:
         super().__init__()
+        self.tls = tls
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()

@@ -176,13 +176,11 @@ class StreamingRuntime(Runtime):
         return Talker() if kind == "talker" else Blind()
 
 
-def write_model(
-    folder: Path, name: str, kind: str, versions_found: int = 1, **settings: Any
-) -> None:
-    """A model of this runtime with `settings` as in model.yaml."""
+def write_model(folder: Path, name: str, kind: str, count: int = 1, **settings: Any) -> None:
+    """A model of this runtime in `count` versions, with `settings` as in model.yaml."""
     import yaml
 
-    for version in range(1, versions_found + 1):
+    for version in range(1, count + 1):
         (folder / name / str(version)).mkdir(parents=True)
         (folder / name / str(version) / "model.txt").touch()
     document = {"runtime": NAME, "options": {"kind": kind}, **settings}

@@ -267,7 +267,7 @@ class TritonPythonModel:
                 tensor = pb_utils.get_input_tensor_by_name(request, name)
                 dtype = pb_utils.triton_string_to_numpy("TYPE_" + name)
                 assert tensor.as_numpy().dtype == dtype
-                number = pb_utils.numpy_to_triton_type(dtype)
+                number = pb_utils.numpy_to_triton_type(np.dtype(dtype).type)
                 assert pb_utils.triton_to_numpy_type(number) in (dtype, np.bool_)
                 tensors.append(pb_utils.Tensor(name, tensor.as_numpy()))
             answers.append(pb_utils.InferenceResponse(tensors))

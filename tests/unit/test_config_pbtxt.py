@@ -460,3 +460,9 @@ def test_json_has_tritons_shape() -> None:
     assert found["dynamic_batching"]["max_queue_delay_microseconds"] == 0
     assert "sequence_batching" not in found
     assert to_json(ModelConfig())["max_batch_size"] == 0
+
+
+def test_python_models_may_place_themselves() -> None:
+    text = 'backend: "python" instance_group { kind: KIND_MODEL count: 2 }'
+    settings = parse_config_pbtxt(text, "m")
+    assert (settings.device, settings.instances) == ("auto", 2)

@@ -247,6 +247,7 @@ SAMPLES: dict[str, tuple[str, str]] = {
         WARM % ("zero_data: true", ""),
         WARM % ("zero_data: true", "count: 3"),
     ),
+    "model_transaction_policy.decoupled": ("", "model_transaction_policy { decoupled: true }"),
 }
 """Field → a configuration without it and one with it."""
 for _tensor in ("input", "output"):
@@ -264,7 +265,7 @@ WITHOUT_EFFECT = {
     "optimization.output_pinned_memory": "holds one field",
     "optimization.output_pinned_memory.enable": "a hint about a buffer that does not exist",
     "model_operations": "only holds fields that are refused",
-    "model_transaction_policy": "only holds fields that are refused",
+    "model_transaction_policy": "holds one field",
     "model_repository_agents": "only holds fields that are refused",
     "response_cache": "only holds fields that are refused",
     "model_metrics": "only holds fields that are refused",

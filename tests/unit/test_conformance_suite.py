@@ -200,6 +200,15 @@ class StreamingLater(Later):
             yield await self.infer_async(inputs, outputs, parameters)
 
 
+class Separate(Toy):
+    separate = True
+
+    def infer_each(
+        self, requests: Sequence[InferenceRequest], gone: Callable[[int], bool]
+    ) -> Sequence[Outputs | Exception]:
+        return [self.infer({t.name: t.array for t in r.inputs}, (), {}) for r in requests]
+
+
 class Counting(Toy):
     stateful = True
     count = 0
@@ -243,7 +252,7 @@ class LibraryCase(Case):
     patience = 60.0
 
 
-@pytest.mark.parametrize("model", [Toy, Streaming, Counting, Scalar])
+@pytest.mark.parametrize("model", [Toy, Streaming, Separate, Counting, Scalar])
 def test_good_ones_pass(model: type[Model], tmp_path: Path) -> None:
     @serving(lambda _: model())
     class Good(Case):
@@ -688,6 +697,22 @@ class CannotBeClosed(Streaming):
         self, inputs: Inputs, outputs: Sequence[str], parameters: Parameters
     ) -> Iterator[Outputs]:
         return iter(list(super().stream(inputs, outputs, parameters)))
+
+
+@bad_model("test_answers_each_request_of_a_batch")
+class Backwards(Separate):
+    def infer_each(
+        self, requests: Sequence[InferenceRequest], gone: Callable[[int], bool]
+    ) -> Sequence[Outputs | Exception]:
+        return super().infer_each(list(reversed(requests)), gone)
+
+
+@bad_model("test_answers_each_request_of_a_batch")
+class LeavesOneOut(Separate):
+    def infer_each(
+        self, requests: Sequence[InferenceRequest], gone: Callable[[int], bool]
+    ) -> Sequence[Outputs | Exception]:
+        return super().infer_each(requests[1:], gone)
 
 
 @bad_model("test_awaits_all_instances_at_once")

@@ -22,7 +22,7 @@ from gateway.contract import Contract
 from gateway.errors import InvalidRequest, RequestError, Unsupported
 from gateway.tensors import DATATYPES, InferenceRequest, InferenceResponse, Tensor, TensorSpec
 
-LIMITS = LimitsConfig()
+LIMITS = LimitsConfig(max_parameters=50)
 
 
 def contract(*specs: TensorSpec) -> Contract:
@@ -61,9 +61,7 @@ def test_shapes_follow_from_the_models(
     assert tensor.array.ravel().tolist() == np.ravel(value).tolist()
 
 
-@given(
-    st.lists(st.sampled_from([-1, 1, 2, 3]), min_size=1, max_size=4), st.integers(0, 40)
-)
+@given(st.lists(st.sampled_from([-1, 1, 2, 3]), min_size=1, max_size=4), st.integers(0, 40))
 def test_a_shape_holds_exactly_its_values(dims: list[int], count: int) -> None:
     try:
         (tensor,) = decode({"x": list(range(count))}, spec(shape=tuple(dims))).inputs

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from gateway.errors import ModelLoadError
+from gateway.registries.files import fingerprint
 from runtimes.python.modules import PREFIX, ModelModules, import_file
 
 
@@ -29,7 +30,10 @@ def load(file: Path, **bound: types.ModuleType) -> tuple[ModelModules, types.Mod
 
 
 def test_helpers_of_the_same_name_do_not_mix(tmp_path: Path) -> None:
-    code = "import helper\nfrom helper import WHO\ndef who():\n    import helper as h\n    return h.WHO\n"
+    code = (
+        "import helper\nfrom helper import WHO\n"
+        "def who():\n    import helper as h\n    return h.WHO\n"
+    )
     one = load(write(tmp_path / "one", model=code, helper="WHO = 'one'"))
     two = load(write(tmp_path / "two", model=code, helper="WHO = 'two'"))
     try:
@@ -96,7 +100,7 @@ def test_nothing_is_written_into_the_folder(tmp_path: Path) -> None:
 def test_reloads_leave_nothing_behind(tmp_path: Path) -> None:
     file = write(
         tmp_path / "m",
-        model="import helper\nclass Big:\n    data = bytearray(10**6)\n    def f(self): return helper\n",
+        model="import helper\nclass Big:\n    data = bytes(9)\n    def f(self): return helper\n",
         helper="data = bytearray(10**6)",
     )
     seen = []
@@ -173,3 +177,13 @@ def test_somebody_elses_module_stays_where_it_is(
     assert sys.modules["bound_thing"] is theirs
     modules.close()
     assert sys.modules["bound_thing"] is theirs
+
+
+def test_compiled_files_of_others_are_no_change_of_the_model(tmp_path: Path) -> None:
+    file = write(tmp_path / "m", model="x = 1")
+    before = fingerprint(str(file.parent))
+    (file.parent / "__pycache__").mkdir()
+    (file.parent / "__pycache__" / "model.cpython-311.pyc").write_bytes(b"x")
+    assert fingerprint(str(file.parent)) == before
+    (file.parent / "helper.py").write_text("")
+    assert fingerprint(str(file.parent)) != before

@@ -7,18 +7,23 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from time import monotonic, perf_counter
 from typing import Any
 
 import numpy as np
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from gateway.errors import (
     DeadlineExceeded,
     InferenceFailed,
     InvalidInput,
-    InvalidModelSettings,
     ModelLoadError,
     ModelNotReady,
     NotAllowed,
@@ -324,7 +329,7 @@ def test_a_connection_that_brought_a_server_error_is_not_used_again(
     # Starlette closes it behind an exception, and the next request of somebody else met that.
     model = load(server.http_url)
     for _ in range(3):
-        with pytest.raises(InferenceFailed, match="broken in model.py"):
+        with pytest.raises(InferenceFailed, match=r"broken in model\.py"):
             forward(model, BROKEN)
         assert forward(model).outputs[0].array[0, 0] == 1
 
@@ -423,7 +428,7 @@ def test_streams(load: Any, server: StandIn, other: StandIn) -> None:
     model = load(server.grpc_url, other.grpc_url, settings={"decoupled": True}, retries=5)
     assert stream(model, 0, 3) == [[1, 4, 3, 4], [2, 5, 4, 5], [3, 6, 5, 6]]
     assert stream(model, 0, 0) == []
-    with pytest.raises(InferenceFailed, match="broken in model.py"):
+    with pytest.raises(InferenceFailed, match=r"broken in model\.py"):
         stream(model, BROKEN, 2)
     calls = len(server.calls) + len(other.calls)
     with pytest.raises(ModelNotReady):
@@ -505,7 +510,7 @@ def test_a_model_that_the_server_loses_and_finds_again(
         ({"instances": 3}, {}, "remote.batching: gateway"),
         ({"device": "gpu"}, {}, "'device'"),
         ({"file": "x"}, {}, "'file'"),
-        ({"options": {"threads": 1}}, {}, "'options'"),
+        ({"options": {"threads": 1}}, {}, "'options.threads'"),
         ({"isolation": "process"}, {}, "'isolation'"),
         ({}, {"batching": "gateway"}, "max_batch_size"),
         ({"decoupled": True}, {"batching": "gateway"}, "decoupled"),
@@ -519,9 +524,9 @@ def test_settings_that_cannot_be_honoured_are_refused(
 
 
 def test_settings_that_http_cannot_honour_are_refused(load: Any, server: StandIn) -> None:
-    with pytest.raises(InvalidModelSettings, match="connections"):
+    with pytest.raises(ModelLoadError, match="connections"):
         load(server.http_url, connections=2)
-    with pytest.raises(InvalidModelSettings, match="grpc://"):
+    with pytest.raises(ModelLoadError, match="grpc://"):
         load(server.http_url, settings={"decoupled": True})
 
 
@@ -541,6 +546,54 @@ def test_declared_tensors_must_agree_with_the_servers(load: Any, server: StandIn
     ):
         with pytest.raises(SluiceError, match=text):
             load(server.grpc_url, settings=declared(**wrong))
+
+
+# --- TLS
+
+
+def certificate(folder: Path, name: str) -> tuple[Path, Path]:
+    """A certificate of its own for a host called `name`, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    built = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    (folder / "cert.pem").write_bytes(built.public_bytes(Encoding.PEM))
+    text = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (folder / "key.pem").write_bytes(text)
+    return folder / "cert.pem", folder / "key.pem"
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_tls(load: Any, tmp_path: Path, transport: str) -> None:
+    paths = certificate(tmp_path, "localhost")
+    (tmp_path / "ours").mkdir()
+    with StandIn(paths) as server:
+        port = server.grpc_port if transport == "grpc" else server.http_port
+        by_name, by_number = (
+            f"{transport}s://{host}:{port}" for host in ("localhost", "127.0.0.1")
+        )
+        model = load(by_name, ca_file="../cert.pem")  # relative to the model's folder
+        assert forward(model).outputs[0].array[0, 0] == 1
+        for url_, ca_file, text in (
+            (by_number, "../cert.pem", "Hostname Verification|not valid for"),
+            (by_name, None, "self.signed certificate"),
+            (by_name, "nosuch.pem", "ca_file 'nosuch.pem': No such file"),
+            (by_name, "../key.pem", "'key.pem' holds no certificate"),
+        ):
+            with pytest.raises(ModelLoadError, match=text):
+                load(url_, ca_file=ca_file)
+        model.close()
 
 
 # --- the gateway's own batches, connections

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from gateway.batching.runner import Batch, ModelRunner, execute
-from gateway.call import Call
+from gateway.call import ENDED, Call
+from gateway.errors import InferenceFailed
 from gateway.tensors import DATATYPES, InferenceRequest, Tensor, TensorSpec
 from runtimes.interface import Model
 
@@ -122,3 +123,36 @@ def test_execute_keeps_what_went_wrong() -> None:
     execute(Broken(), each, batched=True)
     assert isinstance(each.error, MemoryError)
     assert each.started <= each.assembled <= each.finished
+
+
+class Separate(Tracing):
+    """Answers the requests of a batch one by one; even values are errors, 9 fails all."""
+
+    separate = True
+
+    def infer_each(self, requests: Any, gone: Any) -> Any:
+        values = [int(each.inputs[0].array[0]) for each in requests]
+        if 9 in values:
+            raise ValueError("nine")
+        if 8 in values:
+            return []
+        return [
+            {"x": np.array([value, int(gone(n))])} if value % 2 else KeyError(value)
+            for n, value in enumerate(values)
+        ]
+
+
+def test_separate_requests_are_answered_one_by_one() -> None:
+    run, done = runner(Separate(), Loop()), []
+    calls = [batch(value).calls[0] for value in (1, 2, 3)]
+    calls[2].state = ENDED
+    run.run(Batch(calls, 3, "", 0.0), done.append, here=True)
+    first, second, third = done[0].answers
+    assert (first["x"].tolist(), third["x"].tolist()) == ([1, 0], [3, 1])
+    assert isinstance(second, KeyError)
+    assert done[0].error is None
+    for value, error in ((9, ValueError), (8, InferenceFailed)):
+        run.run(batch(value), done.append, here=True)
+        assert isinstance(done[-1].error, error)
+        assert done[-1].answers is None
+    run.close()

@@ -458,6 +458,8 @@ def test_messages_lose_stacks_and_folders() -> None:
         ' (most recent call last):\n  File "/home/me/net.py", line 1\nRuntimeError: bad value\n'
     )
     assert one_line(RuntimeError(text)) == "bad value"
+    text = "\nUnknown builtin op: mine::twice.\nCould not find\n in TorchScript ~~~ <--- HERE"
+    assert one_line(RuntimeError(text)) == "Unknown builtin op: mine::twice."
     assert one_line(RuntimeError("[enforce fail at alloc.cpp:9] data. no memory")) == "no memory"
     assert one_line(RuntimeError("cannot open /home/me/models/x.pt")) == "cannot open x.pt"
     assert one_line(RuntimeError()) == "RuntimeError"
