@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from loadtests.compare import load, sluice
+from loadtests.compare.__main__ import ended
 from loadtests.compare.cells import Cell, Goal
 from loadtests.compare.errors import BenchError
 from loadtests.compare.measure import Contender, Subject, measure
@@ -184,11 +186,14 @@ def main() -> int:
             print(json.dumps(bare_loop(args.bare, args.threads, args.batch, args.duration)))
             return 0
         load.version()
+        signal.signal(signal.SIGTERM, ended)
         with tempfile.TemporaryDirectory(prefix="sluicegate-torch-") as work:
             return compare(args.rounds, args.duration, args.threads, Path(work))
     except BenchError as error:
         print(f"torch_cnn: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":
