@@ -131,9 +131,7 @@ class Answer(dict[str, Array]):
 
     __slots__ = ("parameters",)
 
-    def __init__(
-        self, outputs: Outputs, parameters: Mapping[str, Parameter] | None = None
-    ) -> None:
+    def __init__(self, outputs: Outputs, parameters: Mapping[str, Parameter] | None = None) -> None:
         super().__init__(outputs)
         self.parameters = parameters
 

@@ -83,9 +83,7 @@ def execute_each(model: Model, batch: Batch, *, batched: bool) -> None:
         requests = [call.request for call in calls]
         answers = model.infer_each(requests, lambda index: calls[index].state == ENDED)
         if len(answers) != len(calls):
-            raise InferenceFailed(
-                f"the model gave {len(answers)} answers to {len(calls)} requests"
-            )
+            raise InferenceFailed(f"the model gave {len(answers)} answers to {len(calls)} requests")
         batch.answers = answers
     except BaseException as error:
         batch.error = as_exception(error)

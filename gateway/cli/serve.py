@@ -47,7 +47,7 @@ def serve(
     """Serve the models of each SOURCE until Ctrl-C or SIGTERM.
 
     A SOURCE is a directory of models (<model>/<version>/model.onnx), one model's folder, or a
-    single .onnx file. Port 0 picks a free port and prints it.
+    single .onnx, .pt2 or .py file. Port 0 picks a free port and prints it.
 
     Ctrl-C stops when the requests in flight are answered; SIGTERM waits drain.grace seconds
     first. A second signal cuts that grace short, or stops at once.

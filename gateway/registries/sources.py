@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from gateway.config import RegistryConfig
 from gateway.errors import RegistryError
 from gateway.registries.base import Registry
 from gateway.registries.directory import DirectoryRegistry
+
+FILES: Final = (".onnx", ".pt2", ".py")
+"""Files that can be served by themselves: they have a signature (TorchScript has none)."""
 
 
 def open_registry(source: str, config: RegistryConfig) -> Registry:
@@ -22,8 +26,11 @@ def open_registry(source: str, config: RegistryConfig) -> Registry:
     if not path.exists():
         raise RegistryError(
             f"source '{source}' does not exist; give a directory that holds "
-            "<model>/<version>/model.onnx, one model's folder, or an .onnx file"
+            "<model>/<version>/model.onnx, one model's folder, or a model's file"
         )
-    if path.is_file() and path.suffix != ".onnx":
-        raise RegistryError(f"source '{source}' is a file, but not an .onnx model")
+    if path.is_file() and path.suffix not in FILES:
+        raise RegistryError(
+            f"source '{source}' is a file, but no model that says all by itself: "
+            f"{', '.join(FILES)}; put it into a directory <model>/1/, with a model.yaml beside"
+        )
     return DirectoryRegistry(path, config)

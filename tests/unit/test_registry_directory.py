@@ -151,7 +151,7 @@ def test_one_file_is_a_source(tmp_path: Path) -> None:
     ("source", "message"),
     [
         ("nowhere", "does not exist; give a directory"),
-        ("notes.txt", "is a file, but not an .onnx model"),
+        ("notes.txt", "put it into a directory"),
         ("s3://bucket/models", "scheme 's3' is not supported"),
     ],
 )
