@@ -16,6 +16,9 @@ ENDED: Final = 3
 class Owner(Protocol):
     """Whoever has the call in its queue or in its runtime."""
 
+    elsewhere: bool
+    """Whether another process does the work, so that this one has nothing to do but wait."""
+
     def cancelled(self, call: Call, *, waiting: bool) -> None: ...
 
 

@@ -26,6 +26,8 @@ class Dispatcher(Protocol):
     stats: ServableStats
     now: Callable[[], float]
     """The clock of `Call.arrived` and `Call.deadline`, in seconds."""
+    elsewhere: bool
+    """Whether another process does the work."""
     on_broken: Callable[[str], object] | None
     """Told once, with the cause, when nothing can be run here any more and every call has
     ended; the lifecycle then takes the version out of the routes."""

@@ -46,6 +46,7 @@ class Forwarder:
         self.policy = policy
         self.stats = stats
         self.instances = policy.instances
+        self.elsewhere = model.elsewhere
         self.on_broken: Callable[[str], object] | None = None
         self.rows = 0
         """Rows under way."""

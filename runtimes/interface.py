@@ -164,6 +164,8 @@ class Model(ABC):
     """Whether made-up rows may be run when it is loaded, to find out if it can be batched."""
     max_batch_size: int | None = None
     """Most rows of a batch, where the artifact itself says so; 0 = never batched."""
+    elsewhere: bool = False
+    """Whether another process does the work, and this one has nothing to do but wait for it."""
     inline: bool = True
     """Whether batches that proved cheap may run on the event loop; not where `infer` may wait
     for something, such as another model of the gateway."""

@@ -58,6 +58,8 @@ class Batcher:
         clock: Clock,
         stats: ServableStats,
         curve: CostCurve,
+        *,
+        elsewhere: bool = False,
     ) -> None:
         self.name = name
         self._version = name.rpartition("/")[2]
@@ -72,6 +74,7 @@ class Batcher:
         self.waiting = 0
         self.on_broken: Callable[[str], object] | None = None
         self.instances = policy.instances
+        self.elsewhere = elsewhere
         self._runner = runner
         self._splitter = splitter
         self._clock = clock

@@ -48,6 +48,7 @@ class Slices:
     ) -> None:
         self.parent = parent
         self._owner = owner
+        self.elsewhere = owner.elsewhere
         self._succeed = succeed
         self._fail = fail
         request = parent.request

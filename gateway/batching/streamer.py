@@ -68,6 +68,7 @@ class Streamer:
         self.policy = policy
         self.stats = stats
         self.instances = policy.instances
+        self.elsewhere = model.elsewhere
         self.on_broken: Callable[[str], object] | None = None
         self.pending = 0
         """Calls that wait, and those whose model has not come to its end."""

@@ -68,6 +68,7 @@ class ChildDispatcher:
         self.now = clock.now
         self.on_broken: Callable[[str], object] | None = None
         self.instances = policy.instances
+        self.elsewhere = True
         self.pending = 0
         self.curve = CostCurve()
         for rows, seconds in model.curve:

@@ -84,7 +84,10 @@ def make_dispatcher(
         )
     if wrap is not None:
         runner = wrap(runner)
-    return Batcher(label, contract, policy, runner, splitter, clock, stats, findings.curve)
+    return Batcher(
+        label, contract, policy, runner, splitter, clock, stats, findings.curve,
+        elsewhere=model.elsewhere,
+    )  # fmt: skip
 
 
 def without_batching(batching: BatchingSettings) -> BatchingSettings:

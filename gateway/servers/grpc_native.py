@@ -29,6 +29,11 @@ from gateway.tensors import InferenceRequest, InferenceResponse
 
 BURST: Final = 256
 """Most calls taken at once."""
+FEW: Final = 4
+"""Calls in flight up to which the loop looks on while others work for it."""
+ELSEWHERE: Final = 10
+"""For how many times `poll_us` it does so: the answer comes to a thread that is awake, and the
+next call needs no other thread to be woken. (Halves what a hop to a server near by adds.)"""
 
 
 class NativeCall(Call):
@@ -118,6 +123,8 @@ class NativeGrpcServer:
         self._calls: dict[int, NativeCall] = {}
         self._poll_seconds = poll_us / 1e6
         self._look_until = 0.0
+        self._waited = False
+        """Whether calls were with others when the loop last looked."""
         self._turn = threading.Semaphore(0)
         """Whose turn it is to look for calls: released when it is the thread's again."""
         self._loop = asyncio.get_running_loop()
@@ -161,15 +168,31 @@ class NativeGrpcServer:
 
     def _look(self) -> None:
         """Takes what has come, without the way over the thread; gives the turn back when for a
-        moment nothing did, or when a model is at work elsewhere, which needs the core more."""
+        moment nothing did, or when a model is at work in a thread, which needs the core more."""
         events = self.front.recv_batch_details(BURST, 0)
         if events:
             self._burst(events)
             self._look_until = perf_counter() + self._poll_seconds
-        elif events is None or self._calls or perf_counter() >= self._look_until:
+        elif events is None or not self._worth_a_look():
             self._turn.release()
             return
         self._loop.call_soon(self._look)
+
+    def _worth_a_look(self) -> bool:
+        """Whether calls may come soon, and nothing in this process needs the core more."""
+        now = perf_counter()
+        calls = self._calls
+        if not calls:
+            if self._waited:
+                self._waited = False
+                self._look_until = now + self._poll_seconds
+            return now < self._look_until
+        self._waited = True
+        return (
+            len(calls) <= FEW
+            and now < self._look_until + self._poll_seconds * ELSEWHERE
+            and all(call.owner is not None and call.owner.elsewhere for call in calls.values())
+        )
 
     def _burst(self, events: list[Any]) -> None:
         now = perf_counter()

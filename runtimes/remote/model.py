@@ -41,6 +41,7 @@ class RemoteModel(ForwardingModel):
 
     parameters_matter = True
     probed = False
+    elsewhere = True
 
     def __init__(
         self,
