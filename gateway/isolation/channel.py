@@ -85,6 +85,8 @@ class Channel:
 
         Raises `TypeError`, `ValueError` or `OverflowError` for what cannot be written down.
         """
+        if self._closed:
+            return  # nobody is left to hear it, or to close a copied descriptor
         # Written down here, so that whatever is wrong with it harms no other message.
         self._messages.append(msgspec.Raw(self._encoder.encode(message)))
         if fd is not None:

@@ -95,6 +95,7 @@ class Home:
     # --- on the loop
 
     def _send(self, number: int, request: InferenceRequest, take: Taker, stream: bool) -> None:
+        body = None
         try:
             body = m.put(self._arena, request.inputs)
             self._channel.send(
@@ -104,6 +105,8 @@ class Home:
                 )
             )  # fmt: skip
         except Exception as error:
+            if body is not None:
+                self._arena.give(body[0])
             take(None, InferenceFailed(f"the call cannot be sent: {error}"), True)
             return
         self._takers[number] = take

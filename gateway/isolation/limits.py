@@ -8,10 +8,11 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 from gateway.errors import ModelLoadError
 from gateway.model_settings import IsolationSettings, ModelSettings
+from gateway.telemetry.logs import log
 
 THREADS: Final = (
     "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS",
@@ -114,6 +115,8 @@ class Group:
     an operator or a container runtime arranges; elsewhere the limits of the process remain.
     """
 
+    _said: ClassVar = False
+
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
@@ -134,11 +137,27 @@ class Group:
                 return None
             folder = parent / name
             folder.mkdir(exist_ok=True)
-            for file, value in wanted.items():
-                (folder / file).write_text(value)
         except OSError:
             return None
-        return cls(folder)
+        group = cls(folder)
+        for file, value in wanted.items():
+            try:
+                (folder / file).write_text(value)
+            except OSError as error:
+                # A group with some of the bounds only would promise what does not hold.
+                group.remove()
+                cls._say_once(folder / file, error)
+                return None
+        return group
+
+    @classmethod
+    def _say_once(cls, file: Path, error: OSError) -> None:
+        if not cls._said:
+            cls._said = True
+            log.warning(
+                "isolation: no cgroups for children, the limits of the process remain: %s: %s",
+                file, error.strerror,
+            )  # fmt: skip
 
     def add(self, pid: int) -> None:
         """Moves a process into it."""

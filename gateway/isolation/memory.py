@@ -10,6 +10,7 @@ import sys
 import tempfile
 import weakref
 from collections import deque
+from time import perf_counter
 from typing import Any, Final
 
 import numpy as np
@@ -18,6 +19,11 @@ from gateway.isolation.arena import place
 
 SLOTS: Final = 65536
 """Calls that may be with one child at the same time."""
+RUNS: Final = 4096
+"""Batches and streams that are watched at the same time; more may run, unwatched."""
+WAITS_FOR_READER: Final = float("inf")
+"""In the table: it has begun to run, but nothing is to be expected of it now."""
+_TABLE_BYTES: Final = (SLOTS + RUNS) * 8
 _WITHOUT_PAGES: Final = 1 << 20
 """Segments up to this size keep their pages when they are idle."""
 
@@ -65,15 +71,26 @@ class Segment:
 
 
 class Table:
-    """For each call with the child, when it began to run, in seconds of the monotonic clock.
+    """For each call with the child, when it began to run, in seconds of the monotonic clock, and
+    the same for whatever occupies the model (`runs`), which outlasts callers that leave.
 
     0 = it waits. The child writes it and the gateway reads it, also after the child's death.
     """
 
     def __init__(self, fd: int | None = None) -> None:
-        self.fd = anonymous_file(SLOTS * 8) if fd is None else fd
-        self._map = mmap.mmap(self.fd, SLOTS * 8)
-        self.starts = memoryview(self._map).cast("d")
+        self.fd = anonymous_file(_TABLE_BYTES) if fd is None else fd
+        self._map = mmap.mmap(self.fd, _TABLE_BYTES)
+        whole = memoryview(self._map).cast("d")
+        self.starts = whole[:SLOTS]
+        self.runs = whole[SLOTS:]
+        whole.release()
+
+    def oldest(self) -> float | None:
+        """When the batch or stream began that runs longest; `None` if nothing runs, infinity if
+        whatever does waits for a reader."""
+        runs = np.frombuffer(self._map, np.float64, RUNS, SLOTS * 8)
+        running = runs[runs != 0.0]
+        return float(running.min()) if running.size else None
 
     def clear(self) -> None:
         """As new."""
@@ -82,6 +99,7 @@ class Table:
     def close(self) -> None:
         """Unmaps it."""
         self.starts.release()
+        self.runs.release()
         self._map.close()
         os.close(self.fd)
 
@@ -89,8 +107,10 @@ class Table:
 class Lease(weakref.ref[Any]):
     """Notices when nobody looks at a block any more."""
 
-    __slots__ = ("block",)
+    __slots__ = ("block", "since")
     block: int
+    since: float
+    """In seconds of the monotonic clock."""
 
 
 class Incoming:
@@ -127,6 +147,7 @@ class Incoming:
         whole = np.frombuffer(self._maps[number], np.uint8, max(size, 1), start)
         lease = Lease(whole, self._ended)
         lease.block = block
+        lease.since = perf_counter()
         self._leases[block] = lease
         return whole.data
 
@@ -134,6 +155,14 @@ class Incoming:
         # In whichever thread the last view died: a deque may be added to in any.
         self._leases.pop(lease.block, None)
         self.released.append(lease.block)
+
+    def oldest(self) -> float:
+        """For how many seconds the first of the blocks has been looked at; 0 if none is."""
+        try:
+            lease = next(iter(self._leases.values()), None)
+        except RuntimeError:  # one ended in another thread just now
+            return 0.0
+        return 0.0 if lease is None else perf_counter() - lease.since
 
     def take_released(self) -> list[int]:
         """The blocks whose leases ended since the last time."""

@@ -31,7 +31,7 @@ CREDIT: Final = 15  # slot, how many more answers of a stream may be sent
 CLOSE: Final = 16
 HOME_ANSWER: Final = 17  # id, response | None, error | None, whether it was the last
 # child → gateway
-PRELOADED: Final = 30
+PRELOADED: Final = 30  # the modules are imported, or cannot be
 WARMING: Final = 31
 LOADED: Final = 32  # facts
 LOAD_FAILED: Final = 33  # error
@@ -40,11 +40,11 @@ FAILED: Final = 35  # slot, error
 ITEM: Final = 36  # slot, block, size, tensors, parameters
 END: Final = 37  # slot
 BATCHES: Final = 43  # [requests, rows, reason, waited, assembled, ran] or [requests, rows, split]
-BROKEN: Final = 38  # cause
 HOME_CALL: Final = 39  # id, stream?, model, version, outputs, parameters, timeout, priority, body
 HOME_CANCEL: Final = 40  # id
 HOME_CREDIT: Final = 41  # id, count
 HOME_DESCRIBE: Final = 42  # id, model, version; answered by HOME_ANSWER with specs
+METRICS: Final = 44  # [name, description, kind, [labels, value]...]: all of a model's own numbers
 
 CREDITS: Final = 8
 """Answers of a stream that may be under way unseen."""

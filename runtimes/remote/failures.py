@@ -13,6 +13,7 @@ from gateway.errors import (
     ModelNotReady,
     NotAllowed,
     QueueFull,
+    RequestTooLarge,
     SluiceError,
     Unavailable,
     Unsupported,
@@ -33,11 +34,17 @@ class Fate(Enum):
     UNSENT = auto()
     """No connection: the server has not seen it."""
     REFUSED = auto()
-    """The server itself says that it is not ready for it, or has too much to do."""
+    """The server itself says that it is not ready for it."""
+    FULL = auto()
+    """The server itself says that it has too much to do."""
+    ABSENT = auto()
+    """The server does not have the model (any more)."""
     UNKNOWN = auto()
     """The connection broke on the way: it may have been executed."""
     LATE = auto()
     """No answer within ``timeout_ms``: it may have been executed, or be executed yet."""
+    EXPIRED = auto()
+    """No answer before the caller's own deadline."""
     ANSWERED = auto()
     """The server's own, final word."""
 
@@ -56,7 +63,12 @@ class AttemptFailed(Exception):
     @property
     def retryable(self) -> bool:
         """Whether the request was surely not executed."""
-        return self.fate is Fate.UNSENT or self.fate is Fate.REFUSED
+        return self.fate in _NOT_EXECUTED
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether trying again makes sense on another replica alone."""
+        return self.fate is Fate.FULL or self.fate is Fate.ABSENT
 
     @property
     def retryable_if_idempotent(self) -> bool:
@@ -64,10 +76,14 @@ class AttemptFailed(Exception):
 
     @property
     def blames_server(self) -> bool:
-        """Whether it speaks against the endpoint, and not against the request."""
-        if self.fate is Fate.ANSWERED:
-            return isinstance(self.error, ModelNotReady)
-        return not isinstance(self.error, QueueFull)
+        """Whether it speaks against the endpoint, and not against the request.
+
+        An expired deadline may do either: that depends on how long the attempt took.
+        """
+        return self.fate not in (Fate.ANSWERED, Fate.FULL, Fate.EXPIRED)
+
+
+_NOT_EXECUTED: Final = frozenset((Fate.UNSENT, Fate.REFUSED, Fate.FULL, Fate.ABSENT))
 
 
 def said(text: object, otherwise: str = "no reason given") -> str:
@@ -90,10 +106,17 @@ _MADE_UP: Final = re.compile(
     r"(send|recv)msg|goaway|keepalive|ping timeout|transport (is )?clos|transport failed|"
     r"endpoint closed|cancelling all calls|disconnect/reset|upstream connect|channel (is )?clos|"
     r"connection termination|timed out|unexpected eof|no route to host|network is unreachable|"
-    r"rst_stream|received http2 header",
+    r"rst_stream|received http2 header|reset (reason|by peer)|"
+    r"may (have been|be) execut",  # another gateway's word for the same
     re.IGNORECASE,
 )
-"""Texts of UNAVAILABLE that grpc, or a proxy, gives for a connection that broke under a call."""
+"""Texts of UNAVAILABLE (503) that grpc, a proxy or another gateway gives for a connection that
+broke under a call."""
+_TOO_LARGE: Final = re.compile(
+    r"(message|payload|body|frame|request|response)\b.{0,60}(larger than|exceed|too (large|big|long))",
+    re.IGNORECASE,
+)
+"""Texts of RESOURCE_EXHAUSTED that are about one message, which is no better elsewhere."""
 _UNSENT: Final = re.compile(
     r"failed to connect to all addresses|errors resolving|dns resolution failed|name resolution",
     re.IGNORECASE,
@@ -112,7 +135,9 @@ def grpc_failure(
     if code == 14:  # UNAVAILABLE: from the server, or from grpc because there is none
         return _unavailable(text, connected=connected, trailers=trailers)
     if code == 8:  # RESOURCE_EXHAUSTED
-        return AttemptFailed(Fate.REFUSED, QueueFull(f"{SERVER}: {text}", RETRY_AFTER))
+        if _TOO_LARGE.search(text):
+            return AttemptFailed(Fate.ANSWERED, RequestTooLarge(f"{SERVER}: {text}"))
+        return full(text, RETRY_AFTER)
     if code == 4:  # DEADLINE_EXCEEDED
         return late(limited=limited)
     if code == 5:  # NOT_FOUND: our version exists, the one there does not
@@ -124,11 +149,12 @@ def grpc_failure(
 
 
 def _unavailable(text: str, *, connected: bool, trailers: bool) -> AttemptFailed:
-    if _UNSENT.search(text):
+    # With metadata the text is another's: of a connection behind the one that we know.
+    if not trailers and _UNSENT.search(text):
         return unreachable(text)
-    if trailers or (connected and not _MADE_UP.search(text)):
-        return refused(text)
-    return broken(text)
+    if _MADE_UP.search(text) or not (trailers or connected):
+        return broken(text)
+    return refused(text)
 
 
 # --- HTTP
@@ -148,9 +174,11 @@ def http_failure(status: int, text: str, *, retry_after: str | None = None) -> A
     """The failure that an HTTP status other than 200 means. `retry_after` is the header."""
     text = said(text)
     if status == 503:
+        if _MADE_UP.search(text):
+            return broken(text)
         return refused(text, seconds(retry_after))
     if status == 429:
-        return AttemptFailed(Fate.REFUSED, QueueFull(f"{SERVER}: {text}", seconds(retry_after)))
+        return full(text, seconds(retry_after))
     if status == 502:  # a proxy, which knows no more than we do
         return broken(text)
     if status in (408, 504):
@@ -187,13 +215,22 @@ def refused(text: str, retry_after: float = RETRY_AFTER) -> AttemptFailed:
     )
 
 
+def full(text: str, retry_after: float) -> AttemptFailed:
+    """The server has too much to do."""
+    return AttemptFailed(Fate.FULL, QueueFull(f"{SERVER}: {text}", retry_after))
+
+
 def broken(text: str) -> AttemptFailed:
-    """The connection broke under the request."""
+    """The connection broke under the request.
+
+    The error has no ``retry_after``, which would invite to send it again, and words by which
+    a gateway in front of this one knows it.
+    """
     error = Unavailable(
         f"the connection to {SERVER} broke before the answer came; the request may have been "
         "executed (idempotent: true in model.yaml would have it tried again)"
     )
-    return AttemptFailed(Fate.UNKNOWN, _again(error), f"the connection broke: {text}")
+    return AttemptFailed(Fate.UNKNOWN, error, f"the connection broke: {text}")
 
 
 def late(*, limited: bool) -> AttemptFailed:
@@ -201,13 +238,13 @@ def late(*, limited: bool) -> AttemptFailed:
     if limited:
         text = f"{SERVER} gave no answer within remote.timeout_ms; it may be executing the request"
         return AttemptFailed(Fate.LATE, DeadlineExceeded(text))
-    text = f"the deadline passed while {SERVER} was at work"
-    return AttemptFailed(Fate.ANSWERED, DeadlineExceeded(text))
+    text = f"the deadline passed while {SERVER} was at work; it may be executing the request"
+    return AttemptFailed(Fate.EXPIRED, DeadlineExceeded(text))
 
 
 def not_there(text: str) -> AttemptFailed:
     """The server does not have the model (any more)."""
-    return AttemptFailed(Fate.ANSWERED, _again(ModelNotReady(f"{SERVER}: {text}")))
+    return AttemptFailed(Fate.ABSENT, _again(ModelNotReady(f"{SERVER}: {text}")))
 
 
 def _again(error: Unavailable, retry_after: float = RETRY_AFTER) -> Unavailable:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from random import Random
 from time import perf_counter
 from typing import Any, Final
@@ -30,6 +31,10 @@ INSTANCES: Final = 4
 STREAMS: Final = 64
 """Requests to a decoupled model that may be under way at the same time."""
 CLOSE_SECONDS: Final = 5.0
+AMPLE_SECONDS: Final = 1.0
+"""An attempt that took this long until the caller's deadline speaks against its replica."""
+WARM_UP_SECONDS: Final = 60.0
+"""Longest time for a request that no caller made: nobody would end it."""
 
 
 class RemoteModel(ForwardingModel):
@@ -96,46 +101,97 @@ class RemoteModel(ForwardingModel):
         parameters: Mapping[str, Parameter],
     ) -> Outputs:
         """One batch of the gateway's own."""
+        return await self.infer_until(inputs, outputs, parameters, None, nobody)
+
+    async def infer_until(
+        self,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        parameters: Mapping[str, Parameter],
+        deadline: float | None,
+        headers: Headers,
+    ) -> Outputs:
+        """As the interface says."""
         transport = self.transport
-        there = transport.there
+        request = self._request(inputs, outputs, parameters)
+        message = transport.encode(request, self._left(deadline))
+        answer = await self._attempts(message, deadline, transport.headers(headers))
+        response = transport.decode(answer, request)
+        return {tensor.name: tensor.array for tensor in response.outputs}
+
+    def infer(
+        self,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        parameters: Mapping[str, Parameter],
+    ) -> Outputs:
+        """As the interface says, within `WARM_UP_SECONDS`."""
+        end = perf_counter() + WARM_UP_SECONDS
+        work = self.infer_until(inputs, outputs, parameters, end, nobody)
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+
+    async def stream_async(
+        self,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        parameters: Mapping[str, Parameter],
+    ) -> AsyncGenerator[Outputs]:
+        """As the interface says, within `WARM_UP_SECONDS`: callers have `forward_stream`."""
+        request = self._request(inputs, outputs, parameters)
+        answers = self.forward_stream(request, perf_counter() + WARM_UP_SECONDS, nobody)
+        async with aclosing(answers):
+            async for response in answers:
+                yield {tensor.name: tensor.array for tensor in response.outputs}
+
+    def _request(
+        self,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        parameters: Mapping[str, Parameter],
+    ) -> InferenceRequest:
+        there = self.transport.there
         tensors = [
             Tensor(name, self._datatypes[name], array.shape, array=array)
             for name, array in inputs.items()
         ]
-        request = InferenceRequest(
+        return InferenceRequest(
             there.ours,
             there.our_version,
             tuple(tensors),
             outputs=tuple(outputs),
             parameters=for_the_model(parameters) or None,
         )
-        message = transport.encode(request, self._left(None))
-        answer = await self._attempts(message, None, transport.headers(nobody))
-        response = transport.decode(answer, request)
-        return {tensor.name: tensor.array for tensor in response.outputs}
 
     async def forward_stream(
         self, request: InferenceRequest, deadline: float | None, headers: Headers
-    ) -> AsyncIterator[InferenceResponse]:
+    ) -> AsyncGenerator[InferenceResponse]:
         """As the interface says. Another replica is tried until the first answer is there."""
         transport = self.transport
         if not transport.streams:
             raise InferenceFailed("models that answer many times are reached by grpc:// urls alone")
         message = transport.encode(request, self._left(deadline))
+        wire = request.wire is not None
         pairs = transport.headers(headers)
         self.budget.request()
         tried: list[Endpoint[Connection]] = []
         while True:
             endpoint = self._choose(tried)
-            answers = endpoint.connection.stream(message, self._timeout(deadline), pairs)
+            timeout = self._timeout(deadline)
+            answers = endpoint.connection.stream(message, timeout, pairs, wire=wire)
+            since = perf_counter()
             epoch = self.pool.started(endpoint)
             begun = False
             try:
-                async for response in answers:
-                    begun = True
-                    yield response
+                # Closed at once if the caller leaves, not when the garbage is collected.
+                async with aclosing(answers):
+                    async for response in answers:
+                        if not begun:
+                            begun = True
+                            self.pool.begun(endpoint, epoch)
+                        yield response
             except AttemptFailed as failure:
-                self._ended(endpoint, epoch, failure)
+                # What has answered may take as long as it likes.
+                self._ended(endpoint, epoch, failure, perf_counter() if begun else since)
                 if begun:
                     raise failure.error from None
                 await self._before_retry(failure, tried, endpoint, deadline)
@@ -159,11 +215,12 @@ class RemoteModel(ForwardingModel):
         while True:
             endpoint = self._choose(tried)
             timeout = self._timeout(deadline)
+            since = perf_counter()
             epoch = pool.started(endpoint)
             try:
                 answer = await endpoint.connection.infer(message, timeout, headers)
             except AttemptFailed as failure:
-                self._ended(endpoint, epoch, failure)
+                self._ended(endpoint, epoch, failure, since)
                 await self._before_retry(failure, tried, endpoint, deadline)
             except BaseException:
                 pool.dropped(endpoint, epoch)
@@ -178,13 +235,17 @@ class RemoteModel(ForwardingModel):
             raise unreachable(self.replicas.trouble or "its name has no address").error
         return endpoint
 
-    def _ended(self, endpoint: Endpoint[Connection], epoch: int, failure: AttemptFailed) -> None:
-        if failure.blames_server:
+    def _ended(
+        self, endpoint: Endpoint[Connection], epoch: int, failure: AttemptFailed, since: float
+    ) -> None:
+        fate = failure.fate
+        ample = fate is Fate.EXPIRED and perf_counter() - since >= AMPLE_SECONDS
+        if failure.blames_server or ample:
             self.pool.failed(endpoint, epoch, str(failure))
             self.replicas.look_soon()
-        elif failure.fate is Fate.ANSWERED:
+        elif fate is Fate.ANSWERED:
             self.pool.answered(endpoint, epoch)
-        else:  # too much to do there: neither good nor bad
+        else:  # too much to do there, or too little time: neither good nor bad
             self.pool.dropped(endpoint, epoch)
 
     async def _before_retry(
@@ -202,6 +263,8 @@ class RemoteModel(ForwardingModel):
         # Elsewhere at once; where it has failed before, only after a while.
         seconds = 0.0
         if not self.pool.has_usable(tried):
+            if failure.elsewhere:
+                raise failure.error from None
             seconds = pause(len(tried) - 1, self._random)
         if deadline is not None and perf_counter() + seconds >= deadline:
             raise failure.error from None

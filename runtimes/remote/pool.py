@@ -18,6 +18,8 @@ UNHEALTHY: Final = 2
 EJECTION: Final = 1.0
 """Seconds of the first ejection; doubled each time that the replica is no better."""
 MAX_EJECTION: Final = 60.0
+PROBE_SECONDS: Final = 5.0
+"""After this long without an answer to it, another request finds out if a replica is back."""
 FLOOR_RATE: Final = 10.0
 """Retries a second that are always allowed, and saved up for `FLOOR_SECONDS`."""
 FLOOR_SECONDS: Final = 10.0
@@ -34,8 +36,8 @@ class Endpoint(Generic[C]):
     """One replica: its connection, and what is known of it. Owned by its pool."""
 
     __slots__ = (
-        "connection", "ejections", "epoch", "failed", "failures", "missed", "outstanding", "probe",
-        "ready", "requests", "seen", "until", "url", "why",
+        "connection", "ejected", "ejections", "epoch", "failed", "failures", "missed",
+        "outstanding", "probe", "probed", "ready", "requests", "seen", "until", "url", "why",
     )  # fmt: skip
 
     def __init__(self, url: str, connection: C) -> None:
@@ -54,8 +56,12 @@ class Endpoint(Generic[C]):
         """When the ejection ends; 0 = it is not ejected."""
         self.epoch = 0
         """Counts ejections and probes, so that older attempts can be told from newer ones."""
+        self.ejected = 0
+        """The epoch of the last ejection."""
         self.probe = 0
         """The epoch of the request that is under way to find out if it is back; 0 = none is."""
+        self.probed = 0.0
+        """When that request began."""
         self.ready = True
         """Whether the server and its model said so when last asked."""
         self.missed = 0
@@ -123,7 +129,10 @@ class Pool(Generic[C]):
         )
 
     def _may_probe(self, endpoint: Endpoint[C], now: float) -> bool:
-        return endpoint.healthy and endpoint.until <= now and not endpoint.probe
+        return endpoint.healthy and endpoint.until <= now and self._unprobed(endpoint, now)
+
+    def _unprobed(self, endpoint: Endpoint[C], now: float) -> bool:
+        return not endpoint.probe or now - endpoint.probed >= PROBE_SECONDS
 
     def _least(self, endpoints: Collection[Endpoint[C]]) -> Endpoint[C]:
         fewest = min([e.outstanding for e in endpoints])
@@ -136,10 +145,19 @@ class Pool(Generic[C]):
         """An attempt begins; what this returns is to be handed back at its end."""
         endpoint.outstanding += 1
         endpoint.requests += 1
-        if endpoint.until and not endpoint.probe and endpoint.until <= self._now():
-            endpoint.epoch += 1
-            endpoint.probe = endpoint.epoch
+        if endpoint.until:
+            now = self._now()
+            if endpoint.until <= now and self._unprobed(endpoint, now):
+                endpoint.epoch += 1
+                endpoint.probe = endpoint.epoch
+                endpoint.probed = now
         return endpoint.epoch
+
+    def begun(self, endpoint: Endpoint[C], epoch: int) -> None:
+        """The first of several answers is there: an ejected replica is back. The attempt goes
+        on, and ends like any other."""
+        if endpoint.until and epoch >= endpoint.ejected:
+            self._back(endpoint)
 
     def answered(self, endpoint: Endpoint[C], epoch: int) -> None:
         """The replica did its part, whatever the answer says."""
@@ -147,10 +165,8 @@ class Pool(Generic[C]):
         endpoint.seen = True
         if endpoint.until:
             # What began before the ejection says nothing about now.
-            if epoch == endpoint.epoch:
-                endpoint.until = 0.0
-                endpoint.probe = endpoint.ejections = endpoint.failures = 0
-                endpoint.why = ""
+            if epoch >= endpoint.ejected:
+                self._back(endpoint)
         elif endpoint.failures or endpoint.ejections:
             endpoint.failures = endpoint.ejections = 0
             endpoint.why = ""
@@ -164,19 +180,25 @@ class Pool(Generic[C]):
         if endpoint.until == 0.0:
             if endpoint.failures >= FAILURES:
                 self._eject(endpoint)
-        elif epoch == endpoint.epoch and endpoint.until <= self._now():
+        elif epoch >= endpoint.ejected and endpoint.until <= self._now():
             self._eject(endpoint)
 
     def dropped(self, endpoint: Endpoint[C], epoch: int) -> None:
-        """The attempt was cancelled, and says nothing about the replica."""
+        """The attempt ended in a way that says nothing about the replica, e.g. cancelled."""
         endpoint.outstanding -= 1
         if epoch == endpoint.probe:
             endpoint.probe = 0
+
+    def _back(self, endpoint: Endpoint[C]) -> None:
+        endpoint.until = 0.0
+        endpoint.probe = endpoint.ejections = endpoint.failures = 0
+        endpoint.why = ""
 
     def _eject(self, endpoint: Endpoint[C]) -> None:
         seconds = min(EJECTION * 2.0 ** min(endpoint.ejections, 16), MAX_EJECTION)
         endpoint.ejections += 1
         endpoint.epoch += 1
+        endpoint.ejected = endpoint.epoch
         endpoint.probe = 0
         endpoint.until = self._now() + seconds
 
