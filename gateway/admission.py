@@ -12,13 +12,15 @@ from gateway.tensors import InferenceRequest, Parameter
 class Admission:
     """Counts what is in the gateway and refuses what does not fit. Owned by the event loop."""
 
-    __slots__ = ("_limits", "draining", "in_flight")
+    __slots__ = ("_limits", "draining", "in_flight", "inner")
 
     def __init__(self, limits: LimitsConfig) -> None:
         self._limits = limits
         self.draining = False
         self.in_flight = 0
         """Calls admitted and not ended."""
+        self.inner = 0
+        """Those of them that models made; they take nobody's place in `limits.max_in_flight`."""
 
     def check_size(self, size: int) -> None:
         """Raises `RequestTooLarge` for a message above the limit, before it is decoded."""
@@ -28,16 +30,21 @@ class Admission:
                 f"{self._limits.max_message_bytes}"
             )
 
-    def admit(self, request: InferenceRequest) -> None:
-        """Raises `Draining`, `QueueFull` or `InvalidRequest`."""
-        if self.draining:
-            raise Draining
-        # The request itself is counted already.
-        if self.in_flight > self._limits.max_in_flight:
-            raise QueueFull(
-                f"{self.in_flight - 1} requests are in flight, the most that limits.max_in_flight "
-                "allows; try again later"
-            )
+    def admit(self, request: InferenceRequest, *, inner: bool = False) -> None:
+        """Raises `Draining`, `QueueFull` or `InvalidRequest`.
+
+        `inner`: a model asks, for a call that was admitted; refusing it would lose that one.
+        """
+        if not inner:
+            if self.draining:
+                raise Draining
+            # The request itself is counted already.
+            outer = self.in_flight - self.inner
+            if outer > self._limits.max_in_flight:
+                raise QueueFull(
+                    f"{outer - 1} requests are in flight, the most that limits.max_in_flight "
+                    "allows; try again later"
+                )
         if not request.inputs:
             raise InvalidRequest("the request has no inputs; send at least one tensor")
 

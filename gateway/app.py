@@ -144,7 +144,11 @@ class Gateway:
         if self.grpc_server == "grpcio":
             try:
                 self.grpc = GrpcioServer(
-                    f"{bracketed(host)}:{port}", *shared, self.manager, config.limits
+                    f"{bracketed(host)}:{port}",
+                    *shared,
+                    self.manager,
+                    config.limits,
+                    config.grpc.send_timeout,
                 )
             except RuntimeError:
                 raise ConfigError(port_taken("grpc", config.grpc.address)) from None
@@ -157,7 +161,9 @@ class Gateway:
         logging.getLogger("pygrpc_native").setLevel(logging.ERROR)
         self._socket_folder = tempfile.TemporaryDirectory(prefix="sluice-")
         path = os.path.join(self._socket_folder.name, "grpc.sock")
-        self.grpc = GrpcioServer(f"unix:{path}", *shared, self.manager, config.limits)
+        self.grpc = GrpcioServer(
+            f"unix:{path}", *shared, self.manager, config.limits, config.grpc.send_timeout
+        )
         await self.grpc.start()
         try:
             self.native = NativeGrpcServer(

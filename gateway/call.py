@@ -38,6 +38,8 @@ class Call:
 
     protocol: ClassVar[str] = ""
     """As in the metrics: http, grpc, ... Empty for calls that are part of another."""
+    inner: ClassVar[bool] = False
+    """Whether a model makes it for a call that was admitted already."""
     request: InferenceRequest
     owner: Owner | None
     caller_deadline: float | None

@@ -80,6 +80,14 @@ class GrpcConfig(Section, frozen=True, kw_only=True):
         ),
     ] = 300
     io_threads: Annotated[int, doc("Threads of the native server's I/O.", ge=1, le=64)] = 1
+    send_timeout: Annotated[
+        float,
+        doc(
+            "Seconds a reader of a stream may leave a message unread; then the stream is ended "
+            "and its models are stopped.",
+            gt=0,
+        ),
+    ] = 60.0
 
 
 class LimitsConfig(Section, frozen=True, kw_only=True):
@@ -174,7 +182,7 @@ class TrustConfig(Section, frozen=True, kw_only=True):
         doc(
             "Directories and sources (and what is below them) whose models may hold code: "
             "`model.py`, MLflow's python_function, AOTInductor packages, custom operators. Not "
-            "set: the local directories given on the command line."
+            "set: the local directories given on the command line. Empty: none."
         ),
     ] = None
 
@@ -247,7 +255,7 @@ def load_config(
         if name.startswith(ENV_PREFIX) and name not in NOT_KEYS:
             key = name[len(ENV_PREFIX) :].lower().replace("__", ".")
             check_key(key, f"environment variable {name}")
-            put(tree, key, text.split(",") if key in LISTS else text)
+            put(tree, key, listed(text) if key in LISTS else text)
             origin[key] = f"environment variable {name}"
     for key, value in (flags or {}).items():
         put(tree, key, value)
@@ -263,6 +271,11 @@ def load_config(
         raise ConfigError(
             f"configuration key '{key}'{source}: {text[:1].lower()}{text[1:]}"
         ) from None
+
+
+def listed(text: str) -> list[str]:
+    """The parts of a list with commas, without blanks around them; empty ones are none."""
+    return [part for each in text.split(",") if (part := each.strip())]
 
 
 def read_yaml(path: Path) -> Any:

@@ -33,6 +33,10 @@ fails when a class is missing from a table or from the documentation.
 from __future__ import annotations
 
 import re
+from typing import Final
+
+LONGEST_TEXT: Final = 2000
+"""Most characters of an error that a caller is told."""
 
 
 class SluiceError(Exception):
@@ -119,8 +123,8 @@ class DeadlineUnmeetable(Overloaded):
 
 
 class DeadlineExceeded(Unavailable):
-    """The deadline passed while the request was waiting, which was then not executed, or while
-    its answers came as a stream."""
+    """The deadline passed. The text says where the request was: while it waited it was not
+    executed; on another server, or while its answers come as a stream, it may be running yet."""
 
 
 class Cancelled(Unavailable):
@@ -165,6 +169,18 @@ def printable(text: object, limit: int = 80) -> str:
     if len(line) > limit:
         line = line[: limit - 1] + "…"
     return line if line.isprintable() else "".join(c if c.isprintable() else "?" for c in line)
+
+
+def text_of(error: BaseException) -> str:
+    """What an error says, as one line that can be sent; never raises, whatever its class does."""
+    try:
+        text = str(error)
+    except Exception:
+        text = type(error).__name__
+    if not text.isprintable():
+        text = " ".join(text.split())
+    # Longer ones would not fit into the trailers that gRPC clients take.
+    return printable(text, LONGEST_TEXT)
 
 
 _FOLDERS = re.compile(r"(?<![\w/.:-])/(?:[^\s/'\":]+/)+|\b[A-Za-z]:\\(?:[^\s\\'\":]+\\)+")

@@ -14,6 +14,7 @@ from typing import Any, Final
 from gateway.batching.batcher import MAX_REQUEST_ROWS, as_sluice_error
 from gateway.batching.clock import Clock
 from gateway.batching.policy import BatchPolicy
+from gateway.batching.runner import as_exception
 from gateway.call import ENDED, RUNNING, Call
 from gateway.contract import Contract
 from gateway.errors import DeadlineExceeded, InvalidRequest, QueueFull, SluiceError
@@ -57,6 +58,8 @@ class Forwarder:
         self.now = clock.now
         self._model = model
         self._forward = model.forward
+        self._max_rows = model.max_batch_size or 0
+        """Most rows that the server takes at once, where it says so."""
         self._create_task = asyncio.get_running_loop().create_task
         self._tasks: dict[Call, asyncio.Task[None]] = {}
         self._known: set[Signature] = set()
@@ -108,6 +111,11 @@ class Forwarder:
                 f"the request has {call.rows} rows; model '{call.request.model}' takes at most "
                 f"{most} (limits.max_rows in its model.yaml)"
             )
+        if self._max_rows and call.rows > self._max_rows:
+            raise InvalidRequest(
+                f"the request has {call.rows} rows; model '{call.request.model}' takes at most "
+                f"{self._max_rows} at once (its max_batch_size)"
+            )
         count = len(self._tasks)
         if count:
             # A request of any size may be the only one; together they are bounded.
@@ -135,9 +143,10 @@ class Forwarder:
         started = self.now()
         try:
             response = await self._forward(call.request, call.deadline, call.header)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError, SystemExit) as error:
+            # A call that was cancelled here has left already; else the model did it itself.
             if self._left(call):
-                self._fail(call, as_sluice_error(error))
+                self._fail(call, as_sluice_error(as_exception(error)))
             return
         finished = self.now()
         if self._left(call):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import Future
+from contextlib import aclosing, contextmanager
 from time import perf_counter
 
 from gateway.pipeline import AwaitableCall, Pipeline
@@ -17,6 +18,7 @@ class ModelCall(AwaitableCall):
 
     __slots__ = ()
     protocol = "model"
+    inner = True
 
     def __init__(self, request: InferenceRequest) -> None:
         now = perf_counter()
@@ -37,11 +39,8 @@ class PipelineHost:
 
     async def infer(self, request: InferenceRequest) -> InferenceResponse:
         """As `call`, for whoever is on the loop already."""
-        self._pipeline.admission.in_flight += 1
-        try:
+        with self._counted():
             return await self._pipeline.infer(ModelCall(request))
-        finally:
-            self._pipeline.admission.in_flight -= 1
 
     def describe(self, model: str, version: str = "") -> Description:
         """See `Host.describe`."""
@@ -64,9 +63,19 @@ class PipelineHost:
 
     async def answers(self, request: InferenceRequest) -> AsyncGenerator[InferenceResponse]:
         """As `stream`, for whoever is on the loop already."""
-        self._pipeline.admission.in_flight += 1
+        with self._counted():
+            async with aclosing(self._pipeline.stream(ModelCall(request))) as answers:
+                async for response in answers:
+                    yield response
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Draining waits for it."""
+        admission = self._pipeline.admission
+        admission.in_flight += 1
+        admission.inner += 1
         try:
-            async for response in self._pipeline.stream(ModelCall(request)):
-                yield response
+            yield
         finally:
-            self._pipeline.admission.in_flight -= 1
+            admission.in_flight -= 1
+            admission.inner -= 1

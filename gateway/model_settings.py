@@ -171,6 +171,8 @@ class IsolationSettings(Document, frozen=True, kw_only=True):
     """Processors that the child may use; 0 = all."""
     hang_seconds: Annotated[float, Meta(gt=0)] = 60.0
     """A batch that takes longer counts as hung: the child is killed and started again."""
+    load_seconds: Annotated[float, Meta(gt=0)] = 600.0
+    """A load or restart that takes longer has failed: the child is killed."""
     max_restarts: NaturalInt = 5
     """Crashes in a row (with no minute of peace between them) after which the version fails."""
     spare: bool = True

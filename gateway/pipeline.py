@@ -57,7 +57,7 @@ class Pipeline:
             request = call.decode()
             call.request = request
             # limits and draining
-            self.admission.admit(request)
+            self.admission.admit(request, inner=call.inner)
             # model, version or label, routing key → servable, from one immutable snapshot
             servable, call.route = call.chosen or self.choose(call, request)
             if request.parameters is not None and not servable.model.sequences:

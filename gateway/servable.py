@@ -19,8 +19,8 @@ class Servable:
     """
 
     __slots__ = (
-        "_close", "_retired", "contract", "dispatcher", "max_batch_size", "model", "name",
-        "runtime", "settings", "stats", "version",
+        "_close", "_retired", "contract", "decoupled", "dispatcher", "max_batch_size", "model",
+        "name", "runtime", "settings", "stats", "version",
     )  # fmt: skip
 
     def __init__(
@@ -39,6 +39,8 @@ class Servable:
         self.name = name
         self.version = version
         self.model = model
+        self.decoupled = model.decoupled
+        """Whether a request may have any number of answers."""
         self.dispatcher = dispatcher
         self.contract = contract
         self.settings = settings
@@ -47,11 +49,6 @@ class Servable:
         self.stats: ServableStats = dispatcher.stats
         self._close = close
         self._retired = False
-
-    @property
-    def decoupled(self) -> bool:
-        """Whether a request may have any number of answers."""
-        return self.model.decoupled
 
     @property
     def idle(self) -> bool:

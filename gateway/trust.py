@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from importlib.machinery import all_suffixes
 from pathlib import Path
 from typing import Final
 
-from gateway.errors import ModelLoadError, printable
+from gateway.errors import ConfigError, ModelLoadError, printable
 
 MOST_LINKS: Final = 10_000
 """Files of a version that are looked at; one with more is refused."""
 
 
 class Trust:
-    """The sources in ``trust.code``: local directories and URIs, with all that is below them."""
+    """The sources in ``trust.code``: local directories and URIs, with all that is below them.
+
+    Raises `ConfigError` for a source that names nothing: it would be the working directory.
+    """
 
     def __init__(self, sources: Iterable[str]) -> None:
         self._folders: list[Path] = []
         self._uris: list[str] = []
         for source in sources:
+            if not source.strip().removeprefix("file://"):
+                raise ConfigError(
+                    f"trust.code: '{source}' names no directory; write its path, '.' for the "
+                    "working directory, or an empty list to trust nothing"
+                )
             if "://" in source and not source.startswith("file://"):
                 self._uris.append(source.rstrip("/"))
             else:
@@ -35,25 +44,46 @@ class Trust:
         real = path.resolve()
         return any(real == folder or folder in real.parents for folder in self._folders)
 
-    def check(self, what: str, path: Path, source: str = "") -> None:
+    def check(
+        self,
+        what: str,
+        path: Path,
+        source: str = "",
+        *,
+        file: Path | None = None,
+        beside: Iterable[Path] = (),
+    ) -> bool:
         """Raises `ModelLoadError` unless code in the version's folder `path` may run.
 
-        `what` is the code. Every link in the folder must lead to where code is trusted too.
+        `what` says what the code is, `file` is where all of it starts, if it is one file, and
+        `beside` are other folders that it imports modules from. Every link in the folders must
+        lead to where code is trusted too. True where the file alone is trusted, because it was
+        named itself: then nothing else may be imported.
         """
-        if not source and (path / what).resolve() in self._folders:
-            return  # the file itself was named
+        named = not source and file is not None and file.resolve() in self._folders
+        if named and not self.covers(path):
+            return True
+        self._check_folder(what, path, source)
+        for folder in beside:
+            self._check_folder(what, folder, source, importable=True)
+        return False
+
+    def _check_folder(
+        self, what: str, path: Path, source: str, *, importable: bool = False
+    ) -> None:
         if not self.covers(path, source):
-            raise ModelLoadError(self._refusal(what, source or place_of(path)))
+            own = str(path.resolve()) if importable else place_of(path)
+            raise ModelLoadError(self._refusal(what, source or own))
         if source:
             # What was fetched lies in a folder of ours, and may not point out of it.
             own = path.resolve()
-            for link, target in links(path):
+            for link, target in links(path, importable=importable):
                 if target != own and own not in target.parents:
                     raise ModelLoadError(
                         f"{what} executes code, and '{link}' beside it is a link out of its folder"
                     )
             return
-        for link, target in links(path):
+        for link, target in links(path, importable=importable):
             if not self.covers(target):
                 raise ModelLoadError(
                     f"{what} executes code, and '{link}' is a link out of the trusted directory; "
@@ -77,18 +107,33 @@ class Trust:
         )
 
 
+def local_sources(sources: Iterable[str]) -> tuple[str, ...]:
+    """Those of `sources` that are on this machine: who names them on a command line means their
+    models; a URL may hold anybody's. Empty ones are left out."""
+    return tuple(
+        source
+        for source in sources
+        if source.strip().removeprefix("file://")
+        and ("://" not in source or source.startswith("file://"))
+    )
+
+
 def place_of(path: Path) -> str:
     """The directory to trust for a version's folder, ``<models>/<model>/1``: that of the models."""
     return str(path.resolve().parent.parent)
 
 
-def links(folder: Path) -> Iterator[tuple[str, Path]]:
+def links(folder: Path, *, importable: bool = False) -> Iterator[tuple[str, Path]]:
     """The symbolic links below a folder (itself aside): name and where it leads.
 
+    `importable`: without what lies in it and is no module, such as folders of versions.
     Raises `ModelLoadError` for a folder with too many files to look at.
     """
     count = 0
     for at, folders, files in os.walk(folder):
+        if importable and Path(at) == folder:
+            folders[:] = [name for name in folders if name.isidentifier()]
+            files = [name for name in files if name.endswith(tuple(all_suffixes()))]
         for name in (*folders, *files):
             count += 1
             if count > MOST_LINKS:

@@ -97,6 +97,10 @@ class Artifact:
     settings: ModelSettings
     host: Host | None = field(default=None, compare=False, repr=False)
     """The gateway that loads it; `None` where there is none, as in a test."""
+    alone: bool = False
+    """Whether its file alone is trusted: code in it may import nothing that lies beside it."""
+    isolated: bool = False
+    """Whether the process it is loaded in has no other model."""
 
     def file(self, default: str) -> Path:
         """The artifact's file: as the settings name it, else `default`."""
@@ -239,6 +243,20 @@ class AsyncModel(Model):
         """As `infer`; `instances` of them at most are awaited at once. Being cancelled stops
         the work."""
 
+    async def infer_until(
+        self,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        parameters: Mapping[str, Parameter],
+        deadline: float | None,
+        headers: Headers,
+    ) -> Outputs:
+        """The same for one batch of the gateway's: `deadline` is the latest of its requests', in
+        seconds of `time.perf_counter`, and `headers` are those of its request where it is one
+        alone. Models that have no use for them need not have this; they are cancelled when
+        nobody waits for the batch any more."""
+        return await self.infer_async(inputs, outputs, parameters)
+
     def infer(
         self,
         inputs: Mapping[str, Array],
@@ -340,6 +358,15 @@ class Runtime(ABC):
         """What of `artifact` runs as code when it is loaded or used, e.g. ``model.py``; empty
         where nothing does. Such artifacts are loaded from trusted sources alone."""
         return ""
+
+    def code_file(self, artifact: Artifact) -> Path | None:
+        """The file where the code starts; `None` where it is more than one file. Naming this
+        file as a source is enough for it to be trusted (see `Artifact.alone`)."""
+        return None
+
+    def code_folders(self, artifact: Artifact) -> tuple[Path, ...]:
+        """Folders beside the version's own that the code may import modules from."""
+        return ()
 
     @abstractmethod
     def load(self, artifact: Artifact) -> Model:

@@ -6,6 +6,7 @@ anything else by its python_function flavour, which executes code.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import zipfile
 from pathlib import Path
@@ -75,6 +76,15 @@ class MlflowRuntime(Runtime):
         native, inner = delegate(document, artifact, flavor)
         return native.executes_code(inner)
 
+    def code_file(self, artifact: Artifact) -> Path | None:
+        """None for python_function, whose files are many. Raises `ModelLoadError`."""
+        document = read_document(artifact)
+        flavor = choose_flavor(document, artifact.settings)
+        if flavor == PYTHON:
+            return None
+        native, inner = delegate(document, artifact, flavor)
+        return native.code_file(inner)
+
     def load(self, artifact: Artifact) -> Model:
         """As the interface says; the input example is run once where there is one."""
         document = read_document(artifact)
@@ -140,7 +150,7 @@ def delegate(document: Document, artifact: Artifact, flavor: str) -> tuple[Runti
 
 
 def _inner(artifact: Artifact, document: Document, settings: ModelSettings) -> Artifact:
-    return Artifact(artifact.model, artifact.version, document.root, settings, artifact.host)
+    return dataclasses.replace(artifact, path=document.root, settings=settings)
 
 
 def torch_file(document: Document) -> Path:

@@ -14,6 +14,9 @@ from typing import Final
 from gateway.errors import ModelLoadError, printable
 
 _lock: Final = threading.Lock()
+_WAY_OUT: Final = (
+    "set isolation: process in model.yaml, so that each version has modules of its own"
+)
 _users: Final[dict[Path, int]] = {}
 
 
@@ -21,16 +24,24 @@ class CodeFolder:
     """One folder with modules, in use until `close`."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises `ModelLoadError` when a module in it is loaded already, from elsewhere."""
+        """Raises `ModelLoadError` when a module in it is loaded already, from elsewhere, or
+        could be: models import some of theirs at their first request."""
         self._folder: Path | None = folder.resolve()
         with _lock:
-            for name in top_level(self._folder):
+            names = top_level(self._folder)
+            for name in names:
                 place = _place(name)
                 if place is not None and not place.is_relative_to(self._folder):
                     raise ModelLoadError(
                         f"the model's module '{printable(name)}' is loaded already, from another "
-                        "model or package; set isolation: process in model.yaml, so that each "
-                        "version has modules of its own"
+                        f"model or package; {_WAY_OUT}"
+                    )
+            for other in _users:
+                common = sorted(set(names).intersection(top_level(other)))
+                if common and other != self._folder:
+                    raise ModelLoadError(
+                        f"the model's module '{printable(common[0])}' is one of another loaded "
+                        f"model as well; {_WAY_OUT}"
                     )
             _users[self._folder] = _users.get(self._folder, 0) + 1
 
@@ -57,12 +68,18 @@ def top_level(folder: Path) -> list[str]:
         found = sorted(folder.iterdir())
     except OSError:
         return []
-    return [
-        path.stem
-        for path in found
-        if path.stem.isidentifier()
-        and (path.suffix in (".py", ".so", ".pyc") or (path / "__init__.py").is_file())
-    ]
+    names = (_imported_as(path) for path in found)
+    return [name for name in dict.fromkeys(names) if name.isidentifier()]
+
+
+def _imported_as(path: Path) -> str:
+    """The name of a module, or of a folder: without ``__init__.py`` it is a package as well.
+    Empty for other files."""
+    if path.is_dir():
+        return "" if path.name == "__pycache__" else path.name
+    # ``fast.cpython-311-x86_64-linux-gnu.so`` is imported as ``fast``.
+    ours = path.suffix in (".py", ".so", ".pyd", ".pyc")
+    return path.name.partition(".")[0] if ours else ""
 
 
 def _place(name: str) -> Path | None:
@@ -71,8 +88,11 @@ def _place(name: str) -> Path | None:
     if module is None:
         return None
     file = getattr(module, "__file__", None)
-    # A built-in module, or a package without a file: it lies elsewhere.
-    return Path(file).resolve() if isinstance(file, str) else Path("/")
+    if isinstance(file, str):
+        return Path(file).resolve()
+    # A package without a file lies where its folder does; a built-in module lies elsewhere.
+    folders = list(getattr(module, "__path__", ()))
+    return Path(folders[0]).resolve() if folders else Path("/")
 
 
 def _within(entry: str, folder: Path) -> bool:

@@ -37,7 +37,7 @@ class TorchRuntime(Runtime):
     """Loads ``model.pt`` or ``model.pt2``; what the file holds tells its format."""
 
     name = "torch"
-    preload = ("torch",)
+    preload = ("runtimes.torch_preload",)
 
     def report(self) -> RuntimeReport:
         """As the interface says; the library is not imported."""
@@ -78,6 +78,15 @@ class TorchRuntime(Runtime):
             return code_in(open_archive(model_file(artifact)))
         except ModelLoadError:
             return ""  # nothing will be loaded
+
+    def code_file(self, artifact: Artifact) -> Path | None:
+        """The model's file, unless it needs a factory's module or libraries beside it."""
+        if {"factory", "libraries"} & artifact.settings.options.keys():
+            return None
+        try:
+            return model_file(artifact)
+        except ModelLoadError:
+            return None  # nothing will be loaded
 
     def load(self, artifact: Artifact) -> Model:
         """As the interface says."""

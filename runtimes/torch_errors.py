@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dis
 import re
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Final
 
 from gateway.errors import InferenceFailed, InvalidInput, without_folders
@@ -18,6 +20,11 @@ _INPUTS_FAULT: Final = re.compile(
     r"input\.size|inconsistent",
     re.I,
 )
+_INDEX: Final = re.compile(r"index .*out of range in self|out of bounds for dimension")
+"""PyTorch's words, beside Python's such as ``list index out of range``."""
+_LIST: Final = re.compile(r"^(?:RuntimeError: )?(?:list|string) index out of range", re.M)
+"""TorchScript's own, as RuntimeError."""
+_RAISE: Final = dis.opmap["RAISE_VARARGS"]
 
 
 def one_line(error: BaseException, folder: Path | None = None, limit: int = 400) -> str:
@@ -49,6 +56,33 @@ def inference_error(torch: Any, error: Exception) -> InferenceFailed:
     text = one_line(error)
     if "DefaultCPUAllocator" in text or isinstance(error, MemoryError):
         return InferenceFailed(f"not enough memory for this batch: {text}")
-    if isinstance(error, (IndexError, AssertionError, ValueError)) or _INPUTS_FAULT.search(text):
+    if _of_the_dispatcher(torch, error) and _INPUTS_FAULT.search(text):
         return InvalidInput(text)
-    return InferenceFailed(text)
+    kind = type(error)
+    own = kind.__module__ == "builtins" and kind is not RuntimeError
+    return InferenceFailed(f"the model failed: {kind.__name__}: {text}" if own else text)
+
+
+def _of_the_dispatcher(torch: Any, error: Exception) -> bool:
+    """Whether PyTorch refused what it was called with; else the model's own code failed."""
+    text = str(error)
+    if isinstance(error, AssertionError):
+        return text.startswith("Guard failed")  # of an exported program
+    if _raised_outside(error.__traceback__, Path(torch.__file__).parent):
+        return False
+    if isinstance(error, IndexError):
+        return _INDEX.search(text) is not None
+    # What TorchScript's ``raise`` and ``assert`` bring up is no RuntimeError.
+    return isinstance(error, RuntimeError) and _LIST.search(text) is None
+
+
+def _raised_outside(trace: TracebackType | None, folder: Path) -> bool:
+    """Whether a ``raise`` in a Python file outside of `folder` is where an error comes from."""
+    if trace is None:
+        return False
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    code = trace.tb_frame.f_code
+    if code.co_code[trace.tb_lasti] != _RAISE:
+        return False
+    return Path(code.co_filename).is_absolute() and folder not in Path(code.co_filename).parents

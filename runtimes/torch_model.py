@@ -10,6 +10,7 @@ from typing import Any
 from gateway.errors import InferenceFailed, InvalidInput
 from gateway.tensors import BYTES, Array, Parameter, TensorSpec
 from runtimes.interface import Model
+from runtimes.onnx_metadata import Reshape
 from runtimes.torch_errors import inference_error
 from runtimes.torch_options import Plan
 from runtimes.torch_program import MISSING, Program
@@ -103,7 +104,7 @@ class TorchModel(Model):
             if position is None:
                 raise InvalidInput(f"the model has no input '{name}'")
             if name in reshapes:
-                array = array.reshape(reshapes[name](array.shape))
+                array = _reshaped(name, array, reshapes[name])
             if name in signature.texts:
                 value: Any = _texts(name, array)
             else:
@@ -185,6 +186,15 @@ def _contexts(torch: Any, plan: Plan, device: str) -> tuple[Context, ...]:
     if not plan.optimized_execution:
         contexts.append(lambda: torch.jit.optimized_execution(False))
     return tuple(contexts)
+
+
+def _reshaped(name: str, array: Array, reshape: Reshape) -> Array:
+    try:
+        return array.reshape(reshape(array.shape))
+    except ValueError as error:
+        raise InvalidInput(
+            f"input '{name}' of shape {list(array.shape)} cannot be reshaped: {error}"
+        ) from None
 
 
 def _texts(name: str, array: Array) -> list[str]:

@@ -30,6 +30,7 @@ from gateway.errors import (
     Unavailable,
     WrongRows,
     printable,
+    text_of,
     without_folders,
 )
 from gateway.telemetry.access import access_log
@@ -81,6 +82,8 @@ class Batcher:
         self.now = clock.now
         self._lines: dict[Signature, Line] = {}
         self._retries: deque[Batch] = deque()
+        self._stoppable: list[Batch] = []
+        """Batches under way whose work ends when nobody waits for it any more."""
         self._running = 0
         self._running_rows = 0
         self._started_at = 0.0
@@ -248,11 +251,34 @@ class Batcher:
         """Called by a call that ended by itself; its row in a running batch is just dropped."""
         if waiting:
             self._forget(call)
+        elif self._stoppable:
+            self._stop_unwanted()
         if call.protocol:
             took = self._clock.now() - call.arrived
             self.stats.failed(call.protocol, "cancelled", "CANCELED", took)
             if access_log.share:
                 access_log.record(call, self._version, "cancelled", took)
+
+    def _stop_unwanted(self) -> None:
+        """Ends the work on batches whose calls have all ended."""
+        for batch in self._stoppable:
+            if batch.cancel is not None and all(call.state == ENDED for call in batch.calls):
+                cancel, batch.cancel = batch.cancel, None
+                cancel()
+
+    def _latest_deadline(self, calls: Sequence[Call]) -> float | None:
+        """That of a batch: the latest of its calls'; `None` where one has none."""
+        latest = 0.0
+        for call in calls:
+            deadline = self._caller_deadline(call)
+            if deadline is None:
+                return None
+            latest = max(latest, deadline)
+        return latest
+
+    def _caller_deadline(self, call: Call) -> float | None:
+        """Without the queue's own time limit, which is for waiting."""
+        return getattr(call, "caller_deadline", call.deadline)
 
     def _forget(self, call: Call) -> None:
         signature = call.request.signature if self.contract.batched else ()
@@ -308,8 +334,25 @@ class Batcher:
                     nearest = min(nearest, call.deadline)
                 elif not self.policy.forgives(call, now):
                     self._fail(call, self._too_late(call, now))
+        for batch in list(self._stoppable):
+            for call in batch.calls:
+                deadline = self._caller_deadline(call)
+                if call.state == ENDED or deadline is None:
+                    continue
+                if deadline > now:
+                    nearest = min(nearest, deadline)
+                else:
+                    self._fail(call, self._while_running(call, now))
+        if self._stoppable:
+            self._stop_unwanted()
         if nearest < NEVER:
             self._watch_deadline(nearest)
+
+    def _while_running(self, call: Call, now: float) -> DeadlineExceeded:
+        return DeadlineExceeded(
+            f"the deadline passed after {(now - call.arrived) * 1e3:.0f} ms, while {self.name} was "
+            "at work; it may be executing the request"
+        )
 
     # --- forming and running batches
 
@@ -331,7 +374,11 @@ class Batcher:
                 self._running += 1
                 self._running_rows += batch.rows
                 self._started_at = batch.closed
+                if self.elsewhere:
+                    batch.deadline = self._latest_deadline(batch.calls)
                 self._runner.run(batch, self._finished, here=cost is not None)
+                if batch.cancel is not None:
+                    self._watch_running(batch)
                 if cost is not None:
                     on_loop += cost
                     if on_loop > LOOP_BUDGET:
@@ -339,6 +386,13 @@ class Batcher:
                         break
         finally:
             self._flushing = False
+
+    def _watch_running(self, batch: Batch) -> None:
+        self._stoppable.append(batch)
+        for call in batch.calls:
+            deadline = self._caller_deadline(call)
+            if deadline is not None:
+                self._watch_deadline(deadline)
 
     def _flush_soon(self) -> None:
         if not self._flush_due:
@@ -460,6 +514,8 @@ class Batcher:
         """Hands the rows of a batch to their callers, or finds out whose fault it was."""
         self._running -= 1
         self._running_rows -= batch.rows
+        if batch in self._stoppable:
+            self._stoppable.remove(batch)
         calls = batch.calls
         error = batch.error
         responses: list[InferenceResponse] = []
@@ -596,8 +652,11 @@ class Batcher:
 
 
 def as_sluice_error(error: Exception) -> SluiceError:
-    """What the caller is told of a failure in the runtime."""
+    """What the caller is told of a failure in the runtime: its text is `printable`."""
+    text = text_of(error)
     if isinstance(error, SluiceError):
+        if error.args != (text,):
+            error.args = (text,)
         return error
-    text = printable(without_folders(" ".join(str(error).split())), 400)
-    return InferenceFailed(f"the runtime failed: {type(error).__name__}: {text}")
+    text = printable(without_folders(" ".join(text.split())), 400)
+    return InferenceFailed(f"the runtime failed: {printable(type(error).__name__)}: {text}")

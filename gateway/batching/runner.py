@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from queue import SimpleQueue
 from time import perf_counter
 from typing import Protocol
@@ -22,8 +23,8 @@ class Batch:
     """Calls that run together, then their outputs or the error. Times in the clock's seconds."""
 
     __slots__ = (
-        "answers", "assembled", "calls", "closed", "error", "finished", "outputs", "reason", "rows",
-        "started",
+        "answers", "assembled", "calls", "cancel", "closed", "deadline", "error", "finished",
+        "outputs", "reason", "rows", "started",
     )  # fmt: skip
 
     def __init__(self, calls: Sequence[Call], rows: int, reason: str, closed: float) -> None:
@@ -36,6 +37,10 @@ class Batch:
         self.answers: Sequence[Mapping[str, Array] | Exception] | None = None
         """One for each call, in place of `outputs`, where the model kept them separate."""
         self.error: Exception | None = None
+        self.deadline: float | None = None
+        """The latest of its calls'; `None` where one has none."""
+        self.cancel: Callable[[], object] | None = None
+        """Stops its work; set by runners that can. `done` is called all the same."""
 
 
 class Runner(Protocol):
@@ -155,6 +160,11 @@ class ModelRunner:
         self._threads = []
 
 
+def _of_nobody(name: str) -> str | None:
+    """The headers of a batch of several callers."""
+    return None
+
+
 class AsyncRunner:
     """Runs batches of a model that answers later: one task a batch, on the owning loop."""
 
@@ -162,12 +172,24 @@ class AsyncRunner:
         self._model = model
         self._batched = batched
         self._loop = asyncio.get_running_loop()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], Callable[[], object]] = {}
+        """What is left to do at the end of each, if it does not come to it by itself."""
 
     def run(self, batch: Batch, done: Callable[[Batch], None], *, here: bool) -> None:
         task = self._loop.create_task(self._run(batch, done))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        batch.cancel = task.cancel
+        self._tasks[task] = partial(self._never_begun, batch, done)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        missing = self._tasks.pop(task)
+        if task.cancelled():
+            missing()
+
+    def _never_begun(self, batch: Batch, done: Callable[[Batch], None]) -> None:
+        """Cancelled before its first step, a task does nothing at all."""
+        batch.error = as_exception(asyncio.CancelledError())
+        done(batch)
 
     async def _run(self, batch: Batch, done: Callable[[Batch], None]) -> None:
         model = self._model
@@ -176,7 +198,11 @@ class AsyncRunner:
             inputs = assemble(batch.calls, batch.rows)
             batch.assembled = perf_counter()
             parameters = parameters_of(model, batch)
-            outputs = await model.infer_async(inputs, wanted_outputs(batch.calls), parameters)
+            calls = batch.calls
+            headers = calls[0].header if len(calls) == 1 else _of_nobody
+            outputs = await model.infer_until(
+                inputs, wanted_outputs(calls), parameters, batch.deadline, headers
+            )
             if self._batched:
                 check_rows(outputs, batch.rows)
             batch.outputs = outputs

@@ -18,7 +18,7 @@ class Slice(Call):
     def __init__(self, whole: Slices, index: int, request: InferenceRequest) -> None:
         parent = whole.parent
         super().__init__(parent.arrived, parent.deadline)
-        self.caller_deadline = getattr(parent, "caller_deadline", None)
+        self.caller_deadline = getattr(parent, "caller_deadline", parent.deadline)
         self.request = request
         self._whole = whole
         self._index = index
@@ -86,7 +86,12 @@ class Slices:
                 return
             first = parts[0]
             whole = InferenceResponse(
-                first.model, first.version, outputs, id=self.parent.request.id
+                first.model,
+                first.version,
+                outputs,
+                id=self.parent.request.id,
+                # Those of one slice; nothing is known of how others could be joined.
+                parameters=first.parameters,
             )
             self._succeed(self.parent, whole)
 

@@ -70,6 +70,8 @@ class Streamer:
         self.instances = policy.instances
         self.elsewhere = model.elsewhere
         self.on_broken: Callable[[str], object] | None = None
+        self.on_left: Callable[[Call], object] | None = None
+        """Told when the model is done with a call, which may have ended long before."""
         self.pending = 0
         """Calls that wait, and those whose model has not come to its end."""
         self.waiting_bytes = 0
@@ -304,6 +306,8 @@ class Streamer:
         """The model is done with a call, and the call's place is free."""
         stream.work = None
         stream.seconds = seconds
+        if self.on_left is not None:
+            self.on_left(stream.call)
         self._running -= 1
         self.pending -= 1
         if stream.complete:

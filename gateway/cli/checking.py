@@ -15,7 +15,7 @@ from gateway.lifecycle.loader import Loader
 from gateway.lifecycle.loading import one_line
 from gateway.registries.base import AspiredModel
 from gateway.registries.sources import open_registry
-from gateway.trust import Trust
+from gateway.trust import Trust, local_sources
 from runtimes.discovery import choose, load_runtimes
 from runtimes.hosts import LoopHost
 from runtimes.interface import Artifact, Runtime
@@ -39,7 +39,7 @@ def check_sources(sources: Iterable[str], *, load: bool) -> list[Finding]:
     runtimes = load_runtimes()
     sources = tuple(sources)
     with LoopHost() as host:
-        trust = Trust(source for source in sources if "://" not in source)
+        trust = Trust(local_sources(sources))
         clock = LoopClock(host.loop)
         config = BatchingConfig()
         nursery = Nursery(host.loop, config)

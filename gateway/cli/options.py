@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from gateway.config import LISTS
+from gateway.config import LISTS, listed
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -48,5 +48,5 @@ def parse_settings(settings: Iterable[str]) -> dict[str, str | list[str]]:
             raise click.BadParameter(
                 f"'{text}' must be KEY=VALUE, such as drain.grace=3", param_hint="'--set'"
             )
-        flags[key] = value.split(",") if key in LISTS else value
+        flags[key] = listed(value) if key in LISTS else value
     return flags

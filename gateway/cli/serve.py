@@ -56,6 +56,7 @@ def serve(
 
     from gateway.cli.options import parse_settings
     from gateway.config import TrustConfig, load_config
+    from gateway.trust import local_sources
 
     flags: dict[str, Any] = parse_settings(settings)
     named = {
@@ -69,9 +70,7 @@ def serve(
     flags.update({key: value for key, value in named.items() if value})
     config, origin = load_config(file, flags)
     if config.trust.code is None and origin.get("sources") == "command line":
-        # Who names a directory here means its models; a URL may hold anybody's.
-        local = tuple(s for s in config.sources if "://" not in s or s.startswith("file://"))
-        config = replace(config, trust=TrustConfig(code=local))
+        config = replace(config, trust=TrustConfig(code=local_sources(config.sources)))
     if not config.sources:
         raise click.UsageError("give a SOURCE, such as examples/models")
 

@@ -179,11 +179,12 @@ def _output(message: Any, raw: Buffer | None) -> Tensor:
 
 
 def decode_stream_response(
-    payload: bytes, model: str, version: str
+    payload: bytes, model: str, version: str, *, wire: bool = False
 ) -> tuple[InferenceResponse | None, str, bool]:
     """One ``ModelStreamInferResponse``: the answer in it (`None` where there is only an error, or
     nothing but the word that it was the last), the error's text, and whether it is the last of
-    its request. Raises `InferenceFailed` for one that is malformed."""
+    its request. With `wire`, contents that are raw are not looked at. Raises `InferenceFailed`
+    for one that is malformed."""
     try:
         message = ModelStreamInferResponse.FromString(payload)
     except (DecodeError, UnicodeDecodeError) as error:
@@ -194,6 +195,13 @@ def decode_stream_response(
     final = answer.parameters[FINAL].bool_param if FINAL in answer.parameters else False
     if final and not answer.outputs:
         return None, "", True
+    if wire and answer.raw_output_contents:
+        # Who streams the answer on says this itself.
+        answer.parameters.pop(FINAL, None)
+        answer.model_name, answer.model_version = model, version
+        passed = InferenceResponse(model, version, (), id=answer.id)
+        passed.wire = answer.SerializeToString()
+        return passed, "", final
     response = response_of(answer, answer.raw_output_contents, model, version)
     if response.parameters is not None:
         # Who streams the answer on says this itself.

@@ -50,6 +50,9 @@ CODES: Final[dict[type[SluiceError], tuple[int, int]]] = {
 }
 
 
+LONGEST_PAUSE: Final = 86_400
+
+
 def _codes(cls: type[SluiceError]) -> tuple[int, int]:
     for base in cls.__mro__:
         if base in CODES:
@@ -69,6 +72,9 @@ def grpc_status(error: SluiceError) -> int:
 
 def retry_after(error: SluiceError) -> int | None:
     """Whole seconds for ``Retry-After``, at least 1; `None` when it makes no sense."""
-    if isinstance(error, errors.Unavailable) and error.retry_after is not None:
-        return max(1, math.ceil(error.retry_after))
-    return None
+    if not isinstance(error, errors.Unavailable) or error.retry_after is None:
+        return None
+    try:
+        return min(max(1, math.ceil(error.retry_after)), LONGEST_PAUSE)
+    except (TypeError, ValueError, OverflowError):
+        return None  # a model's error: anything may be in it

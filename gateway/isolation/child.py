@@ -27,7 +27,9 @@ from gateway.isolation.arena import Arena, SegmentLike
 from gateway.isolation.channel import Channel
 from gateway.isolation.home import Home
 from gateway.isolation.memory import Segment, Table
+from gateway.isolation.own_metrics import Numbers
 from gateway.isolation.serving import DeliveringRunner, Serving
+from gateway.isolation.warm import warm_again
 from gateway.lifecycle.dispatchers import contract_of, make_dispatcher
 from gateway.lifecycle.loading import inline_seconds, load_here, one_line
 from gateway.lifecycle.probe import Findings
@@ -35,6 +37,8 @@ from gateway.model_settings import LimitSettings, ModelSettings
 from runtimes.interface import Artifact, Model, Runtime
 
 TRIM_SECONDS = 5.0
+METRICS_SECONDS = 1.0
+"""How often a model's own numbers are sent, if they have changed."""
 NO_BOUND = 1 << 60
 
 
@@ -51,7 +55,13 @@ class Child:
         self._table: Table | None = None
         self._serving: Serving | None = None
         self._model: Model | None = None
+        self._numbers = Numbers(self._channel.send)
         self._loop.call_later(TRIM_SECONDS, self._trim)
+        self._loop.call_later(METRICS_SECONDS, self._tell_numbers)
+
+    def _tell_numbers(self) -> None:
+        self._loop.call_later(METRICS_SECONDS, self._tell_numbers)
+        self._numbers.tell()
 
     def _show(self, number: int, segment: SegmentLike) -> None:
         assert isinstance(segment, Segment)
@@ -86,7 +96,7 @@ class Child:
         elif kind == m.TABLE:
             self._table = Table(self._channel.fds.popleft())
         elif kind == m.PRELOAD:
-            threading.Thread(target=preload, args=(message[1],), daemon=True).start()
+            threading.Thread(target=self._preload, args=(message[1],), daemon=True).start()
         elif kind == m.LOAD:
             threading.Thread(target=self._load, args=(message[1],), daemon=True).start()
         elif kind == m.CLOSE:
@@ -94,11 +104,21 @@ class Child:
 
     # --- loading, in a thread
 
+    def _preload(self, modules: list[str]) -> None:
+        preload(modules)
+        self._tell(self._channel.send, (m.PRELOADED,))
+
     def _load(self, order: dict[str, Any]) -> None:
         try:
             settings = msgspec.msgpack.decode(order["settings"], type=ModelSettings)
             artifact = Artifact(
-                order["model"], order["version"], Path(order["path"]), settings, self._home
+                order["model"],
+                order["version"],
+                Path(order["path"]),
+                settings,
+                self._home,
+                alone=order["alone"],
+                isolated=True,
             )
             runtime = runtime_of(order)
             known = order["known"]
@@ -106,12 +126,14 @@ class Child:
                 loaded = load_here(artifact, runtime, order["max_batch_size"], self._warming)
                 model, findings = loaded.model, loaded.findings
             else:
-                # Of a model that was loaded before, all is known, and somebody waits.
+                # Of a model that was loaded before, all is known, and somebody waits: but not
+                # to be the one who meets a cold model.
                 model = runtime.load(artifact)
                 curve = CostCurve()
                 for rows, seconds in known[2]:
                     curve.observe(rows, seconds)
                 findings = Findings(known[0], curve, list(known[1]))
+                warm_again(model, findings, settings, artifact.path.parent)
         except ModelLoadError as error:
             failure: SluiceError = ModelLoadError(with_install_line(error, order))
         except SluiceError as error:
@@ -139,16 +161,16 @@ class Child:
             assert self._table is not None
             name, version = order["model"], order["version"]
             serving = Serving(self._channel, self._arena, self._table, name, version)
-            serving.dispatcher = make_dispatcher(
+            dispatcher = make_dispatcher(
                 name, version, model, findings, contract_of(model, findings), unbounded(settings),
                 LoopClock(self._loop), inline_seconds(order["inline_us"]), serving.stats,
                 lambda runner: DeliveringRunner(runner, serving, self._channel),
             )  # fmt: skip
-            serving.dispatcher.on_broken = lambda cause: self._channel.send((m.BROKEN, cause))
+            serving.serve(dispatcher)
             self._serving = serving
             self._model = model
             facts = m.tell_facts(model)
-            facts["instances"] = serving.dispatcher.instances
+            facts["instances"] = dispatcher.instances
             costs = [(2**n, findings.curve.predict(2**n)) for n in range(11)]
             found = {
                 "max_batch_size": findings.max_batch_size,

@@ -29,7 +29,7 @@ from gateway.isolation import messages as m
 from gateway.isolation.arena import ArenaFull
 from gateway.isolation.bounds import Bounds
 from gateway.isolation.limits import isolation_of
-from gateway.isolation.memory import SLOTS
+from gateway.isolation.memory import SLOTS, WAITS_FOR_READER
 from gateway.isolation.model import ChildModel
 from gateway.isolation.pending import ChildAnswers, Credit, Pending
 from gateway.isolation.restarts import Restarts
@@ -196,10 +196,14 @@ class ChildDispatcher:
         return 0 if self._closed else sum(call.rows for call in self._waiting_calls())
 
     def _longest_run(self) -> float:
-        """Seconds for which the call runs that has run longest; 0 if none does."""
+        """Seconds for which the model has worked longest on something; 0 if nothing is to be
+        expected of it. Also on what nobody waits for any more: a hang outlasts its callers."""
         starts = self._starts
-        since = min([starts[slot] for slot in self._slots if starts[slot]], default=0.0)
-        return max(perf_counter() - since, 1e-9) if since else 0.0
+        marks = [starts[slot] for slot in self._slots if starts[slot]]
+        if (oldest := self._model.table.oldest()) is not None:
+            marks.append(oldest)
+        since = min(marks, default=WAITS_FOR_READER)
+        return 0.0 if since == WAITS_FOR_READER else max(perf_counter() - since, 1e-9)
 
     # --- leaving early
 
@@ -273,8 +277,6 @@ class ChildDispatcher:
                 pending.answers.finish()
         elif kind == m.BATCHES:
             self._batches(message[1])
-        elif kind == m.BROKEN:
-            self._give_up(message[1])
         elif self._model.child.errands is not None:
             self._model.child.errands.take(message)
 
@@ -416,9 +418,10 @@ class ChildDispatcher:
 
     def _trim(self) -> None:
         self._trimmer = self._loop.call_later(TRIM_SECONDS, self._trim)
+        if not self._up:
+            return  # a child that is loading has been shown the segments
         for number in self._arena.trim():
-            if self._up:
-                self._model.child.send((m.DROP, number))
+            self._model.child.send((m.DROP, number))
 
     # --- crashes
 
@@ -427,7 +430,7 @@ class ChildDispatcher:
         child = self._model.child
         self._watch = Watch(
             child, self._isolation.hang_seconds, self._loop, self._longest_run,
-            lambda: bool(self._slots),
+            lambda: bool(self._slots) or self._model.table.oldest() is not None,
         )  # fmt: skip
         if self._trimmer is None:
             self._trimmer = self._loop.call_later(TRIM_SECONDS, self._trim)

@@ -33,10 +33,7 @@ class Errands:
         """A message of the child's that has to do with its calls."""
         kind = message[0]
         if kind == m.HOME_CALL:
-            number = message[1]
-            task = asyncio.get_running_loop().create_task(self._run(message))
-            self._tasks[number] = task
-            task.add_done_callback(lambda _: self._tasks.pop(number, None))
+            self._call(message)
         elif kind == m.HOME_CANCEL:
             if (running := self._tasks.get(message[1])) is not None:
                 running.cancel()
@@ -48,6 +45,30 @@ class Errands:
             self._describe(*message[1:])
         elif kind == m.RELEASED:
             self.released(message[1])
+
+    def _call(self, message: Sequence[Any]) -> None:
+        _, number, stream, model, version, outputs, parameters, timeout, priority, body = message
+        # Leased here: a task that is cancelled at once never begins.
+        view = self._child.channel.incoming.lease(body[0], body[1])
+        request = InferenceRequest(
+            model,
+            version,
+            m.tensors_of(view, body[2]),
+            outputs=tuple(outputs),
+            parameters=parameters,
+            timeout_us=timeout,
+            priority=priority,
+            unchecked=True,
+        )
+        task = asyncio.get_running_loop().create_task(self._run(number, request, stream=stream))
+        self._tasks[number] = task
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.pop(number, None)
+            if task.cancelled():
+                self._fail(number, Cancelled("the call was cancelled"))
+
+        task.add_done_callback(ended)
 
     def released(self, blocks: Sequence[int]) -> list[int]:
         """Takes back the answers that the child is done with; returns the blocks that are none."""
@@ -71,21 +92,9 @@ class Errands:
             specs = m.tell_specs(found.inputs), m.tell_specs(found.outputs)
             self._say((m.HOME_ANSWER, number, specs, None, True))
 
-    async def _run(self, message: Sequence[Any]) -> None:
-        _, number, stream, model, version, outputs, parameters, timeout, priority, body = message
+    async def _run(self, number: int, request: InferenceRequest, *, stream: bool) -> None:
+        model = request.model
         try:
-            view = self._child.channel.incoming.lease(body[0], body[1])
-            request = InferenceRequest(
-                model,
-                version,
-                m.tensors_of(view, body[2]),
-                outputs=tuple(outputs),
-                parameters=parameters,
-                timeout_us=timeout,
-                priority=priority,
-                unchecked=True,
-            )
-            del view, body, message
             host = self._host
             if host is None:
                 raise InferenceFailed(f"model '{model}' was called, but no gateway runs here")
@@ -120,7 +129,11 @@ class Errands:
         self._lent.add(block)
         body = (block, size, told)
         head = (response.model, response.version, response.parameters)
-        self._say((m.HOME_ANSWER, number, (*head, body), None, last))
+        try:
+            self._say((m.HOME_ANSWER, number, (*head, body), None, last))
+        except Exception:
+            self.released([block])
+            raise
 
     def _fail(self, number: int, error: SluiceError) -> None:
         self._say((m.HOME_ANSWER, number, None, m.tell_error(error), True))

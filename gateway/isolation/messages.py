@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from gateway import errors
-from gateway.errors import InferenceFailed, SluiceError
+from gateway.errors import InferenceFailed, SluiceError, text_of
 from gateway.isolation.arena import ALIGN, Arena
 from gateway.tensors import DATATYPES, Buffer, Tensor, TensorSpec
 from runtimes.interface import Model
@@ -101,7 +101,11 @@ def put(arena: Arena, tensors: Sequence[Tensor]) -> tuple[int, int, list[Any]]:
     """
     told, data, size = measure(tensors)
     block = arena.take(size)
-    fill(arena.view(block), told, data)
+    try:
+        fill(arena.view(block), told, data)
+    except BaseException:
+        arena.give(block)
+        raise
     return block, size, told
 
 
@@ -119,8 +123,7 @@ def tensors_of(view: memoryview, told: Sequence[Sequence[Any]]) -> tuple[Tensor,
 
 
 def tell_error(error: SluiceError) -> tuple[str, str, float | None]:
-    text = str(error).encode("utf-8", "replace").decode()
-    return type(error).__name__, text, getattr(error, "retry_after", None)
+    return type(error).__name__, text_of(error), getattr(error, "retry_after", None)
 
 
 def error_of(told: Sequence[Any]) -> SluiceError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib.metadata
 from collections import Counter
 from collections.abc import Callable, Coroutine
@@ -15,12 +16,14 @@ from gateway.errors import ModelLoadError, SluiceError
 from gateway.isolation import messages as m
 from gateway.isolation.arena import Arena
 from gateway.isolation.errands import Errands
+from gateway.isolation.guard import Guard
 from gateway.isolation.limits import Surroundings, isolation_of, surroundings
 from gateway.isolation.memory import Segment, Table
 from gateway.isolation.model import ChildModel, Curve
 from gateway.isolation.process import ChildProcess
 from gateway.isolation.watch import watch_loading
 from gateway.lifecycle.probe import Findings
+from gateway.model_settings import IsolationSettings
 from gateway.telemetry.logs import log
 from runtimes.interface import Artifact, Runtime
 
@@ -58,6 +61,7 @@ class Nursery:
         self._host = host
         # Children die with the thread that started them: one that lives as long as we do.
         self._starter = ThreadPoolExecutor(1, "sluice-nursery")
+        self._guard = Guard()
         self._children: set[ChildProcess] = set()
         self._spares: dict[Kind, ChildProcess] = {}
         self._users: Counter[Kind] = Counter()
@@ -70,17 +74,23 @@ class Nursery:
     ) -> tuple[ChildModel, Findings]:
         """Loads and warms up in a child; blocking, for a thread. Raises `SluiceError`."""
         work = self._load(artifact, runtime, warming)
+        tracked = self._tracked(work)
         try:
-            found = asyncio.run_coroutine_threadsafe(self._tracked(work), self._loop).result()
-        except (CancelledError, RuntimeError) as error:
+            loading = asyncio.run_coroutine_threadsafe(tracked, self._loop)
+        except RuntimeError as error:  # the loop is closed
+            tracked.close()
             work.close()
             raise ModelLoadError("the gateway is closing") from error
-        return found
+        try:
+            return loading.result()
+        except CancelledError as error:
+            raise ModelLoadError("the gateway is closing") from error
 
     async def _tracked(self, work: Coroutine[Any, Any, Loading]) -> Loading:
         task = asyncio.current_task()
         assert task is not None
         if self._closed:
+            work.close()
             raise asyncio.CancelledError
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -110,7 +120,7 @@ class Nursery:
             again, (facts_now, _) = await self._bring_up(
                 artifact, runtime, around, arena, table, (*known, curve), lambda: None
             )
-            self._want_spare((around, preload_of(artifact, runtime)), runtime.name)
+            self._want_spare((around, preload_of(artifact, runtime)), artifact, runtime)
             if facts_now != facts:
                 again.kill("its files have changed")
                 raise ModelLoadError(
@@ -122,7 +132,7 @@ class Nursery:
         curve = [(rows, seconds) for rows, seconds in found["curve"]]
         kind = around, preload_of(artifact, runtime)
         self._users[kind] += 1
-        self._want_spare(kind, runtime.name)
+        self._want_spare(kind, artifact, runtime)
         model = ChildModel(
             facts, child, arena, table, curve, renew, self._loop, lambda: self._unused(kind)
         )
@@ -142,12 +152,48 @@ class Nursery:
 
         Raises `ModelLoadError`, and whatever else the model's loading raised.
         """
-        isolation = isolation_of(artifact.settings)
         label = f"{artifact.model}/{artifact.version}"
-        child = self._spares.pop((around, preload_of(artifact, runtime)), None)
-        if child is None or child.dead:
-            child = await self._start(around, label)
-        child.label = label
+        order = {
+            "model": artifact.model,
+            "version": artifact.version,
+            "path": str(artifact.path),
+            "alone": artifact.alone,
+            "settings": msgspec.msgpack.encode(artifact.settings),
+            "runtime": f"{type(runtime).__module__}:{type(runtime).__qualname__}",
+            "package": "",
+            "packages": PACKAGES,
+            "foreign": around.foreign,
+            "max_batch_size": self._config.max_batch_size,
+            "inline_us": self._config.inline_us,
+            "known": known,
+        }
+        if around.foreign:
+            # Reads the records of all that is installed, the first time: not on the loop.
+            order["package"] = await asyncio.to_thread(package_of, type(runtime).__module__)
+        isolation = isolation_of(artifact.settings)
+        spare = self._spares.pop((around, preload_of(artifact, runtime)), None)
+        if spare is not None and not spare.dead:
+            spare.label = label
+            try:
+                return spare, await self._order(spare, order, isolation, arena, table, warming)
+            except SluiceError:
+                # It may have been about to end, or its imports were at fault.
+                if not spare.ended.is_set() or spare.killed:
+                    raise
+                log.warning("%s: the spare process has ended; starting another one", label)
+        child = await self._start(around, label)
+        return child, await self._order(child, order, isolation, arena, table, warming)
+
+    async def _order(
+        self,
+        child: ChildProcess,
+        order: dict[str, Any],
+        isolation: IsolationSettings,
+        arena: Arena,
+        table: Table,
+        warming: Callable[[], object],
+    ) -> tuple[Any, Any]:
+        """Has the model loaded in a child; what it says of it. The child ends if it cannot."""
         loaded: asyncio.Future[tuple[Any, Any]] = self._loop.create_future()
         errands = Errands(child, arena, self._host)
 
@@ -155,6 +201,8 @@ class Nursery:
             kind = message[0]
             if kind == m.WARMING:
                 warming()
+            elif kind == m.PRELOADED:
+                pass  # a spare that was taken before it was ready
             elif kind == m.LOADED and not loaded.done():
                 loaded.set_result((message[1], message[2]))
             elif kind == m.LOAD_FAILED and not loaded.done():
@@ -169,24 +217,16 @@ class Nursery:
 
         child.on_message, child.on_died = heard, died
         child.errands = errands
-        order = {
-            "model": artifact.model,
-            "version": artifact.version,
-            "path": str(artifact.path),
-            "settings": msgspec.msgpack.encode(artifact.settings),
-            "runtime": f"{type(runtime).__module__}:{type(runtime).__qualname__}",
-            "package": package_of(type(runtime).__module__),
-            "packages": PACKAGES,
-            "foreign": around.foreign,
-            "max_batch_size": self._config.max_batch_size,
-            "inline_us": self._config.inline_us,
-            "known": known,
-        }
+        limit = self._loop.call_later(
+            isolation.load_seconds, child.kill,
+            "the model has not loaded within isolation.load_seconds = "
+            f"{isolation.load_seconds:g}",
+        )  # fmt: skip
         watch = watch_loading(child, isolation.hang_seconds, self._loop)
         try:
             child.attach(arena, table)
             child.send((m.LOAD, order))
-            told = await loaded
+            return await loaded
         except BaseException as error:
             child.on_died = lambda cause: None
             errands.close()
@@ -195,13 +235,13 @@ class Nursery:
                 raise
             raise ModelLoadError(f"{type(error).__name__}: {error}") from error
         finally:
+            limit.cancel()
             watch.cancel()
-        return child, told
 
     async def _start(self, around: Surroundings, label: str) -> ChildProcess:
         try:
             starting = self._loop.run_in_executor(
-                self._starter, ChildProcess, self._loop, around, label
+                self._starter, ChildProcess, self._loop, around, label, self._guard
             )
             child = await asyncio.shield(starting)
         except asyncio.CancelledError:
@@ -218,31 +258,44 @@ class Nursery:
 
     # --- spares
 
-    def _want_spare(self, kind: Kind, runtime: str) -> None:
+    def _want_spare(self, kind: Kind, artifact: Artifact, runtime: Runtime) -> None:
         if kind[1]:
-            self._spawn(self._make_spare(kind, runtime))
+            seconds = isolation_of(artifact.settings).load_seconds
+            self._spawn(self._make_spare(kind, runtime.name, seconds))
 
-    async def _make_spare(self, kind: Kind, runtime: str) -> None:
-        if kind in self._spares or not self._users[kind]:
+    def _has_spare(self, kind: Kind) -> bool:
+        spare = self._spares.get(kind)
+        return spare is not None and not spare.dead
+
+    async def _make_spare(self, kind: Kind, runtime: str, seconds: float) -> None:
+        if self._has_spare(kind) or not self._users[kind]:
             return
         try:
             spare = await self._start(kind[0], f"spare for {runtime}")
         except ModelLoadError as error:
             log.warning("no spare process for %s: %s", runtime, error)
             return
-        if kind in self._spares or not self._users[kind]:
+        if self._has_spare(kind) or not self._users[kind]:
             spare.kill("it is not needed")
             return
         self._spares[kind] = spare
+        limit = self._loop.call_later(seconds, self._stuck, kind, spare, seconds)
 
         def died(cause: str) -> None:
             # Not made again before the next model of its kind has loaded.
+            limit.cancel()
             if self._spares.get(kind) is spare:
                 del self._spares[kind]
                 log.warning("the spare process for %s has ended: %s", runtime, cause)
 
         spare.on_died = died
+        spare.on_message = lambda message: limit.cancel()  # it has imported everything
         spare.send((m.PRELOAD, kind[1]))
+
+    def _stuck(self, kind: Kind, spare: ChildProcess, seconds: float) -> None:
+        """Its imports hang: whoever took it would wait for them."""
+        if self._spares.get(kind) is spare:
+            spare.kill(f"its imports took more than isolation.load_seconds = {seconds:g}")
 
     def _unused(self, kind: Kind) -> None:
         """A model is closed; the last of its kind takes the spare with it."""
@@ -271,6 +324,7 @@ class Nursery:
             await asyncio.to_thread(child.wait_closed)
         self._spares.clear()
         self._starter.shutdown(wait=False)
+        await asyncio.to_thread(self._guard.close)
 
 
 def _never_wanted(starting: asyncio.Future[ChildProcess]) -> None:
@@ -281,8 +335,10 @@ def _never_wanted(starting: asyncio.Future[ChildProcess]) -> None:
         child.kill("it is not wanted any more")
 
 
+@functools.cache
 def package_of(module: str) -> str:
-    """What to install for a module that belongs to a plugin; the module's name if unknown."""
+    """What to install for a module that belongs to a plugin; the module's name if unknown. Slow
+    the first time."""
     top = module.partition(".")[0]
     return (importlib.metadata.packages_distributions().get(top) or [top])[0]
 

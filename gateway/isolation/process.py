@@ -21,9 +21,12 @@ import runtimes
 from gateway.isolation import messages as m
 from gateway.isolation.arena import Arena, SegmentLike
 from gateway.isolation.channel import Channel, Message
+from gateway.isolation.guard import Guard
 from gateway.isolation.limits import Group, Surroundings, some_cpus
 from gateway.isolation.memory import Table
+from gateway.isolation.own_metrics import families_of
 from gateway.isolation.words import Words, cause_of_death
+from gateway.telemetry import custom
 from gateway.telemetry.logs import log
 
 if TYPE_CHECKING:
@@ -42,7 +45,9 @@ class ChildProcess:
     `on_message` gets what is not about memory or life; `on_died` is told the cause once.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, around: Surroundings, label: str) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, around: Surroundings, label: str, guard: Guard
+    ) -> None:
         global _turn
         self.label = label
         self.on_message: Callable[[list[Any]], object] = lambda message: None
@@ -58,6 +63,7 @@ class ChildProcess:
         self._killed_for = ""
         self._closing = False
         self._arena: Arena | None = None
+        self._guard = guard
         self._words = Words()
         ours, theirs = socket.socketpair()
         lifeline, self._lifeline = os.pipe()
@@ -98,6 +104,13 @@ class ChildProcess:
         self.pid = self._process.pid
         if self._group is not None:
             self._group.add(self.pid)
+        try:
+            guard.watch(self.pid)  # it starts nothing before it is told to load
+        except OSError as error:
+            log.warning(
+                "%s: no guard process (%s): if the gateway is killed, what the model's process "
+                "has started may stay", label, error.strerror,
+            )  # fmt: skip
         self._ours = ours
         self._keeper = threading.Thread(
             target=self._keep, name=f"sluice-child-{self.pid}", daemon=True
@@ -112,6 +125,11 @@ class ChildProcess:
     @property
     def dead(self) -> bool:
         return bool(self.cause)
+
+    @property
+    def killed(self) -> bool:
+        """Whether we have ended it."""
+        return bool(self._killed_for)
 
     # --- out
 
@@ -151,6 +169,8 @@ class ChildProcess:
                 self.channel.incoming.add(message[1], self.channel.fds.popleft(), message[2])
             elif kind == m.DROP:
                 self.channel.incoming.drop(message[1])
+            elif kind == m.METRICS:
+                custom.show_of(self, families_of(message[1]))
             elif kind != m.PONG:
                 self.on_message(message)
 
@@ -212,6 +232,7 @@ class ChildProcess:
         # What it has started goes with it. (Its number is not given away before it is waited for.)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
+        self._guard.forget(process.pid)
         code = process.wait()
         while self._hear(fd):
             pass
@@ -244,6 +265,7 @@ class ChildProcess:
         """On the event loop, once it is reaped and its last words are heard."""
         self.channel.read_rest()
         self.channel.close()
+        custom.drop_of(self)
         if self.errands is not None:
             self.errands.close()
         if self._arena is not None and self._arena.on_segment == self._show:

@@ -9,22 +9,26 @@ from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any, Final
 
+import msgspec
+
 from gateway.batching.runner import Batch, Runner
 from gateway.batching.slices import Slice
-from gateway.call import ENDED, NEW, RUNNING, Call
+from gateway.batching.streamer import Streamer
+from gateway.call import ENDED, NEW, QUEUED, RUNNING, Call
 from gateway.dispatch import Dispatcher
 from gateway.errors import InferenceFailed, SluiceError
 from gateway.isolation import messages as m
 from gateway.isolation.arena import Arena
-from gateway.isolation.channel import Channel
-from gateway.isolation.memory import Table
+from gateway.isolation.channel import Channel, Message
+from gateway.isolation.memory import RUNS, WAITS_FOR_READER, Table
 from gateway.telemetry.logs import log
 from gateway.telemetry.stats import ServableStats
 from gateway.tensors import InferenceRequest, InferenceResponse
 
-WAITS_FOR_READER: Final = float("inf")
-"""In the table: it has begun to run, but nothing is to be expected of it now."""
 TIDY_SECONDS: Final = 1.0
+LONGEST_TIDY_SECONDS: Final = 60.0
+OLD_SECONDS: Final = 2.0
+"""Memory is looked at for so long before cycles are suspected."""
 
 
 class RecordingStats(ServableStats):
@@ -47,6 +51,35 @@ class RecordingStats(ServableStats):
 
     def split(self, requests: int, rows: int, seconds: float) -> None:
         self.batches.append((requests, rows, seconds))
+
+
+class Runs:
+    """Marks in the shared table: since when what occupies the model has run.
+
+    Not per call, for callers may leave while the model goes on, or hangs.
+    """
+
+    def __init__(self, table: Table) -> None:
+        self._runs = table.runs
+        self._free = list(range(RUNS - 1, -1, -1))
+
+    def begin(self) -> int | None:
+        """A mark, set now; `None` when all are taken, which leaves that run unwatched."""
+        if not self._free:
+            return None
+        mark = self._free.pop()
+        self._runs[mark] = perf_counter()
+        return mark
+
+    def since(self, mark: int | None, start: float) -> None:
+        """It counts from `start`."""
+        if mark is not None:
+            self._runs[mark] = start
+
+    def end(self, mark: int | None) -> None:
+        if mark is not None:
+            self._runs[mark] = 0.0
+            self._free.append(mark)
 
 
 class ChildCall(Call):
@@ -90,7 +123,39 @@ class ChildCall(Call):
 class StreamCall(ChildCall):
     """One with any number of answers; whoever reads them says what becomes of it."""
 
-    __slots__ = ()
+    __slots__ = ("_left", "_run")
+
+    def __init__(self, serving: Serving, sent: m.Sent, request: InferenceRequest) -> None:
+        self._run: int | None = None
+        self._left = False
+        super().__init__(serving, sent, request)
+
+    @property
+    def state(self) -> int:
+        return self._state
+
+    @state.setter
+    def state(self, value: int) -> None:
+        if value == RUNNING and self._state == QUEUED:
+            self._run = self._serving.runs.begin()
+        self._state = value
+        if value == RUNNING:
+            self.since(perf_counter())
+
+    def since(self, start: float) -> None:
+        """From when on the model's next answer is awaited."""
+        self._serving.starts[self.slot] = start
+        self.model_since(start)
+
+    def model_since(self, start: float) -> None:
+        """The same once the call has ended, whose slot may belong to another one."""
+        if not self._left:
+            self._serving.runs.since(self._run, start)
+
+    def left(self) -> None:
+        """The model is done with it."""
+        self._left = True
+        self._serving.runs.end(self._run)
 
     def _failed(self, error: SluiceError) -> None:
         """The reader hears of it too."""
@@ -106,6 +171,7 @@ class Serving:
         self, channel: Channel, arena: Arena, table: Table, model: str, version: str
     ) -> None:
         self.starts = table.starts
+        self.runs = Runs(table)
         self.stats = RecordingStats()
         self._model = model
         self._version = version
@@ -114,10 +180,18 @@ class Serving:
         self._arena = arena
         self._loop = asyncio.get_running_loop()
         self._calls: dict[int, ChildCall] = {}
-        self._streams: dict[int, tuple[asyncio.Task[None], asyncio.Semaphore]] = {}
+        self._streams: dict[int, tuple[asyncio.Task[Message], asyncio.Semaphore]] = {}
         self._answers: list[tuple[int, InferenceResponse]] = []
         self._flush_due = False
+        self._encoder = msgspec.msgpack.Encoder()
+        self._tidy_seconds = TIDY_SECONDS
         self._loop.call_later(TIDY_SECONDS, self._tidy)
+
+    def serve(self, dispatcher: Dispatcher) -> None:
+        """Calls go to this one."""
+        self.dispatcher = dispatcher
+        if isinstance(dispatcher, Streamer):
+            dispatcher.on_left = _left
 
     # --- in
 
@@ -156,8 +230,10 @@ class Serving:
         if sent.stream:
             stream = StreamCall(self, sent, request)
             credit = asyncio.Semaphore(m.CREDITS)
-            task = self._loop.create_task(self._run(stream, credit))
+            task = self._loop.create_task(self._stream(stream, credit))
             self._streams[sent.slot] = task, credit
+            # Not in the task: one that is cancelled at once never begins.
+            task.add_done_callback(lambda task: self._stream_ended(stream, task))
             return
         call = self._calls[sent.slot] = ChildCall(self, sent, request)
         try:
@@ -205,32 +281,40 @@ class Serving:
         self, batches: list[Any], answers: Sequence[tuple[int, InferenceResponse]]
     ) -> None:
         told: list[Any] = []
-        parts: list[tuple[list[Any], list[Any]]] = []
+        parts: list[tuple[int, list[Any], list[Any]]] = []
         size = 0
         for slot, response in answers:
             try:
                 tensors, data, after = m.measure(response.outputs, size)
+                # Written down one by one, so that whatever is wrong with one harms no other.
+                text = self._encoder.encode((slot, tensors, response.parameters))
             except Exception as error:
-                failure = InferenceFailed(f"an output cannot be sent: {type(error).__name__}")
-                self._channel.send((m.FAILED, slot, m.tell_error(failure)))
+                self._unsendable(slot, error)
                 continue
             size = after
-            told.append((slot, tensors, response.parameters))
-            parts.append((tensors, data))
+            told.append(msgspec.Raw(text))
+            parts.append((slot, tensors, data))
+        block = None
         try:
             block = self._arena.take(size)
             view = self._arena.view(block)
-            for tensors, data in parts:
+            for _, tensors, data in parts:
                 m.fill(view, tensors, data)
             self._channel.send((m.ANSWERS, batches, block, size, told))
         except Exception as error:
-            failure = InferenceFailed(f"the answer cannot be sent: {type(error).__name__}: {error}")
-            for slot, _, _ in told:
-                self._channel.send((m.FAILED, slot, m.tell_error(failure)))
+            if block is not None:
+                self._arena.give(block)
+            for slot, _, _ in parts:
+                self._unsendable(slot, error)
+
+    def _unsendable(self, slot: int, error: Exception) -> None:
+        failure = InferenceFailed(f"the answer cannot be sent: {type(error).__name__}: {error}")
+        self._channel.send((m.FAILED, slot, m.tell_error(failure)))
 
     # --- streams
 
-    async def _run(self, call: StreamCall, credit: asyncio.Semaphore) -> None:
+    async def _stream(self, call: StreamCall, credit: asyncio.Semaphore) -> Message:
+        """Sends the answers; returns the message that ends them."""
         slot = call.slot
         end: tuple[Any, ...] = (m.END, slot)
         try:
@@ -238,12 +322,12 @@ class Serving:
             try:
                 async for response in answers:
                     if credit.locked():
-                        self.starts[slot] = WAITS_FOR_READER
+                        call.since(WAITS_FOR_READER)
                     await credit.acquire()
-                    self.starts[slot] = perf_counter()
-                    block, size, told = m.put(self._arena, response.outputs)
-                    self._channel.send((m.ITEM, slot, block, size, told, response.parameters))
+                    call.since(perf_counter())
+                    self._send_item(slot, response)
             finally:
+                call.model_since(perf_counter())
                 await answers.aclose()
         except asyncio.CancelledError:
             pass
@@ -253,18 +337,45 @@ class Serving:
             log.exception("unexpected error in a stream")
             failure = InferenceFailed(f"internal error: {type(error).__name__}: {error}")
             end = (m.FAILED, slot, m.tell_error(failure))
-        del self._streams[slot]
-        self._channel.send(end)
+        return end
+
+    def _send_item(self, slot: int, response: InferenceResponse) -> None:
+        block, size, told = m.put(self._arena, response.outputs)
+        try:
+            self._channel.send((m.ITEM, slot, block, size, told, response.parameters))
+        except Exception as error:
+            self._arena.give(block)
+            raise InferenceFailed(
+                f"the answer cannot be sent: {type(error).__name__}: {error}"
+            ) from error
+
+    def _stream_ended(self, call: StreamCall, task: asyncio.Task[Message]) -> None:
+        del self._streams[call.slot]
+        self._channel.send((m.END, call.slot) if task.cancelled() else task.result())
         self.flush()
 
     # --- now and then
 
     def _tidy(self) -> None:
         """Cycles may keep requests whose calls have ended, and their shared memory with them."""
-        self._loop.call_later(TIDY_SECONDS, self._tidy)
-        if len(self._channel.incoming) > len(self._calls) + len(self._streams):
+        incoming = self._channel.incoming
+        kept = len(incoming)
+        if kept <= len(self._calls) + len(self._streams) or incoming.oldest() < OLD_SECONDS:
+            self._tidy_seconds = TIDY_SECONDS
+        else:
             gc.collect()
             self._channel.release_later()
+            # What a model keeps for itself is not worth a look every second.
+            found = len(incoming) < kept
+            self._tidy_seconds = (
+                TIDY_SECONDS if found else min(self._tidy_seconds * 2, LONGEST_TIDY_SECONDS)
+            )
+        self._loop.call_later(self._tidy_seconds, self._tidy)
+
+
+def _left(call: Call) -> None:
+    if isinstance(call, StreamCall):
+        call.left()
 
 
 class DeliveringRunner:
@@ -291,14 +402,21 @@ class DeliveringRunner:
 
     def _start(self, batch: Batch, done: Callable[[Batch], None], here: bool) -> None:
         self._mark(batch, perf_counter())
-        self._inner.run(batch, lambda ended: self._done(ended, done), here=here)
+        run = self._serving.runs.begin()
+
+        def ended(batch: Batch) -> None:
+            self._serving.runs.end(run)
+            self._done(batch, done)
+
+        self._inner.run(batch, ended, here=here)
 
     def _mark(self, batch: Batch, start: float) -> None:
         starts = self._serving.starts
         for call in batch.calls:
             if isinstance(call, Slice):
                 # Of a larger request, some rows may have run already: it counts as running.
-                if start and isinstance(parent := call.parent, ChildCall):
+                parent = call.parent
+                if start and isinstance(parent, ChildCall) and parent.state != ENDED:
                     starts[parent.slot] = start
             elif isinstance(call, ChildCall) and call.state != ENDED:
                 starts[call.slot] = start

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gateway.batching.clock import LoopClock
@@ -60,7 +61,14 @@ class Loader:
         runtime = choose(artifact, self._runtimes)
         code = runtime.executes_code(artifact)
         if code:
-            self._trust.check(code, aspired.path, aspired.source)
+            alone = self._trust.check(
+                code,
+                aspired.path,
+                aspired.source,
+                file=runtime.code_file(artifact),
+                beside=runtime.code_folders(artifact),
+            )
+            artifact = replace(artifact, alone=alone)
         if settings.isolation != "none":
             from gateway.isolation.limits import executes_code
 

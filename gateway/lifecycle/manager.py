@@ -15,6 +15,7 @@ from typing import Final
 
 from gateway.config import LifecycleConfig
 from gateway.errors import ModelLoadError, SluiceError
+from gateway.lifecycle.closing import Closings
 from gateway.lifecycle.loader import Loader
 from gateway.lifecycle.loading import Loaded, one_line
 from gateway.lifecycle.model import ManagedModel
@@ -26,11 +27,13 @@ from gateway.registries.traffic import Traffic
 from gateway.routing import Router
 from gateway.servable import Servable
 from gateway.telemetry.logs import log
-from runtimes.interface import AsyncModel
+from runtimes.interface import AsyncModel, Model
 
 DRAIN_POLL: Final = 0.02
 CLOSE_SECONDS: Final = 5.0
 """Longest time for connections to other servers to be closed at the end."""
+CLOSING_SECONDS: Final = 30.0
+"""Longest time for all models to be closed at the end; they are closed at the same time."""
 
 
 class Dropped(Exception):
@@ -54,6 +57,7 @@ class Manager:
         self._unsettled: set[str] = set()
         self._was_settled = False
         self._closing = False
+        self._closings = Closings()
 
     # --- what is wanted
 
@@ -243,7 +247,7 @@ class Manager:
         record.servable = None
         self._load_failed(name, record, ModelLoadError(cause), "broke")
         self._reconcile(name)
-        self._spawn(asyncio.to_thread(servable.close))
+        self._spawn(self._closings.close(f"{name}/{record.version}", servable))
 
     def _start_unload(self, model: ManagedModel, action: Unload) -> None:
         record = action.record
@@ -259,7 +263,7 @@ class Manager:
         while not servable.idle:
             await asyncio.sleep(DRAIN_POLL)
         # Not in the pool: what is loading there must not keep this one's memory.
-        await asyncio.to_thread(servable.close)
+        await self._closings.close(f"{model.aspired.name}/{record.version}", servable)
         model.records.remove(record)
         record.servable = None
         record.move(State.UNLOADED)
@@ -288,19 +292,26 @@ class Manager:
         task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
-        """Unloads everything. Nothing may be pending."""
+        """Unloads everything, all at the same time. Nothing may be pending.
+
+        Models that are not closed in time are left behind, for the process to end with.
+        """
         self._closing = True
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        closing = []
-        for model in self.models.values():
+        loaded: list[Model] = []
+        for name, model in self.models.items():
             for record in model.records:
                 if record.servable is not None:
-                    record.servable.close()
-                    loaded = record.servable.model
-                    if isinstance(loaded, AsyncModel) and loaded.closing is not None:
-                        closing.append(loaded.closing)
+                    self._closings.start(f"{name}/{record.version}", record.servable)
+                    loaded.append(record.servable.model)
+        await self._closings.wait(CLOSING_SECONDS)
+        closing = [
+            each.closing
+            for each in loaded
+            if isinstance(each, AsyncModel) and each.closing is not None
+        ]
         if closing:
             await asyncio.wait(closing, timeout=CLOSE_SECONDS)
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -22,6 +22,10 @@ def open_registry(source: str, config: RegistryConfig) -> Registry:
             f"source '{source}': the scheme '{scheme}' is not supported; "
             "give a local directory of models"
         )
+    if not source.strip().removeprefix("file://"):
+        raise RegistryError(
+            f"source '{source}' names no directory; give its path, '.' for the working directory"
+        )
     path = Path(source.removeprefix("file://")).expanduser()
     if not path.exists():
         raise RegistryError(

@@ -7,8 +7,7 @@ from contextlib import aclosing, suppress
 from time import perf_counter
 from typing import Final
 
-import orjson
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
@@ -22,7 +21,8 @@ from gateway.codecs.generate_rest import (
 )
 from gateway.errors import Draining, InferenceFailed, SluiceError, Unsupported
 from gateway.pipeline import Answers, AwaitableCall
-from gateway.servers.http_app import error_answer, read_body, target
+from gateway.servers.http_answer import error_body
+from gateway.servers.http_app import error_answer, read_body, target, until_disconnect
 from gateway.servers.http_call import timeout_ms
 from gateway.servers.http_state import HttpState
 from gateway.telemetry.logs import log
@@ -92,19 +92,8 @@ class Generate:
     async def generate(self, request: Request) -> Response:
         """Exactly one answer."""
         call = await self._call(request)
-        admission = self._shared.pipeline.admission
-        admission.in_flight += 1
-        work = asyncio.ensure_future(only(self._shared.pipeline.stream(call)))
-        gone = asyncio.ensure_future(request.receive())
-        try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                raise ClientDisconnect
-            response = await work
-        finally:
-            gone.cancel()
-            work.cancel()
-            admission.in_flight -= 1
+        answers = self._shared.pipeline.stream(call)
+        response = await until_disconnect(request, self._shared, only(answers))
         return Response(encode_generate(response), 200, route_headers(response), "application/json")
 
     async def generate_stream(self, request: Request) -> Response:
@@ -173,9 +162,11 @@ class EventStream(Response):
                     await self._fail(scope, receive, send, Draining())
         finally:
             gone.cancel()
-            await stopped(work)
-            self._streams.discard(me)
-            admission.in_flight -= 1
+            try:
+                await stopped(work)
+            finally:
+                self._streams.discard(me)
+                admission.in_flight -= 1
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -228,7 +219,7 @@ class EventStream(Response):
             await error_answer(error)(scope, receive, send)
             return
         self._no_comments()
-        await self._event(send, orjson.dumps({"error": str(error)}))
+        await self._event(send, error_body(error))
         await self._end(send)
 
     async def _comment(self, send: Send) -> None:

@@ -17,7 +17,7 @@ from gateway.codecs.messages import POOL, SERVICE
 from gateway.codecs.oip_grpc import GrpcCodec
 from gateway.codecs.statuses import grpc_status
 from gateway.config import LimitsConfig
-from gateway.errors import SluiceError
+from gateway.errors import SluiceError, text_of
 from gateway.lifecycle.manager import Manager
 from gateway.pipeline import Pipeline
 from gateway.servers.grpc_call import GrpcioCall, told
@@ -42,7 +42,9 @@ class GrpcioServer:
         service: GrpcService,
         manager: Manager,
         limits: LimitsConfig,
+        send_timeout: float,
     ) -> None:
+        self._send_timeout = send_timeout
         self._pipeline = pipeline
         self._codec = codec
         self._manager = manager
@@ -148,7 +150,7 @@ class GrpcioServer:
             left = context.time_remaining()
             return GrpcioCall(self._pipeline, self._codec, payload, headers, left)
 
-        stream = StreamInfer(self._pipeline, self._codec, call)
+        stream = StreamInfer(self._pipeline, self._codec, call, self._send_timeout)
         async with aclosing(stream.answers(payloads)) as answers:
             async for message in answers:
                 yield message
@@ -163,7 +165,7 @@ async def abort(context: Any, error: SluiceError) -> None:
     if trailers:
         # For gRPC's own retries. The native server keeps such names to itself.
         trailers += (("grpc-retry-pushback-ms", f"{trailers[0][1]}000"),)
-    await context.abort(_CODES[grpc_status(error)], str(error), trailers or ())
+    await context.abort(_CODES[grpc_status(error)], text_of(error), trailers or ())
 
 
 def metadata_of(context: Any) -> dict[str, str]:

@@ -20,7 +20,7 @@ from gateway.codecs.messages import METHODS
 from gateway.codecs.oip_grpc import GrpcCodec
 from gateway.codecs.statuses import UNAVAILABLE, grpc_status
 from gateway.config import LimitsConfig
-from gateway.errors import Draining, InferenceFailed, SluiceError
+from gateway.errors import Draining, InferenceFailed, SluiceError, text_of
 from gateway.pipeline import Pipeline
 from gateway.servers.grpc_service import INFER, GrpcService
 from gateway.servers.trailers import answer_trailers, error_trailers
@@ -91,7 +91,7 @@ class NativeCall(Call):
     def _send(self, error: SluiceError) -> None:
         front = self._server.front
         try:
-            front.fail(self._id, grpc_status(error), str(error), error_trailers(error))
+            front.fail(self._id, grpc_status(error), text_of(error), error_trailers(error))
         except ValueError:
             # Whatever is wrong with the words: a caller without an answer would wait for ever.
             log.exception("cannot send an error")
@@ -223,11 +223,11 @@ class NativeGrpcServer:
             self.pipeline.admission.check_size(len(payload))
             self.front.respond(call_id, self._handlers[method](payload))
         except SluiceError as error:
-            self.front.fail(call_id, grpc_status(error), str(error), error_trailers(error))
+            self.front.fail(call_id, grpc_status(error), text_of(error), error_trailers(error))
         except Exception as error:
             log.exception("unexpected error in a control call")
             failure = InferenceFailed(f"internal error: {type(error).__name__}")
-            self.front.fail(call_id, grpc_status(failure), str(failure))
+            self.front.fail(call_id, grpc_status(failure), text_of(failure))
 
     def ended(self, call_id: int) -> None:
         """A call is over; forgets it."""

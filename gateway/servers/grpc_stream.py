@@ -2,7 +2,8 @@
 
 Models that answer once answer in the order of their requests; the answers of decoupled ones
 go out as they come, in between. At most `WINDOW` requests are under way, each with one
-message that waits to be written: who does not read gets nothing more made.
+message that waits to be written: who does not read gets nothing more made, and who does not
+for too long is cut off.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from typing import Final
+from typing import Any, Final
 
 from gateway.codecs.messages import ModelStreamInferResponse
 from gateway.codecs.oip_grpc import GrpcCodec
-from gateway.errors import InvalidRequest, SluiceError
+from gateway.errors import InvalidRequest, SluiceError, text_of
 from gateway.pipeline import Answers, Pipeline
 from gateway.servers.grpc_call import GrpcioCall, told
 from gateway.telemetry.logs import log
@@ -27,14 +28,20 @@ EMPTY_FINAL: Final = "triton_enable_empty_final_response"
 
 
 class StreamInfer:
-    """One stream. Iterate over `answers`; `make` turns a payload into a call."""
+    """One stream. Iterate over `answers`; `make` turns a payload into a call. A message may take
+    `patience` seconds until it is written."""
 
     def __init__(
-        self, pipeline: Pipeline, codec: GrpcCodec, make: Callable[[bytes], GrpcioCall]
+        self,
+        pipeline: Pipeline,
+        codec: GrpcCodec,
+        make: Callable[[bytes], GrpcioCall],
+        patience: float,
     ) -> None:
         self._pipeline = pipeline
         self._codec = codec
         self._make = make
+        self._patience = patience
         self._loop = asyncio.get_running_loop()
         self._out: deque[tuple[bytes, Callable[[], object]]] = deque()
         """Messages to write, and what to do once they are on their way."""
@@ -42,6 +49,7 @@ class StreamInfer:
         """Calls with one answer each, not yet in `_out`."""
         self._streamed: dict[GrpcioCall, asyncio.Task[None]] = {}
         """Decoupled requests, and what forwards their answers."""
+        self._reader: asyncio.Task[None] | None = None
         self._under_way = 0
         self._reading = True
         self._to_write: asyncio.Future[None] | None = None
@@ -49,25 +57,42 @@ class StreamInfer:
 
     async def answers(self, payloads: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
         """Messages to write, until the client has no more requests and all are answered. Closing
-        it, or cancelling who waits for it, cancels everything."""
-        reader = self._loop.create_task(self._read(payloads))
+        it, or cancelling who waits for it, cancels everything; so does a message that is not
+        written in time, and then whoever iterates is cancelled."""
+        self._reader = self._loop.create_task(self._read(payloads))
+        me = asyncio.current_task()
         try:
             while True:
                 while self._out:
                     message, written = self._out.popleft()
-                    yield message
+                    stuck = self._loop.call_later(self._patience, self._stuck, me)
+                    try:
+                        yield message
+                    finally:
+                        stuck.cancel()
                     written()
                 if not (self._reading or self._under_way):
                     return
                 self._to_write = self._loop.create_future()
                 await self._to_write
         finally:
-            reader.cancel()
-            for call, task in list(self._streamed.items()):
-                task.cancel()
-                call.cancel()  # a task that has not begun never will
-            for call in self._in_order:
-                abandon(call)
+            self._give_up()
+
+    def _stuck(self, writer: asyncio.Task[Any] | None) -> None:
+        """Nobody reads: the models are stopped, and the stream is ended from our side."""
+        log.info("a gRPC stream was ended: its client did not read for %g s", self._patience)
+        self._give_up()
+        if writer is not None:
+            writer.cancel()
+
+    def _give_up(self) -> None:
+        if self._reader is not None:
+            self._reader.cancel()
+        for call, task in list(self._streamed.items()):
+            task.cancel()
+            call.cancel()  # a task that has not begun never will
+        for call in self._in_order:
+            abandon(call)
 
     # --- in
 
@@ -155,7 +180,7 @@ def wants_empty_final(call: GrpcioCall) -> bool:
 
 def error_message(call: GrpcioCall, error: SluiceError) -> bytes:
     """The serialized message that ends one request of a stream with an error."""
-    message = ModelStreamInferResponse(error_message=str(error))
+    message = ModelStreamInferResponse(error_message=text_of(error))
     request = getattr(call, "request", None)
     if request is not None:
         # The id tells the client which of its requests failed.

@@ -6,8 +6,10 @@ import http
 from functools import lru_cache
 from typing import Final
 
+import orjson
+
 from gateway.codecs.statuses import retry_after
-from gateway.errors import SluiceError
+from gateway.errors import SluiceError, text_of
 
 JSON_TYPE: Final = b"application/json"
 BINARY_TYPE: Final = b"application/octet-stream"
@@ -37,6 +39,11 @@ def error_headers(error: SluiceError) -> bytes:
     """``Retry-After`` where trying again makes sense."""
     seconds = retry_after(error)
     return b"" if seconds is None else b"retry-after: %d\r\n" % seconds
+
+
+def error_body(error: SluiceError) -> bytes:
+    """The JSON of an error, in the one shape that all our routes have; never raises."""
+    return orjson.dumps({"error": text_of(error)})
 
 
 def head_of(status: int, length: int, content_type: bytes, extra: bytes = b"") -> bytes:

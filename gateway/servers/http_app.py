@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from time import perf_counter
 from typing import Any
 
@@ -18,15 +19,16 @@ from gateway.codecs import compression
 from gateway.codecs.json_data import parse_json
 from gateway.codecs.statuses import http_status, retry_after
 from gateway.codecs.v1_rest import decode_v1, encode_v1
-from gateway.errors import InvalidRequest, RequestTooLarge, SluiceError, without_folders
+from gateway.errors import Draining, InvalidRequest, RequestTooLarge, SluiceError, without_folders
 from gateway.facts import EXTENSIONS, NAME, Facts, statistics_json, tensor_json
 from gateway.pipeline import AwaitableCall
 from gateway.registries.config_pbtxt_message import to_json
+from gateway.servers.http_answer import error_body
 from gateway.servers.http_call import IN_THREAD, timeout_ms
 from gateway.servers.http_state import HttpState
 from gateway.telemetry.logs import log
 from gateway.telemetry.metrics import CONTENT_TYPE, render
-from gateway.tensors import InferenceRequest
+from gateway.tensors import InferenceRequest, InferenceResponse
 
 
 def answer(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -38,7 +40,7 @@ def error_answer(error: SluiceError) -> Response:
     """An error in the one shape that all our routes have."""
     seconds = retry_after(error)
     headers = {} if seconds is None else {"Retry-After": str(seconds)}
-    return answer({"error": str(error)}, http_status(error), headers)
+    return Response(error_body(error), http_status(error), headers, "application/json")
 
 
 class V1Call(AwaitableCall):
@@ -181,26 +183,36 @@ class HttpApp:
         body = await read_body(request, shared.limits.max_message_bytes)
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in request.scope["headers"]}
         call = V1Call(shared, model, body, headers)
-        response = await until_disconnect(request, shared, call)
+        response = await until_disconnect(request, shared, shared.pipeline.infer(call))
         extra = {"x-sluice-version": response.version, "x-sluice-route": response.route}
         return answer(encode_v1(response), headers=extra)
 
 
-async def until_disconnect(request: Request, shared: HttpState, call: AwaitableCall) -> Any:
-    """The answer to a call, which is cancelled when the client goes away."""
+async def until_disconnect(
+    request: Request, shared: HttpState, answering: Coroutine[Any, Any, InferenceResponse]
+) -> InferenceResponse:
+    """What `answering` gives; it is cancelled when the client goes away (`ClientDisconnect`) and
+    when the port closes (`Draining`)."""
     admission = shared.pipeline.admission
     admission.in_flight += 1
-    work = asyncio.ensure_future(shared.pipeline.infer(call))
+    me = asyncio.current_task()
+    assert me is not None
+    shared.streams.add(me)
+    work = asyncio.ensure_future(answering)
     gone = asyncio.ensure_future(request.receive())
     try:
         await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
-            work.cancel()
             raise ClientDisconnect
         return await work
+    except asyncio.CancelledError:
+        me.uncancel()  # the caller is told, and the task ends in order
+        raise Draining from None
     finally:
-        gone.cancel()
+        shared.streams.discard(me)
         admission.in_flight -= 1
+        gone.cancel()
+        work.cancel()
 
 
 def target(request: Request) -> tuple[str, str]:

@@ -6,8 +6,6 @@ import asyncio
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
-import orjson
-
 from gateway.call import Call
 from gateway.codecs import compression
 from gateway.codecs.oip_rest import JSON_ANSWER, AnswerForm
@@ -17,6 +15,7 @@ from gateway.servers.http_answer import (
     BINARY_TYPE,
     ERROR_TYPE,
     JSON_TYPE,
+    error_body,
     error_headers,
     head_of,
     route_headers,
@@ -183,8 +182,7 @@ class Exchange:
 
     def fail(self, error: SluiceError) -> None:
         """Writes an error."""
-        body = orjson.dumps({"error": str(error)})
-        self._write(http_status(error), body, ERROR_TYPE, error_headers(error))
+        self._write(http_status(error), error_body(error), ERROR_TYPE, error_headers(error))
 
     def _write(self, status: int, body: bytes, content_type: bytes, extra: bytes) -> None:
         # The two know each other; without this every request would be left to the collector,

@@ -14,12 +14,11 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 import httptools
-import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from gateway.codecs.statuses import http_status
 from gateway.errors import InvalidRequest, QueueFull, RequestTooLarge, SluiceError
-from gateway.servers.http_answer import ERROR_TYPE, error_headers, head_of
+from gateway.servers.http_answer import ERROR_TYPE, error_body, error_headers, head_of
 from gateway.servers.http_call import Exchange
 from gateway.servers.http_state import HttpState
 
@@ -350,7 +349,7 @@ class SluiceHttpProtocol(HttpToolsProtocol):
         if self.transport.is_closing() or self.refusing:
             return
         self.refusing = True
-        body = orjson.dumps({"error": str(error)})
+        body = error_body(error)
         extra = error_headers(error) + b"connection: close\r\n"
         answer = head_of(status or http_status(error), len(body), ERROR_TYPE, extra) + body
         self._forget_broken()

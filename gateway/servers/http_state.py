@@ -31,4 +31,4 @@ class HttpState:
         """Bytes of bodies received and not yet answered, over all connections."""
         self.closing = False
         self.streams: set[asyncio.Task[Any]] = set()
-        """What sends events; being cancelled ends them with a last one."""
+        """What waits for a model; being cancelled, it tells its caller and ends."""

@@ -34,6 +34,10 @@ class Failures:
         what = text.partition(": ")[2] if text.startswith(_place(text)) else text
         return InferenceFailed(f"the model failed: {what}")
 
+    def warn(self, text: str) -> None:
+        """One line about the model, without a stack trace."""
+        self._log.warning("%s: %s", self._label, text)
+
     def log(self, text: str, error: BaseException) -> None:
         """One line with a stack trace, not too often."""
         if MADE_UP.get():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
 from queue import SimpleQueue
 from typing import Any, Final
 
@@ -20,6 +21,8 @@ from runtimes.python.signature import Signature, check_outputs
 PLATFORM: Final = "python"
 ASYNC_INSTANCES: Final = 64
 """How many requests of an asynchronous model run at once, where the settings do not say."""
+CLOSE_SECONDS: Final = 10.0
+"""Most seconds that a coroutine `close` is waited for."""
 
 
 class Instances:
@@ -52,6 +55,14 @@ class Instances:
     def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self.loop.submit(work).result()
 
+    def _await_close(self, closing: Future[Any]) -> None:
+        if closing in wait((closing,), CLOSE_SECONDS).done:
+            closing.result()
+        else:
+            self.failures.warn(
+                f"close is not done after {CLOSE_SECONDS:g} s; it is not waited for any more"
+            )
+
     def close(self) -> None:
         """Calls `close` of each object that has it; once."""
         objects, self.objects = self.objects, []
@@ -62,7 +73,7 @@ class Instances:
             try:
                 given = close()
                 if asyncio.iscoroutine(given):
-                    self._run(given)
+                    self._await_close(self.loop.submit(given))
             except (Exception, SystemExit) as error:
                 self.failures.log(f"close: {self.modules.where(error)}", error)
         self.loop.close()

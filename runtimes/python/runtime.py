@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from itertools import islice
 from pathlib import Path
+from types import ModuleType
 from typing import Final
 
 from gateway.errors import ModelLoadError, printable
@@ -49,6 +50,20 @@ class PythonRuntime(Runtime):
         """The file itself."""
         return artifact.file(DEFAULT_FILE).name
 
+    def code_file(self, artifact: Artifact) -> Path | None:
+        """The file itself."""
+        return artifact.file(DEFAULT_FILE)
+
+    def code_folders(self, artifact: Artifact) -> tuple[Path, ...]:
+        """For Triton's files the model's folder, which Triton has in ``sys.path`` as well."""
+        if artifact.path.name != artifact.version:
+            return ()  # a single file, or a folder that is not one of several versions
+        try:
+            triton = TRITON.encode() in artifact.file(DEFAULT_FILE).read_bytes()
+        except OSError:
+            return ()
+        return (artifact.path.parent,) if triton else ()
+
     def estimate(self, artifact: Artifact) -> int:
         """What code allocates nobody knows; the files beside it are taken to be its weights."""
         try:
@@ -62,11 +77,17 @@ class PythonRuntime(Runtime):
         """As the interface says."""
         file = model_file(artifact)
         device = device_of(artifact.settings)
-        modules, module = import_file(file, [artifact.path], utils_for(artifact))
+        folders = [] if artifact.alone else [artifact.path, *self.code_folders(artifact)]
+
+        def load_file() -> tuple[ModelModules, ModuleType]:
+            bound = utils_for(artifact)
+            return import_file(file, folders, bound, isolated=artifact.isolated)
+
+        modules, module = load_file()
         try:
             cls = find_class(module, file.name)
             if cls.__name__ == TRITON:
-                return load_triton(artifact, file, device, (modules, cls))
+                return load_triton(artifact, file, device, load_file, (modules, cls))
             return _load_ours(artifact, file.name, cls, device, modules)
         except BaseException:
             modules.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from itertools import cycle
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +18,7 @@ from gateway.errors import InferenceFailed, InvalidRequest, SluiceError
 from gateway.model_settings import RemoteSettings
 from gateway.remote_document import Location
 from gateway.tensors import InferenceRequest, InferenceResponse
-from runtimes.remote.failures import AttemptFailed, Fate, broken, grpc_failure, said
+from runtimes.remote.failures import AttemptFailed, Fate, broken, grpc_failure, said, unreachable
 from runtimes.remote.transport import (
     CONNECT_SECONDS,
     Connection,
@@ -112,6 +112,7 @@ class GrpcConnection(Connection):
         ]
         self._next_stream = cycle(self._streams).__next__
         self._control: dict[str, Stub] = {}
+        self._fixed = transport.fixed
         self._limited = transport.settings.timeout_ms / 1e3
 
     async def infer(self, message: Any, timeout: float | None, headers: Pairs) -> Any:
@@ -121,6 +122,8 @@ class GrpcConnection(Connection):
             return await stub(message, timeout=timeout, metadata=headers)
         except grpc.aio.AioRpcError as error:
             raise self._failure(channel, error, timeout) from None
+        except grpc.aio.UsageError:  # closed before it began
+            raise unreachable("the connection was closed") from None
         except asyncio.CancelledError:
             # Ours, or the channel was closed under it?
             if is_cancelled():
@@ -128,18 +131,21 @@ class GrpcConnection(Connection):
             raise broken("the connection was closed") from None
 
     async def stream(
-        self, message: Any, timeout: float | None, headers: Pairs
-    ) -> AsyncIterator[InferenceResponse]:
+        self, message: Any, timeout: float | None, headers: Pairs, *, wire: bool
+    ) -> AsyncGenerator[InferenceResponse]:
         """As the base says; the stream is this request's own."""
         channel, stub = self._next_stream()
         there = self._there
-        call = stub(timeout=timeout, metadata=headers)
+        try:
+            call = stub(timeout=timeout, metadata=headers)
+        except grpc.aio.UsageError:  # closed before it began
+            raise unreachable("the connection was closed") from None
         try:
             await call.write(message)
             await call.done_writing()
             while (payload := await call.read()) is not grpc.aio.EOF:
                 response, error, final = codec.decode_stream_response(
-                    payload, there.ours, there.our_version
+                    payload, there.ours, there.our_version, wire=wire
                 )
                 if error:
                     raise AttemptFailed(Fate.ANSWERED, InferenceFailed(said(error)))
@@ -156,7 +162,12 @@ class GrpcConnection(Connection):
         except asyncio.InvalidStateError:
             # The call ended while the request was being written.
             code, details = await call.code(), await call.details()
-            raise self._failed(channel, code, details, (), timeout) from None
+            trailers = await call.trailing_metadata()
+            raise self._failed(channel, code, details, trailers, timeout) from None
+        except asyncio.CancelledError:
+            if is_cancelled():
+                raise
+            raise broken("the connection was closed") from None
         finally:
             call.cancel()
 
@@ -191,7 +202,9 @@ class GrpcConnection(Connection):
         if stub is None:
             stub = self._control[method] = channel.unary_unary(f"{SERVICE}{method}")
         try:
-            return await stub(payload, timeout=timeout)
+            return await stub(payload, timeout=timeout, metadata=self._fixed)
+        except grpc.aio.UsageError:
+            raise unreachable("the connection was closed") from None
         except grpc.aio.AioRpcError as error:
             if error.code() in (NOT_FOUND, UNIMPLEMENTED):
                 raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
@@ -38,6 +40,9 @@ from runtimes.remote.transport import (
 KEEP_ALIVE: Final = 3.0
 """Seconds that an idle connection is kept: less than servers do (uvicorn 5), so that a request
 is seldom sent into one that is just being closed."""
+SILENT_SECONDS: Final = 20
+"""How long a connection may be silent before it is tried, and unacknowledged data be so: else a
+host that lost its power would hold its requests for ever."""
 BINARY: Final = "binary_tensor_data"
 TIMEOUT_HEADER: Final = "x-request-timeout-ms"
 
@@ -58,6 +63,8 @@ class Response(aiohttp.ClientResponse):
 
     async def start(self, connection: Socket) -> Response:
         """As the base."""
+        if connection.transport is not None:
+            keep_alive(connection.transport.get_extra_info("socket"))
         protocol = connection.protocol
         await super().start(connection)
         if self.status >= 500 and protocol is not None:
@@ -70,6 +77,8 @@ class Response(aiohttp.ClientResponse):
 
 class HttpTransport(Transport):
     """One aiohttp session for all replicas; made on the event loop that will use it."""
+
+    asks = True
 
     def __init__(self, there: There, settings: RemoteSettings) -> None:
         super().__init__(there, settings)
@@ -89,10 +98,10 @@ class HttpTransport(Transport):
         """As the base says; a connection is as many sockets as it has requests under way."""
         return HttpConnection(self, location, address)
 
-    def learned(self, server: ServerMetadata) -> None:
+    def learned(self, extensions: frozenset[str]) -> None:
         """Tensors go as bytes where all servers take them."""
-        self.binary = any(BINARY in each for each in server.extensions)
-        self._schedules = any("schedule_policy" in each for each in server.extensions)
+        self.binary = any(BINARY in each for each in extensions)
+        self._schedules = any("schedule_policy" in each for each in extensions)
 
     def encode(self, request: InferenceRequest, timeout: float | None) -> Any:
         """Body and headers. The deadline goes as a header, and to servers that schedule by it
@@ -128,6 +137,7 @@ class HttpConnection(Connection):
         if there.version:
             self._model += f"/versions/{quote(there.version, safe='')}"
         self._host = location.authority
+        self._fixed = transport.fixed
         self._options: dict[str, Any] = {"allow_redirects": False}
         if secure:
             self._options["server_hostname"] = location.host
@@ -177,7 +187,7 @@ class HttpConnection(Connection):
         """As the base says; a server that does not know the question is ready."""
         for url, what in ((f"{self._base}/health/ready", "it"), (f"{self._model}/ready", "model")):
             try:
-                answer = await self._call("GET", url, None, [], timeout)
+                answer = await self._call("GET", url, None, self._fixed, timeout)
             except AttemptFailed as failure:
                 if failure.fate in (Fate.UNSENT, Fate.UNKNOWN, Fate.LATE):
                     raise
@@ -190,7 +200,7 @@ class HttpConnection(Connection):
 
     async def model(self, timeout: float) -> ModelMetadata:
         """As the base says."""
-        answer = await self._call("GET", self._model, None, [], timeout)
+        answer = await self._call("GET", self._model, None, self._fixed, timeout)
         try:
             return codec.parse_metadata(answer.body)
         except SluiceError as error:
@@ -198,7 +208,7 @@ class HttpConnection(Connection):
 
     async def server(self, timeout: float) -> ServerMetadata:
         """As the base says."""
-        answer = await self._call("GET", self._base, None, [], timeout)
+        answer = await self._call("GET", self._base, None, self._fixed, timeout)
         try:
             tree = msgspec.json.decode(answer.body)
         except ValueError:
@@ -214,6 +224,23 @@ class HttpConnection(Connection):
 
     async def close(self) -> None:
         """Sockets belong to the session."""
+
+
+def keep_alive(end: Any) -> None:
+    """Has the system notice that the other host is gone; `end` is a socket or `None`."""
+    if end is None or end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE):
+        return
+    options = {
+        "TCP_KEEPIDLE": SILENT_SECONDS,
+        "TCP_KEEPINTVL": SILENT_SECONDS // 4,
+        "TCP_KEEPCNT": 2,
+        "TCP_USER_TIMEOUT": SILENT_SECONDS * 1000,
+    }
+    with contextlib.suppress(OSError):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in options.items():
+            if hasattr(socket, name):  # systems differ
+                end.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def reason(body: bytes) -> str:

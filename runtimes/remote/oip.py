@@ -13,7 +13,12 @@ from runtimes.interface import Artifact, Model, Runtime, RuntimeReport
 from runtimes.remote.model import RemoteModel
 from runtimes.remote.opening import load_on_loop, open_replicas, settings_for, transport_kind
 from runtimes.remote.settings import remote_of
-from runtimes.remote.signature import check_batching, check_settings, signature_of
+from runtimes.remote.signature import (
+    check_batching,
+    check_settings,
+    check_unbatched,
+    signature_of,
+)
 from runtimes.remote.transport import There, Transport
 
 CONNECTION_BYTES: Final = 2**20
@@ -50,6 +55,7 @@ class OipRuntime(Runtime):
         """As the interface says."""
         remote = settings_for(artifact, self.name)
         check_settings(artifact.settings, remote)
+        check_unbatched(artifact.settings, remote, decoupled=artifact.settings.decoupled)
         if remote.shared_memory:
             raise ModelLoadError("remote.shared_memory is for runtime: triton; remove it")
         if artifact.settings.decoupled and not location(remote.urls[0]).over_grpc:
@@ -81,4 +87,5 @@ async def _open(artifact: Artifact, remote: RemoteSettings, kind: type[Transport
         idempotent=settings.idempotent,
         decoupled=settings.decoupled,
         instances=settings.instances,
+        max_batch_size=settings.max_batch_size,
     )

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Final, TypeVar
 
-from gateway.codecs.client_grpc import ModelMetadata, ServerMetadata
+from gateway.codecs.client_grpc import ModelMetadata
 from gateway.errors import InvalidModelSettings, ModelLoadError
 from gateway.model_settings import RemoteSettings
 from gateway.remote_document import location
-from runtimes.interface import Artifact
+from runtimes.interface import Artifact, Model
 from runtimes.remote.failures import AttemptFailed
 from runtimes.remote.pool import Endpoint
 from runtimes.remote.replicas import Replicas
@@ -30,6 +30,7 @@ MISSING: Final = (
 )
 
 T = TypeVar("T")
+M = TypeVar("M", bound=Model)
 
 
 @dataclass
@@ -39,7 +40,6 @@ class Opened:
     transport: Transport
     replicas: Replicas
     model: ModelMetadata
-    server: ServerMetadata
 
     async def close(self) -> None:
         """Gives everything back."""
@@ -61,7 +61,7 @@ def settings_for(artifact: Artifact, runtime: str) -> RemoteSettings:
     return remote[1]
 
 
-def load_on_loop(artifact: Artifact, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+def load_on_loop(artifact: Artifact, work: Callable[[], Coroutine[Any, Any, M]]) -> M:
     """What `work` gives on the gateway's event loop; for the thread that loads.
 
     Raises `ModelLoadError` where there is no loop, and when it takes too long.
@@ -69,17 +69,34 @@ def load_on_loop(artifact: Artifact, work: Callable[[], Coroutine[Any, Any, T]])
     if artifact.host is None:
         raise ModelLoadError("models on other servers need a gateway to run in")
     loop = artifact.host.loop
-    future: Future[T] = asyncio.run_coroutine_threadsafe(work(), loop)
+    given: list[M] = []
+    gone = False
+    lock = threading.Lock()
+
+    async def delivered() -> None:
+        model = await work()
+        with lock:
+            if not gone:
+                given.append(model)
+                return
+        model.close()  # nobody waits for it any more
+
+    future = asyncio.run_coroutine_threadsafe(delivered(), loop)
     end = perf_counter() + OPEN_SECONDS
     while True:
         try:
-            return future.result(LISTEN)
+            future.result(LISTEN)
         except TimeoutError:
             if future.done():
-                raise
-            if perf_counter() > end or not loop.is_running():
+                future.result()
+            elif perf_counter() <= end and loop.is_running():
+                continue
+            with lock:
+                gone = not given
+            if gone:
                 future.cancel()
                 raise ModelLoadError(f"no answer within {OPEN_SECONDS:g} s") from None
+        return given[0]
 
 
 def transport_kind(settings: RemoteSettings) -> type[Transport]:
@@ -119,17 +136,12 @@ async def open_replicas(
         if not ready:
             raise ModelLoadError(_nobody(replicas))
         model = await _asked(ready[0], ready[0].connection.model(replicas.patience))
-        servers = [await _asked(each, each.connection.server(replicas.patience)) for each in ready]
-        # What one of them cannot do is not relied on.
-        common = set(servers[0].extensions).intersection(*(each.extensions for each in servers))
-        server = servers[0]._replace(extensions=tuple(sorted(common)))
-        transport.learned(server)
         replicas.watch()
     except BaseException:
         await replicas.close()
         await transport.close()
         raise
-    return Opened(transport, replicas, model, server)
+    return Opened(transport, replicas, model)
 
 
 async def _asked(endpoint: Endpoint[Connection], question: Coroutine[Any, Any, T]) -> T:

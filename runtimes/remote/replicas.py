@@ -14,8 +14,9 @@ from random import Random
 from time import perf_counter
 from typing import Any, Final
 
+from gateway.codecs.client_grpc import ServerMetadata
 from gateway.remote_document import Location
-from runtimes.remote.failures import AttemptFailed
+from runtimes.remote.failures import AttemptFailed, Fate
 from runtimes.remote.pool import Endpoint, Pool
 from runtimes.remote.transport import Connection, Transport
 
@@ -73,6 +74,7 @@ class Replicas:
         left = [endpoint for key, endpoint in self._endpoints.items() if key not in wanted]
         self._endpoints = wanted
         self.pool.replace(wanted.values())
+        self._learn()
         for endpoint in left:
             self._spawn(self._leave(endpoint))
 
@@ -114,6 +116,7 @@ class Replicas:
     async def check(self) -> None:
         """Asks all replicas, and waits for their answers."""
         await asyncio.gather(*(self._check(each) for each in self.pool.endpoints))
+        self._learn()
         self._report()
 
     async def _check(self, endpoint: Endpoint[Connection]) -> None:
@@ -122,10 +125,34 @@ class Replicas:
         except AttemptFailed as failure:
             self.pool.no_answer(endpoint, str(failure))
             return
+        if not why and self._transport.asks and endpoint.connection.known is None:
+            await self._ask(endpoint.connection)
+            self._learn()
         if why:
             self.pool.not_ready(endpoint, why)
         else:
             self.pool.is_ready(endpoint)
+
+    async def _ask(self, connection: Connection) -> None:
+        """What the server says of itself. One that does not say can do nothing in particular."""
+        try:
+            connection.known = await connection.server(self.patience)
+        except AttemptFailed as failure:
+            if failure.fate in (Fate.ANSWERED, Fate.ABSENT):
+                connection.known = ServerMetadata("", "", ())
+
+    def _learn(self) -> None:
+        """What one server cannot do, or has not yet said that it can, is not relied on."""
+        if not self._transport.asks:
+            return
+        common: frozenset[str] | None = None
+        for each in self.pool.endpoints:
+            known = each.connection.known
+            if known is None and each.missed:
+                continue  # it is not there, and is asked before it gets anything
+            found = frozenset(known.extensions if known is not None else ())
+            common = found if common is None else common & found
+        self._transport.learned(common or frozenset())
 
     @property
     def patience(self) -> float:
@@ -201,7 +228,7 @@ class Replicas:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for endpoint in self._endpoints.values():
-            await endpoint.connection.close()
+        closing = [endpoint.connection.close() for endpoint in self._endpoints.values()]
+        await asyncio.gather(*closing, return_exceptions=True)
         self.pool.replace(())
         self._endpoints = {}

@@ -118,13 +118,19 @@ def check_settings(settings: ModelSettings, remote: RemoteSettings) -> None:
             raise ModelLoadError(
                 "remote.batching is 'gateway', but a decoupled model is never batched; remove it"
             )
+
+
+def check_unbatched(settings: ModelSettings, remote: RemoteSettings, *, decoupled: bool) -> None:
+    """Raises `ModelLoadError` for settings of batches where the server forms them. Models that
+    stream (`decoupled`) have a queue, and `instances` streams at a time."""
+    if remote.batching == "gateway" or decoupled:
         return
     where = "or set remote.batching: gateway"
-    if settings.instances and not settings.decoupled:
+    if settings.instances:
         raise ModelLoadError(
             f"'instances' is how many batches of the gateway's run at a time; remove it, {where}"
         )
-    if not settings.decoupled and without_bounds(settings.batching) != BatchingSettings():
+    if without_bounds(settings.batching) != BatchingSettings():
         raise ModelLoadError(
             "'batching' has settings for batches, but the server forms them; keep "
             f"batching.queue.max_requests, max_rows and max_bytes alone, {where}"
@@ -146,17 +152,22 @@ def without_bounds(batching: BatchingSettings) -> BatchingSettings:
 def check_batching(
     signature: Signature, remote: RemoteSettings, max_batch_size: int | None
 ) -> None:
-    """Raises `ModelLoadError` where the gateway is to form batches, but cannot."""
-    if remote.batching != "gateway":
-        return
-    if not max_batch_size:
+    """Raises `ModelLoadError` where the gateway is to form batches, but cannot, and where
+    nothing is a batch that is said to be one."""
+    gateway = remote.batching == "gateway"
+    if gateway and not max_batch_size:
         raise ModelLoadError(
             "remote.batching is 'gateway', but nothing says how many rows a batch may have; set "
             "max_batch_size: 64 in model.yaml if rows are independent"
         )
+    if not max_batch_size:
+        return
     for spec in (*signature.inputs, *signature.outputs):
         if spec.shape[:1] != (-1,):
+            why, what = f"max_batch_size is {max_batch_size}", "remove it"
+            if gateway:
+                why, what = "remote.batching is 'gateway'", "let the server batch"
             raise ModelLoadError(
-                f"remote.batching is 'gateway', but tensor '{spec.name}' has shape "
-                f"{list(spec.shape)}, whose first dimension is no batch; let the server batch"
+                f"{why}, but tensor '{spec.name}' has shape {list(spec.shape)}, whose first "
+                f"dimension is no batch; {what}"
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -44,14 +44,18 @@ class Connection(ABC):
     All methods raise `AttemptFailed`; `timeout` is in seconds. Being cancelled tells the server.
     """
 
+    known: ServerMetadata | None = None
+    """What the server said of itself; `None` before it was asked."""
+
     @abstractmethod
     async def infer(self, message: Any, timeout: float | None, headers: Pairs) -> Any:
         """Sends what `Transport.encode` made; the answer is for `Transport.decode`."""
 
     def stream(
-        self, message: Any, timeout: float | None, headers: Pairs
-    ) -> AsyncIterator[InferenceResponse]:
-        """The answers to one request of a decoupled model."""
+        self, message: Any, timeout: float | None, headers: Pairs, *, wire: bool
+    ) -> AsyncGenerator[InferenceResponse]:
+        """The answers to one request of a decoupled model; with `wire`, undecoded where they
+        have raw contents."""
         raise NotImplementedError
 
     @abstractmethod
@@ -76,11 +80,14 @@ class Transport(ABC):
 
     streams: bool = False
     """Whether connections have `stream`."""
+    asks: bool = False
+    """Whether messages depend on what the servers say of themselves."""
 
     def __init__(self, there: There, settings: RemoteSettings) -> None:
         self.there = there
         self.settings = settings
-        self._fixed: Pairs = list(settings.headers.items())
+        self.fixed: Pairs = list(settings.headers.items())
+        """Headers of every call, those that ask for readiness or metadata included."""
         names = dict.fromkeys((*TRACING, *settings.forward_headers))
         self._passed = [name for name in names if name not in settings.headers]
 
@@ -88,8 +95,9 @@ class Transport(ABC):
     def connect(self, location: Location, address: str) -> Connection:
         """A connection to one address (an IP) of `location`, opened when first needed."""
 
-    def learned(self, server: ServerMetadata) -> None:  # noqa: B027 - nothing to learn for some
-        """Told what the servers can do, before the first request."""
+    def learned(self, extensions: frozenset[str]) -> None:  # noqa: B027 - not of use to all
+        """Told what all servers can do that are there: before the first request, and again when
+        others come."""
 
     @abstractmethod
     def encode(self, request: InferenceRequest, timeout: float | None) -> Any:
@@ -101,7 +109,7 @@ class Transport(ABC):
 
     def headers(self, caller: Headers) -> Pairs:
         """What is sent beside the message: fixed, for tracing, and as the settings say."""
-        pairs = self._fixed.copy()
+        pairs = self.fixed.copy()
         for name in self._passed:
             value = caller(name)
             # HTTP allows more in a value than gRPC does.

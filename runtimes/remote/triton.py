@@ -16,7 +16,12 @@ from runtimes.remote.failures import AttemptFailed
 from runtimes.remote.model import RemoteModel
 from runtimes.remote.opening import Opened, load_on_loop, open_replicas, settings_for
 from runtimes.remote.settings import remote_of
-from runtimes.remote.signature import check_batching, check_settings, signature_of
+from runtimes.remote.signature import (
+    check_batching,
+    check_settings,
+    check_unbatched,
+    signature_of,
+)
 from runtimes.remote.transport import There
 from runtimes.remote.triton_config import INSTALL, TritonConfig, TritonMessages
 from runtimes.remote.triton_memory import FOLDER, not_local
@@ -104,6 +109,7 @@ async def _open(
 async def _model(artifact: Artifact, transport: TritonTransport, opened: Opened) -> RemoteModel:
     settings, remote = artifact.settings, transport.settings
     config = await _config(opened)
+    check_unbatched(settings, remote, decoupled=config.decoupled)
     _check_config(settings, remote, config, len(opened.replicas.pool.endpoints))
     rows = config.max_batch_size
     if settings.max_batch_size is not None:
@@ -118,6 +124,9 @@ async def _model(artifact: Artifact, transport: TritonTransport, opened: Opened)
         for connection in _connections(opened):
             await connection.try_shared_memory()
     assert artifact.host is not None
+    instances = settings.instances
+    if not instances and not config.decoupled:
+        instances = (config.instances + 1) * len(opened.replicas.pool.endpoints)
     model = TritonModel(
         artifact.host.loop,
         transport,
@@ -125,8 +134,7 @@ async def _model(artifact: Artifact, transport: TritonTransport, opened: Opened)
         signature,
         idempotent=settings.idempotent,
         decoupled=config.decoupled,
-        instances=settings.instances
-        or (config.instances + 1) * len(opened.replicas.pool.endpoints),
+        instances=instances,
         max_batch_size=rows,
     )
     model.stateful = model.sequences = config.sequences
@@ -146,7 +154,7 @@ class TritonModel(RemoteModel):
                 if isinstance(each.connection, TritonConnection)
             ]
             status["shared_memory"] = {
-                key: sum(each[key] for each in regions) for key in ("regions", "bytes")
+                key: sum(each[key] for each in regions) for key in ("regions", "bytes", "leaving")
             }
         return status
 

@@ -30,10 +30,21 @@ MAX_IDLE: Final = 256 * 2**20
 PAUSE: Final = 0.5
 """Seconds before Triton is asked to let go of a region whose call did not end well; doubled
 each time, as it refuses while the call is still at work."""
-ATTEMPTS: Final = 8
+MAX_PAUSE: Final = 60.0
+"""Seconds between further attempts."""
+MAX_REGION: Final = 256 * 2**20
+"""Bytes of the largest region; what needs more is sent like any request."""
+MAX_TOTAL: Final = 2**30
+"""Most bytes of all regions that one server knows, those that it has not let go of included."""
+INLINE: Final = 2**20
+"""Bytes from which memory is taken in a thread: the system clears it first."""
 
 _numbers = itertools.count()
 _token = secrets.token_hex(4)
+
+
+class NoRoom(Exception):
+    """A region would be larger than allowed, or be one too many."""
 
 
 class Region:
@@ -90,21 +101,30 @@ class Regions:
         self._idle_bytes = 0
         self._used: set[Region] = set()
         self._leaving: dict[Region, asyncio.Task[None]] = {}
+        self._making = 0
+        """Bytes of regions that are being made."""
         self._closed = False
 
     async def take(self, size: int) -> Region:
         """A region of at least `size` bytes that is registered, for one call.
 
-        Raises `OSError` where there is no memory left, and what `register` raises.
+        Raises `NoRoom`, `OSError` where there is no memory left, and what `register` raises.
         """
         size = 1 << max(size - 1, 1).bit_length()
+        if size > MAX_REGION:
+            raise NoRoom
         idle = self._idle.get(size)
         if idle:
             region = idle.pop()
             self._idle_bytes -= size
             self._used.add(region)
             return region
-        region = Region(size)
+        if self._bytes() + size > MAX_TOTAL:
+            # What is kept for calls of other sizes gives way, for the next time.
+            for region in self._take_idle():
+                self.drop(region)
+            raise NoRoom
+        region = await self._made(size)
         self._used.add(region)
         try:
             await self._register(region)
@@ -115,6 +135,19 @@ class Regions:
         region.registered = True
         region.unlink()
         return region
+
+    async def _made(self, size: int) -> Region:
+        if size < INLINE:
+            return Region(size)
+        self._making += size
+        work = asyncio.get_running_loop().run_in_executor(None, Region, size)
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            work.add_done_callback(_discard)
+            raise
+        finally:
+            self._making -= size
 
     def give_back(self, region: Region) -> None:
         """The call is over, and the server does not look at its region any more."""
@@ -155,9 +188,18 @@ class Regions:
             await asyncio.wait_for(asyncio.gather(*told), timeout)
 
     def status(self) -> dict[str, int]:
-        """How many regions there are, and their bytes."""
+        """How many regions there are, and their bytes; how many the server has not let go of."""
         every = [*self._used, *(region for regions in self._idle.values() for region in regions)]
-        return {"regions": len(every), "bytes": sum(region.size for region in every)}
+        return {
+            "regions": len(every),
+            "bytes": sum(region.size for region in every),
+            "leaving": len(self._leaving),
+        }
+
+    def _bytes(self) -> int:
+        """Those of all regions, whatever becomes of them."""
+        others = sum(region.size for region in (*self._used, *self._leaving))
+        return self._idle_bytes + others + self._making
 
     def _take_idle(self) -> list[Region]:
         idle = [region for regions in self._idle.values() for region in regions]
@@ -166,16 +208,24 @@ class Regions:
         return idle
 
     async def _let_go(self, region: Region) -> None:
-        for attempt in range(ATTEMPTS):
-            await asyncio.sleep(PAUSE * 2**attempt)
+        pause = PAUSE
+        while True:
+            await asyncio.sleep(pause)
             if await self._quietly(region):
                 return
+            pause = min(pause * 2, MAX_PAUSE)
 
     async def _quietly(self, region: Region) -> bool:
         try:
             return await self._unregister(region)
         except Exception:
             return False
+
+
+def _discard(work: asyncio.Future[Region]) -> None:
+    """Nobody waits for the region any more."""
+    if not work.cancelled() and work.exception() is None:
+        work.result().close()
 
 
 def is_local(address: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from time import perf_counter
 from typing import Any, Final
 
@@ -22,7 +22,7 @@ from runtimes.remote.failures import AttemptFailed, Fate, broken, late, said
 from runtimes.remote.grpc_transport import GrpcConnection, GrpcTransport, Stub, is_cancelled
 from runtimes.remote.transport import Pairs, There
 from runtimes.remote.triton_config import TritonConfig, TritonMessages
-from runtimes.remote.triton_memory import THRESHOLD, Region, Regions, is_local
+from runtimes.remote.triton_memory import THRESHOLD, NoRoom, Region, Regions, is_local
 from runtimes.remote.triton_shared import Layout, Shared, answer_of, layout_of, message_of
 
 log = logging.getLogger(__name__)
@@ -110,12 +110,12 @@ class TritonConnection(GrpcConnection):
         return await super().infer(message, timeout, headers)
 
     def stream(
-        self, message: Any, timeout: float | None, headers: Pairs
-    ) -> AsyncIterator[InferenceResponse]:
+        self, message: Any, timeout: float | None, headers: Pairs, *, wire: bool
+    ) -> AsyncGenerator[InferenceResponse]:
         """As the base says."""
         if isinstance(message, Shared):
             message = self._transport.plain(message.request)
-        return super().stream(message + STREAM_PARAMETERS, timeout, headers)
+        return super().stream(message + STREAM_PARAMETERS, timeout, headers, wire=wire)
 
     # --- shared memory
 
@@ -127,6 +127,8 @@ class TritonConnection(GrpcConnection):
             try:
                 async with asyncio.timeout(timeout):
                     region = await self.regions.take(layout.size)
+            except NoRoom:
+                return await self._infer_plain(shared.request, left(end), headers)
             except TimeoutError:
                 raise late(limited=timeout == self._limited) from None
             except (OSError, grpc.aio.AioRpcError) as error:
@@ -228,6 +230,8 @@ class TritonConnection(GrpcConnection):
                 f"({said(error.details())}); run both as one user and, in containers, with one "
                 "IPC namespace, or set shared_memory: false"
             ) from None
+        except NoRoom:  # enough is shared already: it does work
+            return
         except OSError as error:
             raise ModelLoadError(
                 f"shared_memory: no memory in /dev/shm: {error.strerror}; enlarge it, or set "
@@ -237,7 +241,7 @@ class TritonConnection(GrpcConnection):
     async def _register(self, region: Region) -> None:
         payload = self._transport.messages.register(region.name, region.key, region.size)
         try:
-            await self._stub("SystemSharedMemoryRegister")(payload, timeout=CONTROL_SECONDS)
+            await self._control_call("SystemSharedMemoryRegister", payload)
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.ALREADY_EXISTS:
                 raise
@@ -245,13 +249,14 @@ class TritonConnection(GrpcConnection):
     async def _unregister(self, region: Region) -> bool:
         payload = self._transport.messages.unregister(region.name)
         try:
-            await self._stub("SystemSharedMemoryUnregister")(payload, timeout=CONTROL_SECONDS)
+            await self._control_call("SystemSharedMemoryUnregister", payload)
         except grpc.aio.AioRpcError:
             return False
         return True
 
-    def _stub(self, method: str) -> Any:
-        return self._channels[0].unary_unary(f"/inference.GRPCInferenceService/{method}")
+    async def _control_call(self, method: str, payload: bytes) -> None:
+        stub: Stub = self._channels[0].unary_unary(f"/inference.GRPCInferenceService/{method}")
+        await stub(payload, timeout=CONTROL_SECONDS, metadata=self._fixed)
 
     async def close(self) -> None:
         """As the base says."""

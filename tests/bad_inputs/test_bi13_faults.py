@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import pytest
 
 from tests.bad_inputs.attack import (
@@ -32,6 +33,7 @@ from tests.bad_inputs.attack import (
     tensor,
 )
 from tests.bad_inputs.served import NAN, POISON, SHORT
+from tests.support.gateway import GatewayProcess
 
 
 def moody(door: Door, value: float) -> Reply:
@@ -242,3 +244,45 @@ def test_bi13k_sigterm_under_load_loses_nothing(tmp_path: Path, server: str) -> 
     assert min(answered) > 50
     assert "Traceback" not in log
     assert "did not end in time" not in log
+
+
+FRAGILE = """
+import ctypes
+
+class Fragile:
+    signature = {"inputs": {"x": ("FP32", [-1])}, "outputs": {"y": ("FP32", [-1])}}
+    probed = False
+
+    def infer(self, inputs):
+        x = inputs["x"]
+        if x[0] == 666:
+            ctypes.string_at(0)
+        return {"y": x + 1}
+"""
+
+
+def test_bi13l_a_crash_ends_its_own_process_and_one_batch(tmp_path: Path) -> None:
+    for name, isolation in (("fragile", "process"), ("neighbour", "none")):
+        version = tmp_path / "models" / name / "1"
+        version.mkdir(parents=True)
+        (version / "model.py").write_text(FRAGILE)
+        (version.parent / "model.yaml").write_text(f"isolation: {isolation}\n")
+    gateway = GatewayProcess(tmp_path, [tmp_path / "models"])
+    try:
+
+        def ask(model: str, value: float) -> httpx.Response:
+            tensor = {"name": "x", "shape": [1], "datatype": "FP32", "data": [value]}
+            body = {"inputs": [tensor]}
+            return httpx.post(f"{gateway.http}/v2/models/{model}/infer", json=body, timeout=60)
+
+        for _ in range(2):
+            assert ask("fragile", 1).json()["outputs"][0]["data"] == [2]
+            crashed = ask("fragile", 666)
+            assert crashed.status_code == 500
+            assert "died while it ran this" in crashed.json()["error"]
+            assert ask("neighbour", 1).json()["outputs"][0]["data"] == [2]
+        assert ask("fragile", 3).json()["outputs"][0]["data"] == [4]
+    finally:
+        code = gateway.stop()
+    assert code == 0
+    assert "SIGSEGV" in gateway.log()

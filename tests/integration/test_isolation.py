@@ -248,6 +248,127 @@ def test_crash_takes_the_running_batch_alone(tmp_path: Path, deed: str) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("decoupled", [False, True])
+@pytest.mark.parametrize("deed", ["hang", "hold"])
+def test_a_hang_is_seen_after_its_callers_have_left(
+    tmp_path: Path, deed: str, decoupled: bool
+) -> None:
+    quick = f"isolation: {{hang_seconds: 0.5}}\noptions: {{decoupled: {str(decoupled).lower()}}}\n"
+    write_misbehaving(tmp_path / "m", quick)
+
+    async def main() -> None:
+        async with Rig(tmp_path) as rig:
+            if decoupled:
+                running = rig.stream("m", [NUMBERS[deed], 1])
+                await anext(running)  # the next thing that the model does is the deed
+                await asyncio.sleep(0.1)
+                await running.aclose()  # type: ignore[attr-defined]
+                last = [r.outputs[0].array[0, 1] async for r in rig.stream("m", [0, 3])]
+                assert last == [0, 1, 2]
+            else:
+                call = rig.call("m", [[NUMBERS[deed], 0]])
+                await asyncio.sleep(0.1)
+                call.cancel()
+                assert (await rig.ask("m", [[1, 2]])).tolist() == [[2, 4]]
+            await rig.until(lambda: rig.status("m")["restarts"] == 1, "the restart")
+            assert "hang_seconds = 0.5" in rig.status("m")["last_crash"]
+
+    asyncio.run(main())
+
+
+def test_a_stream_that_is_cancelled_at_once_leaves_nothing(tmp_path: Path) -> None:
+    write_misbehaving(tmp_path / "m", "isolation: process\noptions: {decoupled: true}\n")
+
+    async def main() -> None:
+        async with Rig(tmp_path) as rig:
+            dispatcher = rig.dispatcher("m")
+            for _ in range(20):
+                tensor = Tensor("x", DATATYPES["FP32"], (1, 2), np.zeros(2, np.float32).tobytes())
+                call = AwaitableCall(InferenceRequest("m", "", (tensor,)), perf_counter())
+                dispatcher.stream(call)
+                call.cancel()  # both reach the child in one turn of its loop
+            await rig.until(lambda: not dispatcher._slots, "the slots")
+            await rig.until(lambda: not len(dispatcher._arena), "the requests' memory")
+            assert [r.outputs[0].array[0, 1] async for r in rig.stream("m", [0, 2])] == [0, 1]
+
+    asyncio.run(main())
+
+
+def test_a_restarted_model_is_warm(tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    write_misbehaving(
+        tmp_path / "models" / "m", f"isolation: process\noptions: {{journal: {journal}}}\n"
+    )
+
+    async def main() -> None:
+        async with Rig(tmp_path / "models") as rig:
+            journal.write_text("")
+            os.kill(rig.status("m")["pid"], signal.SIGKILL)
+            await rig.until(lambda: rig.status("m")["restarts"] == 1, "the restart")
+            assert journal.read_text().split() == ["1", "8", "64"]
+
+    asyncio.run(main())
+
+
+def test_a_load_that_hangs_ends(tmp_path: Path) -> None:
+    folder = write_misbehaving(tmp_path / "m", "isolation: {load_seconds: 20, max_restarts: 0}\n")
+    hung = write_misbehaving(tmp_path / "hung", "isolation: {load_seconds: 0.5}\n")
+    (hung / "hang").touch()
+
+    async def main() -> None:
+        async with Rig(tmp_path, **{"registry.watch": False}) as rig:
+            assert rig.status("hung")["state"] == "failed"
+            assert "isolation.load_seconds = 0.5" in rig.cause("hung")
+            # While another process loads, calls end by their deadlines.
+            dispatcher = rig.dispatcher("m")
+            (folder / "hang").touch()
+            os.kill(rig.status("m")["pid"], signal.SIGKILL)
+            with pytest.raises(DeadlineExceeded):
+                await rig.call("m", [[1, 2]], deadline=0.3)
+            assert not dispatcher._up
+
+    asyncio.run(main())
+
+
+def test_a_spare_that_hangs_is_thrown_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "never_imported.py").write_text("import time\ntime.sleep(1000)\n")
+    monkeypatch.syspath_prepend(tmp_path / "path")
+    monkeypatch.setattr(MisbehavingRuntime, "preload", ("never_imported",))
+    write_misbehaving(tmp_path / "models" / "m", "isolation: {load_seconds: 5}\n")
+
+    async def main() -> None:
+        async with Rig(tmp_path / "models") as rig:
+            spares = rig.gateway.nursery._spares
+            await rig.until(lambda: spares, "the spare")
+            (spare,) = spares.values()
+            await rig.until(lambda: not spares, "its end")
+            assert "isolation.load_seconds = 5" in spare.cause
+            assert (await rig.ask("m", [[1, 2]])).tolist() == [[2, 4]]
+
+    asyncio.run(main())
+
+
+def test_a_spare_that_dies_when_it_is_needed_fails_no_load(tmp_path: Path) -> None:
+    write_misbehaving(tmp_path / "m")
+
+    async def main() -> None:
+        async with Rig(tmp_path) as rig:
+            spares = rig.gateway.nursery._spares
+            await rig.until(lambda: spares, "the spare")
+            (spare,) = spares.values()
+            os.kill(spare.pid, signal.SIGSTOP)
+            write_misbehaving(tmp_path / "n")
+            scan = asyncio.create_task(rig.gateway.rescan(rig.gateway.registries[0]))
+            await rig.until(lambda: spare not in spares.values(), "the load to take the spare")
+            os.kill(spare.pid, signal.SIGKILL)
+            await scan
+            await rig.until(lambda: rig.status("n")["state"] == "ready", "the load")
+            assert (await rig.ask("n", [[1, 2]])).tolist() == [[2, 4]]
+
+    asyncio.run(main())
+
+
 def test_crash_while_idle(tmp_path: Path) -> None:
     write_misbehaving(tmp_path / "m")
 
@@ -669,6 +790,7 @@ def test_children_end_with_a_gateway_that_is_killed(tmp_path: Path, plugin: dict
     write_misbehaving(models / "hung")
     write_misbehaving(models / "loading")
     (models / "loading" / "1" / "hang").touch()
+    (models / "m" / "1" / "start").touch()
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     gateway = GatewayProcess(
@@ -693,7 +815,8 @@ def test_children_end_with_a_gateway_that_is_killed(tmp_path: Path, plugin: dict
         load.start()
         wait_until(lambda: states()["m"]["versions"][0]["requests"] > 20, "some load")
         children = psutil.Process(gateway.pid).children(recursive=True)
-        assert len(children) >= 3
+        assert len(children) >= 4
+        assert "sleep" in [child.name() for child in children]
     finally:
         gateway.process.kill()
         gateway.process.wait()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,7 +54,12 @@ def fail() -> None:
     raise ValueError("told to")
 
 
-DEEDS = dict(enumerate((segfault, kill, leave, hang, hold, eat, fail), start=1001))
+def start() -> None:
+    """A process that outlives whoever does not end it."""
+    subprocess.Popen(["sleep", "1000"])
+
+
+DEEDS = dict(enumerate((segfault, kill, leave, hang, hold, eat, fail, start), start=1001))
 NUMBERS = {deed.__name__: number for number, deed in DEEDS.items()}
 CALL, STREAM, LEAVE, DESCRIBE = 2000.0, 2001.0, 2002.0, 2003.0
 """Ask the model named in the option `call`: for the answer, for the sum of the second column of
@@ -61,7 +67,8 @@ all answers, for that of the first ten, for what it takes."""
 
 
 class Misbehaving(Model):
-    """`options`: delay (seconds for each batch), decoupled, call (a model's name)."""
+    """`options`: delay (seconds for each batch), decoupled, call (a model's name), journal (a file
+    that gets a line with the rows of each batch)."""
 
     def __init__(self, options: Mapping[str, Parameter], host: Host | None) -> None:
         flavour = os.environ.get("FLAVOUR", "")
@@ -75,6 +82,7 @@ class Misbehaving(Model):
         self.stateful = bool(options.get("stateful"))
         self._delay = float(options.get("delay", 0))
         self._call = str(options.get("call", ""))
+        self._journal = str(options.get("journal", ""))
         self._host = host
 
     def infer(
@@ -85,6 +93,9 @@ class Misbehaving(Model):
     ) -> Mapping[str, Array]:
         """Twice the input, or what its first column tells."""
         x = inputs["x"]
+        if self._journal:
+            with open(self._journal, "a") as journal:
+                print(len(x), file=journal)
         if self._delay:
             time.sleep(self._delay)
         for value in x[:, 0].tolist():

@@ -171,3 +171,21 @@ def entry(path: Path, name: str) -> bytes:
     """One entry of an archive, named without the outer folder."""
     with zipfile.ZipFile(path) as archive:
         return archive.read(f"{archive.namelist()[0].partition('/')[0]}/{name}")
+
+
+class Buggy(nn.Module):
+    """A bug of its own for each number of rows up to five; then PyTorch refuses the input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[0] == 1:
+            raise ValueError("size of mine")
+        if x.shape[0] == 2:
+            assert x.dim() == 9, "shape of mine"
+        if x.shape[0] == 3:
+            raise RuntimeError("dimension of mine")
+        if x.shape[0] == 4:
+            numbers = [1, 2]
+            return x + numbers[x.shape[0]]
+        if x.shape[0] == 5:
+            raise IndexError("index out of range in self")
+        return x @ torch.zeros(3, 3)

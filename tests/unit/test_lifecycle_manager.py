@@ -15,6 +15,7 @@ import pytest
 
 from gateway.config import LifecycleConfig
 from gateway.errors import ModelLoadError, ModelNotReady, UnknownModel
+from gateway.lifecycle import manager as manager_module
 from gateway.lifecycle.loading import Loaded
 from gateway.lifecycle.manager import Manager
 from gateway.lifecycle.probe import Findings
@@ -461,3 +462,81 @@ def test_a_version_that_breaks_while_it_serves_leaves_the_routes_and_is_loaded_a
             assert w.split() == {"1": 1.0, "2": 1.0}
 
     run(test)
+
+
+def test_models_close_at_the_same_time_and_off_the_loop() -> None:
+    async def test() -> None:
+        # Each waits for all others and for the loop, as models do that call others in close().
+        barrier = threading.Barrier(3)
+        loop = asyncio.get_running_loop()
+
+        class Meeting(FakeModel):
+            def close(self) -> None:
+                barrier.wait(PATIENCE)
+                asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop).result(PATIENCE)
+                super().close()
+
+        made = World()
+        for name in "abc":
+            made.apply(model("1", name=name))
+        await made.settled()
+        servables = [made.manager.models[name].records[0].servable for name in "abc"]
+        meetings = [Meeting() for _ in servables]
+        for servable, meeting in zip(servables, meetings, strict=True):
+            servable.model = meeting  # type: ignore[union-attr, assignment]
+        await made.manager.close()
+        assert [meeting.closed for meeting in meetings] == [1, 1, 1]
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("unloading", [False, True])
+def test_a_model_that_hangs_in_close_does_not_keep_the_gateway(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, *, unloading: bool
+) -> None:
+    monkeypatch.setattr(manager_module, "CLOSING_SECONDS", 0.2)
+    hanging, free = threading.Event(), threading.Event()
+
+    class Hanging(FakeModel):
+        def close(self) -> None:
+            self.closed += 1
+            hanging.set()
+            free.wait(PATIENCE)
+
+    stuck = Hanging()
+
+    async def test() -> None:
+        made = World()
+        made.apply(model("1"), model("1", name="other"))
+        await made.settled()
+        made.manager.models["m"].records[0].servable.model = stuck  # type: ignore[union-attr, assignment]
+        other = made.manager.models["other"].records[0].servable
+        if unloading:
+            made.apply(gone=("m",))
+            await made.until(hanging.is_set)
+        await made.manager.close()
+        assert other is not None and other.model.closed == 1  # type: ignore[attr-defined]
+
+    try:
+        asyncio.run(test())  # returns, which also needs that no thread of the loop's is stuck
+        assert not free.is_set() and stuck.closed == 1
+        assert "m/1 did not close in 0.2 s; it is left behind" in caplog.text
+    finally:
+        free.set()
+
+
+def test_a_model_that_fails_to_close_is_unloaded(caplog: pytest.LogCaptureFixture) -> None:
+    class Failing(FakeModel):
+        def close(self) -> None:
+            raise OSError("no such device")
+
+    async def test() -> None:
+        async with world() as made:
+            made.apply(model("1"))
+            await made.settled()
+            made.manager.models["m"].records[0].servable.model = Failing()  # type: ignore[union-attr, assignment]
+            made.apply(gone=("m",))
+            await made.until(lambda: "m" not in made.manager.models)
+
+    asyncio.run(test())
+    assert "m/1: closing failed: OSError: no such device" in caplog.text

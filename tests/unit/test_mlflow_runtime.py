@@ -259,6 +259,40 @@ def test_modules_of_two_versions_do_not_mix(tmp_path: Path) -> None:
     second.close()
 
 
+def with_files(folder: Path, *files: str) -> Path:
+    """A model whose modules are imported at a request, if at all."""
+    code = []
+    for file in files:
+        path = folder.parent / f"source-{folder.name}" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x = 1\n")
+        code.append(str(path.parents[len(Path(file).parts) - 2] if "/" in file else path))
+    return save_function(folder, lambda data, _: data, ONE, ONE, code_paths=code)
+
+
+@pytest.mark.parametrize(
+    ("file", "other"),
+    [
+        ("lazy_module.py", "lazy_module.py"),
+        ("lazy_folder/inner.py", "lazy_folder/inner.py"),  # without __init__.py
+        ("lazy_both/inner.py", "lazy_both.py"),
+    ],
+)
+def test_modules_that_are_imported_later_do_not_mix(tmp_path: Path, file: str, other: str) -> None:
+    name = Path(file).parts[0].removesuffix(".py")
+    first = load(with_files(tmp_path / "1", file, "own_one.py"))
+    assert name not in sys.modules
+    second = with_files(tmp_path / "2", other, "own_two.py")
+    assert refused(second) == (
+        f"the model's module '{name}' is one of another loaded model as well; set isolation: "
+        "process in model.yaml, so that each version has modules of its own"
+    )
+    beside = load(with_files(tmp_path / "3", "own_three.py"))
+    first.close()
+    load(second).close()
+    beside.close()
+
+
 def test_a_missing_package_is_named(tmp_path: Path) -> None:
     def predict(data: Any, params: Any) -> Any:
         return data

@@ -7,11 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.codecs.statuses import grpc_status, http_status
+from gateway.codecs.statuses import grpc_status, http_status, retry_after
 from gateway.errors import SluiceError
-from runtimes.remote.failures import AttemptFailed, Fate, grpc_failure, http_failure, seconds
+from runtimes.remote.failures import AttemptFailed, Fate, broken, grpc_failure, http_failure, seconds
 
 GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode if code.value[0]}
+
+
+MAY_HAVE_RUN = str(broken("gone").error)
 
 
 def of_grpc(code: int, text: str = "", **marks: bool) -> AttemptFailed:
@@ -39,6 +42,13 @@ def of_grpc(code: int, text: str = "", **marks: bool) -> AttemptFailed:
         ("the model is loading", False, False, Fate.UNKNOWN),
         ("the model is loading", False, True, Fate.REFUSED),
         ("", True, False, Fate.REFUSED),
+        # Envoy's own replies have metadata, which say nothing about who was at work
+        ("upstream connect error or disconnect/reset before headers. reset reason: connection "
+         "termination", True, True, Fate.UNKNOWN),
+        ("failed to connect to all addresses; Connection refused", True, True, Fate.UNKNOWN),
+        # another gateway, whose own server went away
+        (MAY_HAVE_RUN, True, True, Fate.UNKNOWN),
+        ("the model's server cannot be reached; try again later", True, True, Fate.REFUSED),
     ],
 )  # fmt: skip
 def test_unavailable(text: str, connected: bool, trailers: bool, fate: Fate) -> None:
@@ -60,7 +70,7 @@ def test_unavailable(text: str, connected: bool, trailers: bool, fate: Fate) -> 
 def test_grpc_codes(there: int, here: int) -> None:
     failure = of_grpc(there, "because")
     assert grpc_status(failure.error) == here
-    assert failure.retryable == (there == 8)
+    assert failure.retryable == failure.elsewhere == (there in (5, 8))
 
 
 @pytest.mark.parametrize(
@@ -74,8 +84,9 @@ def test_grpc_codes(there: int, here: int) -> None:
 def test_http_statuses(there: int, here: int) -> None:
     failure = http_failure(there, "because")
     assert http_status(failure.error) == here
-    assert failure.retryable == (there in (429, 503))
-    assert failure.retryable_if_idempotent == (there in (429, 502, 503))
+    assert failure.retryable == (there in (404, 429, 503))
+    assert failure.retryable_if_idempotent == (there in (404, 429, 502, 503))
+    assert failure.elsewhere == (there in (404, 429))
 
 
 @given(st.sampled_from(sorted(GRPC_CODES)), st.text(max_size=1000), st.booleans(), st.booleans())
@@ -90,6 +101,41 @@ def test_any_text_becomes_one_printable_line(
         for shown in (str(failure.error), str(failure)):
             assert shown.isprintable()
             assert len(shown) < 700
+
+
+@pytest.mark.parametrize(
+    ("text", "fate"),
+    [
+        (MAY_HAVE_RUN, Fate.UNKNOWN),
+        ("upstream connect error or disconnect/reset before headers", Fate.UNKNOWN),
+        ("the model is loading", Fate.REFUSED),
+        ("", Fate.REFUSED),
+    ],
+)
+def test_503(text: str, fate: Fate) -> None:
+    assert http_failure(503, text).fate is fate
+
+
+def test_what_may_have_been_executed_invites_nobody_to_try_again() -> None:
+    assert retry_after(broken("gone").error) is None
+    assert retry_after(http_failure(503, MAY_HAVE_RUN, retry_after="1").error) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "large"),
+    [
+        ("Received message larger than max (5000000 vs. 4194304)", True),
+        ("grpc: trying to send message larger than max (10 vs. 5)", True),
+        ("gRPC message exceeds maximum size 4194304: 5000000", True),
+        ("the queue of m/1 is full (100 requests)", False),
+        ("quota exceeded", False),
+    ],
+)
+def test_a_message_that_is_too_large_is_no_better_elsewhere(text: str, large: bool) -> None:
+    failure = of_grpc(8, text)
+    assert failure.retryable != large
+    assert grpc_status(failure.error) == 8
+    assert not failure.blames_server
 
 
 def test_a_timeout_of_our_own_speaks_against_the_server() -> None:

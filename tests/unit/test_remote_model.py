@@ -139,7 +139,6 @@ def test_a_request_there_and_back(load: Any, server: StandIn, transport: str) ->
     ("first", "kind", "text"),
     [
         (INVALID, InvalidInput, "x is wrong"),
-        (MISSING, ModelNotReady, "no such model"),
         (LATE, DeadlineExceeded, "deadline"),
         (BROKEN, InferenceFailed, "broken in model.py"),
         (LISTED, NotAllowed, "you may not"),
@@ -159,7 +158,10 @@ def test_final_errors_are_passed_on_and_never_tried_again(
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-@pytest.mark.parametrize(("first", "kind"), [(UNAVAILABLE, ModelNotReady), (EXHAUSTED, QueueFull)])
+@pytest.mark.parametrize(
+    ("first", "kind"),
+    [(UNAVAILABLE, ModelNotReady), (EXHAUSTED, QueueFull), (MISSING, ModelNotReady)],
+)
 def test_what_a_server_refuses_itself_is_tried_elsewhere(
     load: Any, server: StandIn, other: StandIn, transport: str, first: int, kind: type
 ) -> None:
@@ -189,6 +191,18 @@ def test_a_replica_that_refuses_is_ejected_and_comes_back(
         return len(server.calls) > before + 5
 
     wait_until(comes_back, f"the replica to come back: {states}")
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize(("first", "kind"), [(EXHAUSTED, QueueFull), (MISSING, ModelNotReady)])
+def test_who_has_too_much_to_do_is_not_asked_again(
+    load: Any, server: StandIn, transport: str, first: int, kind: type
+) -> None:
+    model = load(url(server, transport))
+    with pytest.raises(kind):
+        forward(model, first)
+    assert (len(server.calls), model.retried) == (1, 0)
+    assert idle(model)
 
 
 def test_retries_can_be_turned_off(load: Any, server: StandIn, other: StandIn) -> None:

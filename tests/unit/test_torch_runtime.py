@@ -420,6 +420,28 @@ def test_values_out_of_range_are_the_senders_fault(tmp_path: Path) -> None:
         run(model, i=np.array([9]))
 
 
+@pytest.mark.parametrize("kind", ["script", "factory"])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6])
+def test_the_models_own_bugs_are_not_the_senders_fault(
+    tmp_path: Path, kind: str, rows: int
+) -> None:
+    declared = {"inputs": (tensor("x", "FP32", -1, 4),), "outputs": (tensor("y", "FP32", -1, 4),)}
+    if kind == "script":
+        model = script(models.Buggy(), tmp_path, **declared)
+    else:
+        torch.save({}, tmp_path / "model.pt")
+        options = {"factory": "tests.support.torch_models:Buggy"}
+        model = load(tmp_path, options=options, **declared)
+    said = {
+        1: "size of mine", 2: "shape of mine", 3: "dimension of mine",
+        4: "list index out of range", 5: "index out of range in self", 6: "cannot be multiplied",
+    }  # fmt: skip
+    wanted = InvalidInput if rows == 6 else InferenceFailed
+    with pytest.raises(InferenceFailed, match=said[rows]) as caught:
+        run(model, x=np.zeros((rows, 4), np.float32))
+    assert type(caught.value) is wanted
+
+
 def test_missing_and_unknown_tensors(tmp_path: Path) -> None:
     model = script(models.make_mlp(), tmp_path, **models.MLP_SIGNATURE)
     with pytest.raises(InvalidInput, match="input 'x' is missing"):
@@ -681,7 +703,25 @@ def test_report() -> None:
     report = TorchRuntime().report()
     assert report.available and report.devices[0] == "cpu" and "pt2" in report.formats
     assert report.version == torch.__version__
-    assert TorchRuntime.preload == ("torch",)
+
+
+def test_waiting_processes_import_it_with_threads_that_sleep(tmp_path: Path) -> None:
+    import subprocess
+
+    (tmp_path / "torch.py").write_text(
+        "import os\nprint(os.environ.get('OMP_WAIT_POLICY'))\n"
+    )
+    code = (
+        "import importlib, os, sys; sys.path.insert(0, sys.argv[1]); "
+        "from runtimes.torch import TorchRuntime; "
+        "[importlib.import_module(name) for name in TorchRuntime.preload]; "
+        "assert 'torch' in sys.modules and 'OMP_WAIT_POLICY' not in os.environ"
+    )
+    waits = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+    environment = {name: value for name, value in os.environ.items() if name not in waits}
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "PASSIVE\n"), done.stderr
 
 
 def test_report_does_not_import_the_library() -> None:

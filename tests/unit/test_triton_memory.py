@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 
 from runtimes.remote import triton_memory
-from runtimes.remote.triton_memory import FOLDER, Region, Regions
+from runtimes.remote.triton_memory import FOLDER, NoRoom, Region, Regions
 
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="POSIX shared memory as on Linux")
 
@@ -54,6 +55,11 @@ def run(test: Callable[[Server, Regions], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(main())
 
 
+def kept(regions: Regions) -> tuple[int, int]:
+    status = regions.status()
+    return status["regions"], status["bytes"]
+
+
 def files() -> list[str]:
     return [name for name in os.listdir(FOLDER) if name.startswith(f"sluicegate-{os.getpid()}-")]
 
@@ -67,7 +73,7 @@ def test_sizes_are_powers_of_two_and_names_are_gone_at_once(asked: int, given: i
         assert not files()
         region.map[:1] = b"x"
         regions.give_back(region)
-        assert regions.status() == {"regions": 1, "bytes": given}
+        assert kept(regions) == (1, given)
 
     run(test)
 
@@ -121,7 +127,7 @@ def test_regions_are_given_up_at_the_end_even_if_the_server_is_gone() -> None:
         server.refusing = ConnectionError("gone")
         await regions.close()
         server.known.clear()
-        assert regions.status() == {"regions": 0, "bytes": 0}
+        assert kept(regions) == (0, 0)
 
     run(test)
 
@@ -131,7 +137,7 @@ def test_a_call_may_end_after_the_end() -> None:
         region = await regions.take(4096)
         await regions.close()
         regions.give_back(region)
-        assert regions.status() == {"regions": 0, "bytes": 0}
+        assert kept(regions) == (0, 0)
         server.known.clear()
 
     run(test)
@@ -157,7 +163,7 @@ def test_a_refused_registration_leaves_nothing() -> None:
         with pytest.raises(PermissionError):
             await regions.take(4096)
         assert not files()
-        assert regions.status() == {"regions": 0, "bytes": 0}
+        assert kept(regions) == (0, 0)
 
     run(test)
 
@@ -170,7 +176,7 @@ def test_being_cancelled_while_registering_leaves_nothing() -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
         assert not files()
-        assert regions.status() == {"regions": 0, "bytes": 0}
+        assert kept(regions) == (0, 0)
 
     run(test)
 
@@ -196,6 +202,84 @@ def test_not_more_than_so_much_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
         taken = [await regions.take(4096) for _ in range(5)]
         for region in taken:
             regions.give_back(region)
-        assert regions.status() == {"regions": 3, "bytes": 3 * 4096}
+        assert kept(regions) == (3, 3 * 4096)
+
+    run(test)
+
+
+def test_what_a_caller_chooses_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_memory, "MAX_REGION", 8192)
+    monkeypatch.setattr(triton_memory, "MAX_TOTAL", 16384)
+    monkeypatch.setattr(triton_memory, "PAUSE", 0.001)
+
+    async def test(server: Server, regions: Regions) -> None:
+        with pytest.raises(NoRoom):
+            await regions.take(8193)
+        small = [await regions.take(4096) for _ in range(3)]
+        with pytest.raises(NoRoom):
+            await regions.take(8192)
+        for region in small:
+            server.busy.add(region.name)
+            regions.give_back(region)
+        # What is kept gives way, but it counts until the server has let go of it.
+        with pytest.raises(NoRoom):
+            await regions.take(8192)
+        assert regions.status() == {"regions": 0, "bytes": 0, "leaving": 3}
+        with pytest.raises(NoRoom):
+            await regions.take(8192)
+        server.busy.clear()
+        while regions.status()["leaving"]:
+            await asyncio.sleep(0.001)
+        regions.give_back(await regions.take(8192))
+
+    run(test)
+
+
+def test_the_server_is_asked_until_it_lets_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_memory, "PAUSE", 0.0001)
+    monkeypatch.setattr(triton_memory, "MAX_PAUSE", 0.001)
+
+    async def test(server: Server, regions: Regions) -> None:
+        region = await regions.take(4096)
+        server.busy.add(region.name)
+        regions.drop(region)
+        while server.asked < 20:  # it was given up after 8 times
+            await asyncio.sleep(0.001)
+        server.busy.clear()
+        while regions.status()["leaving"]:
+            await asyncio.sleep(0.001)
+        assert not server.known
+
+    run(test)
+
+
+def test_large_regions_are_made_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_memory, "INLINE", 4096)
+    made: list[int] = []
+    gate = threading.Event()
+    allocate = os.posix_fallocate
+
+    def slowly(descriptor: int, at: int, size: int) -> None:
+        made.append(threading.get_ident())
+        gate.wait(30)
+        allocate(descriptor, at, size)
+
+    monkeypatch.setattr(os, "posix_fallocate", slowly)
+
+    async def test(server: Server, regions: Regions) -> None:
+        first = asyncio.ensure_future(regions.take(4096))
+        gone = asyncio.ensure_future(regions.take(4096))
+        while len(made) < 2:
+            await asyncio.sleep(0.001)
+        gone.cancel()
+        await asyncio.sleep(0)
+        gate.set()
+        regions.give_back(await first)
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+        while files():  # of the one that nobody waits for
+            await asyncio.sleep(0.001)
+        assert threading.get_ident() not in made
+        assert kept(regions) == (1, 4096)
 
     run(test)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from queue import SimpleQueue
+from types import ModuleType
 from typing import Any, Final
 
 from gateway.errors import InferenceFailed, SluiceError
@@ -16,18 +17,18 @@ from runtimes.python.classes import TRITON
 from runtimes.python.context import make_request
 from runtimes.python.failures import Failures
 from runtimes.python.loops import LoopThread, Steps
-from runtimes.python.modules import ModelModules, import_file
+from runtimes.python.modules import ModelModules
 from runtimes.python.pb.bindings import Binding
 from runtimes.python.pb.channels import Held, ManyAnswers, OneAnswer
 from runtimes.python.pb.instance import (
     Instance,
     arguments_of,
     auto_complete,
+    close_all,
     responses_of,
 )
 from runtimes.python.pb.messages import InferenceRequest as TheirRequest
 from runtimes.python.pb.model_config import Completed, config_of, read_config
-from runtimes.python.pb.utils import utils_for
 from runtimes.python.signature import Signature
 
 PLATFORM: Final = "python"
@@ -36,10 +37,14 @@ STREAMS: Final = 1024
 
 
 def load_triton(
-    artifact: Artifact, file: Path, device: str, first: tuple[ModelModules, type]
+    artifact: Artifact,
+    file: Path,
+    device: str,
+    load_file: Callable[[], tuple[ModelModules, ModuleType]],
+    first: tuple[ModelModules, type],
 ) -> Model:
-    """`first` is the imported file. Each instance imports it anew, as each is a process of its
-    own in Triton. Raises `ModelLoadError`."""
+    """`first` is the imported file. Each instance imports it anew by `load_file`, as each is a
+    process of its own in Triton. Raises `ModelLoadError`."""
     modules, cls = first
     config = auto_complete(cls, modules, config_of(artifact, file.name, device), file)
     completed = read_config(config, file.name)
@@ -48,7 +53,7 @@ def load_triton(
     try:
         for index in range(artifact.settings.instances or 1):
             if index:
-                modules, module = import_file(file, [artifact.path], utils_for(artifact))
+                modules, module = load_file()
                 cls = getattr(module, TRITON)
             failures = Failures(f"{artifact.model}/{artifact.version}", log, modules)
             arguments = arguments_of(artifact, config, device, index)
@@ -56,8 +61,7 @@ def load_triton(
         kind = DecoupledTritonModel if completed.decoupled else TritonModel
         return kind(artifact, completed, made)
     except BaseException:
-        for instance in made:
-            instance.close()
+        close_all(made)
         raise
 
 
@@ -161,8 +165,7 @@ class TritonModel(Model):
     def close(self) -> None:
         """Finalizes the instances."""
         instances, self._instances = self._instances, []
-        for each in instances:
-            each.close()
+        close_all(instances)
 
 
 class DecoupledTritonModel(AsyncModel):
@@ -228,6 +231,5 @@ class DecoupledTritonModel(AsyncModel):
     def close(self) -> None:
         """Finalizes the instances."""
         instances, self._instances = self._instances, []
-        for each in instances:
-            each.close()
+        close_all(instances)
         self._own.close()

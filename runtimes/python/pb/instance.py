@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Final, TypeVar
@@ -22,6 +22,8 @@ from runtimes.python.pb.model_config import Config, ModelConfig
 
 T = TypeVar("T")
 PATIENCE: Final = 10.0
+FINALIZE_SECONDS: Final = 10.0
+"""Most seconds that `finalize` is waited for."""
 
 
 class Worker:
@@ -75,6 +77,7 @@ class Instance:
         self._worker = Worker(name)
         self._loop = LoopThread(f"{name}/loop")
         self._object: Any = None
+        self._finalized: Future[None] | None = None
         try:
             self._worker.submit(lambda: self._initialize(cls, arguments)).result()
         except (Exception, SystemExit) as error:
@@ -99,7 +102,7 @@ class Instance:
         self, requests: Callable[[], list[InferenceRequest]], channel: ManyAnswers
     ) -> None:
         """The same for decoupled models, whose answers come by `channel`."""
-        self._worker.submit(lambda: self._start(requests(), channel))
+        self._worker.submit(lambda: self._start(requests, channel))
 
     def _execute(self, requests: list[InferenceRequest]) -> Any:
         try:
@@ -110,9 +113,12 @@ class Instance:
         except (Exception, SystemExit, asyncio.CancelledError) as error:
             raise self._failures.inference(error) from None
 
-    def _start(self, requests: list[InferenceRequest], channel: ManyAnswers) -> None:
+    def _start(
+        self, requests: Callable[[], list[InferenceRequest]], channel: ManyAnswers
+    ) -> None:
         try:
-            given = self._object.execute(requests)
+            made = requests()  # held until we know: letting them go ends the channel
+            given = self._object.execute(made)
             if asyncio.iscoroutine(given):
                 self._loop.submit(self._finish(given, channel))
             elif given is not None:
@@ -131,16 +137,29 @@ class Instance:
         except (Exception, SystemExit, asyncio.CancelledError) as error:
             channel.end(self._failures.inference(error))
 
+    def finalize(self) -> Future[None]:
+        """Has `finalize` called, once, in its thread."""
+        if self._finalized is None:
+            self._finalized = self._worker.submit(self._finalize)
+        return self._finalized
+
     def close(self) -> None:
-        """Calls `finalize`, in its thread, and forgets the modules."""
+        """Forgets the modules; `finalize` was called, see `close_all`.
+
+        A thread that is not done in time is left behind: it may hang for ever.
+        """
         if self._object is None:
             return
-        try:
-            self._worker.submit(self._finalize).result()
-        except (Exception, SystemExit) as error:
-            self._failures.log(f"finalize: {self._modules.where(error)}", error)
+        finalized = self.finalize()
+        if finalized.done():
+            self._worker.close()
+            if (error := finalized.exception()) is not None:
+                self._failures.log(f"finalize: {self._modules.where(error)}", error)
+        else:
+            self._failures.warn(
+                f"finalize is not done after {FINALIZE_SECONDS:g} s; it is not waited for any more"
+            )
         self._object = None
-        self._worker.close()
         self._loop.close()
         self._modules.close()
 
@@ -148,6 +167,13 @@ class Instance:
         finalize = getattr(self._object, "finalize", None)
         if finalize is not None:
             finalize()
+
+
+def close_all(instances: Sequence[Instance]) -> None:
+    """Finalizes all at the same time, so that those that hang do not add up."""
+    wait([instance.finalize() for instance in instances], FINALIZE_SECONDS)
+    for instance in instances:
+        instance.close()
 
 
 def arguments_of(artifact: Artifact, config: Config, device: str, index: int) -> dict[str, str]:

@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, ClassVar, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol, TypeVar
 
 from gateway.contract import for_the_model
 from gateway.errors import SluiceError
@@ -17,6 +17,8 @@ from runtimes.interface import Answer
 from runtimes.python.pb.bindings import Binding
 from runtimes.python.pb.errors import TritonError, TritonModelException, to_ours, to_theirs
 from runtimes.python.pb.tensor import Tensor
+
+T = TypeVar("T")
 
 FINAL: Final = 1
 RELEASE_ALL: Final = 1
@@ -286,16 +288,15 @@ class InferenceRequest:
             return InferenceResponse.failed(error)
 
     def async_exec(self, decoupled: bool = False) -> asyncio.Future[Any]:
-        """As `exec`, to be awaited; the request is sent at once."""
-        return asyncio.ensure_future(self._exec_later(self._responses() if decoupled else None))
-
-    async def _exec_later(self, responses: Iterator[InferenceResponse] | None) -> Any:
-        if responses is not None:
-            return responses
+        """As `exec`, to be awaited; the request is sent at once (with `decoupled`, when its first
+        response is asked for)."""
+        if decoupled:
+            return asyncio.ensure_future(_given(self._responses()))
         try:
-            return InferenceResponse.of(await asyncio.wrap_future(self._call()))
+            sent = self._call()
         except Exception as error:
-            return InferenceResponse.failed(error)
+            return asyncio.ensure_future(_given(InferenceResponse.failed(error)))
+        return asyncio.ensure_future(_response(sent))
 
     def _call(self) -> Future[OurResponse]:
         return self._bound().call(self._ours())
@@ -322,6 +323,17 @@ class InferenceRequest:
             parameters=dict(self._parameters) or None,
             timeout_us=self._timeout,
         )
+
+
+async def _given(value: T) -> T:
+    return value
+
+
+async def _response(sent: Future[OurResponse]) -> InferenceResponse:
+    try:
+        return InferenceResponse.of(await asyncio.wrap_future(sent))
+    except Exception as error:
+        return InferenceResponse.failed(error)
 
 
 def _each(answers: Iterator[OurResponse]) -> Iterator[InferenceResponse]:
