@@ -72,8 +72,8 @@ class Trust:
         self, what: str, path: Path, source: str, *, importable: bool = False
     ) -> None:
         if not self.covers(path, source):
-            own = str(path.resolve()) if importable else place_of(path)
-            raise ModelLoadError(self._refusal(what, source or own))
+            where = str(path.resolve()) if importable else place_of(path)
+            raise ModelLoadError(self._refusal(what, source or where))
         if source:
             # What was fetched lies in a folder of ours, and may not point out of it.
             own = path.resolve()

@@ -19,11 +19,12 @@ from __future__ import annotations
 
 from runtimes.conformance_answers import AnswerChecks
 from runtimes.conformance_base import require
+from runtimes.conformance_forwarding import ForwardingChecks
 from runtimes.conformance_loading import LoadingChecks
 from runtimes.conformance_streams import StreamChecks
 
 __all__ = ["RuntimeConformance", "require"]
 
 
-class RuntimeConformance(LoadingChecks, AnswerChecks, StreamChecks):
+class RuntimeConformance(LoadingChecks, AnswerChecks, StreamChecks, ForwardingChecks):
     """Derive from it, set `runtime`, and write `artifact`."""

@@ -194,12 +194,12 @@ def made_up(spec: TensorSpec, rows: int | None, random: np.random.Generator) -> 
     return random.integers(0, 2, shape).astype(spec.datatype.dtype)
 
 
-def request_of(inputs: Mapping[str, Array]) -> InferenceRequest:
-    """A whole request, as front ends make them."""
+def request_of(inputs: Mapping[str, Array], model: str = "conformance") -> InferenceRequest:
+    """A whole request to any version of `model`, as front ends make them."""
     tensors = tuple(
         Tensor(name, datatype_of(array), array.shape, array=array) for name, array in inputs.items()
     )
-    return InferenceRequest("conformance", "7", tensors, id="one")
+    return InferenceRequest(model, "", tensors, id="one")
 
 
 def unaligned(array: Array) -> Array:

@@ -109,12 +109,19 @@ class LoadingChecks(Suite):
 
     def test_estimates_memory(self, tmp_path: Path) -> None:
         estimate = self.runtime.estimate(self.artifact(tmp_path))
-        require(type(estimate) is int and estimate > 0, "estimate() must be bytes, above 0")
+        require(type(estimate) is int and estimate >= 0, "estimate() must be bytes")
+        if not estimate:
+            with self.loaded(tmp_path) as model:
+                require(model.elsewhere, "estimate() is 0, but the model is not elsewhere")
 
     def test_says_what_executes_code(self, tmp_path: Path) -> None:
-        what = self.runtime.executes_code(self.artifact(tmp_path))
+        artifact = self.artifact(tmp_path)
+        what = self.runtime.executes_code(artifact)
         require(isinstance(what, str), "executes_code() must be text, empty where nothing does")
         require("\n" not in what and str(tmp_path) not in what, f"no line for an error: {what!r}")
+        file = self.runtime.code_file(artifact)
+        inside = file is None or (file.is_file() and artifact.path in file.parents)
+        require(inside, "code_file() must be a file in the version's folder, or None")
 
     def test_refuses_unknown_options(self, tmp_path: Path) -> None:
         if self.any_option:

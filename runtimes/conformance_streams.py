@@ -1,23 +1,20 @@
-"""Checks of models with many answers, of those that answer later, and of those that forward."""
+"""Checks of models with many answers, and of those that answer later."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from time import perf_counter
 from typing import Any, TypeVar
 
-from gateway.errors import SluiceError
-from runtimes.conformance_base import ROWS, Suite, check_tensor, request_of, require
-from runtimes.interface import AsyncModel, ForwardingModel, Model, Outputs
+from runtimes.conformance_base import ROWS, Suite, require
+from runtimes.interface import AsyncModel, Model, Outputs
 
 T = TypeVar("T")
 
 
 class StreamChecks(Suite):
-    """Of `decoupled` models, an `AsyncModel` and a `ForwardingModel`; others pass."""
+    """Of `decoupled` models and an `AsyncModel`; others pass."""
 
     def test_streams_stop_when_they_are_closed(self, tmp_path: Path) -> None:
         with self.loaded(tmp_path) as model:
@@ -68,45 +65,6 @@ class StreamChecks(Suite):
                 hung = self.on_loop(model, begin_and_cancel())
                 require(hung == 0, "infer_async() does not end when it is cancelled")
             self.on_loop(model, _run(model, inputs))
-
-    def test_forwards_whole_requests(self, tmp_path: Path) -> None:
-        with self.loaded(tmp_path) as model:
-            if not isinstance(model, ForwardingModel) or model.decoupled:
-                return
-            inputs = self.inputs(model, ROWS)
-            expected = self.answers(model, inputs)[0]
-            request = request_of(inputs)
-            answer = self.on_loop(model, model.forward(request, None, lambda _: None))
-            names = (answer.model, answer.version)
-            ours = (request.model, request.version)
-            require(names == ours, f"the answer is from {names}, not under our names {ours}")
-            require(answer.wire is None, "a request without `wire` must get an answer without")
-            got = {tensor.name: tensor.array for tensor in answer.outputs}
-            for spec in model.outputs:
-                require(spec.name in got, f"output {spec.name} is missing")
-                check_tensor(spec, got[spec.name])
-            if self.comparable(model):
-                self.same_answers("forwarded", [got], [expected])
-
-    def test_forwards_nothing_that_is_late(self, tmp_path: Path) -> None:
-        with self.loaded(tmp_path) as model:
-            if not isinstance(model, ForwardingModel) or model.decoupled:
-                return
-            request = request_of(self.inputs(model, ROWS))
-            late = model.forward(request, perf_counter() - 1.0, lambda _: None)
-            try:
-                self.on_loop(model, late)
-            except SluiceError:
-                return
-            raise AssertionError("forward() after the deadline must raise SluiceError")
-
-    def test_has_a_status_that_can_be_shown(self, tmp_path: Path) -> None:
-        with self.loaded(tmp_path) as model:
-            if isinstance(model, ForwardingModel):
-                try:
-                    json.dumps(model.status())
-                except TypeError as error:
-                    raise AssertionError(f"status() must be plain values: {error}") from None
 
     # -- helpers -------------------------------------------------------------------------
 

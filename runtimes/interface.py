@@ -352,7 +352,10 @@ class Runtime(ABC):
 
     @abstractmethod
     def estimate(self, artifact: Artifact) -> int:
-        """Upper bound of the memory that loading takes, in bytes."""
+        """Upper bound of the memory that loading takes here, in bytes; 0 for a model `elsewhere`.
+
+        It is meant for a budget of memory; the gateway decides nothing by it yet.
+        """
 
     def executes_code(self, artifact: Artifact) -> str:
         """What of `artifact` runs as code when it is loaded or used, e.g. ``model.py``; empty

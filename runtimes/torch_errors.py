@@ -5,7 +5,6 @@ from __future__ import annotations
 import dis
 import re
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
 
 from gateway.errors import InferenceFailed, InvalidInput, without_folders
@@ -68,21 +67,17 @@ def _of_the_dispatcher(torch: Any, error: Exception) -> bool:
     text = str(error)
     if isinstance(error, AssertionError):
         return text.startswith("Guard failed")  # of an exported program
-    if _raised_outside(error.__traceback__, Path(torch.__file__).parent):
-        return False
+    innermost = error.__traceback__
+    while innermost is not None and innermost.tb_next is not None:
+        innermost = innermost.tb_next
+    # What PyTorch generates, such as the guards of an exported program, is in no file.
+    file = Path(innermost.tb_frame.f_code.co_filename if innermost is not None else "<unknown>")
+    generated = str(file).startswith("<")
+    if innermost is not None and not generated and Path(torch.__file__).parent not in file.parents:
+        raised = innermost.tb_frame.f_code.co_code[innermost.tb_lasti] == _RAISE
+        if raised:
+            return False
     if isinstance(error, IndexError):
-        return _INDEX.search(text) is not None
+        return generated or _INDEX.search(text) is not None
     # What TorchScript's ``raise`` and ``assert`` bring up is no RuntimeError.
     return isinstance(error, RuntimeError) and _LIST.search(text) is None
-
-
-def _raised_outside(trace: TracebackType | None, folder: Path) -> bool:
-    """Whether a ``raise`` in a Python file outside of `folder` is where an error comes from."""
-    if trace is None:
-        return False
-    while trace.tb_next is not None:
-        trace = trace.tb_next
-    code = trace.tb_frame.f_code
-    if code.co_code[trace.tb_lasti] != _RAISE:
-        return False
-    return Path(code.co_filename).is_absolute() and folder not in Path(code.co_filename).parents

@@ -42,7 +42,9 @@ class Closings:
             try:
                 servable.close()
             except (Exception, SystemExit) as error:
-                log.error("%s: closing failed: %s: %s", label, type(error).__name__, one_line(error))
+                log.error(
+                    "%s: closing failed: %s: %s", label, type(error).__name__, one_line(error)
+                )
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
                 loop.call_soon_threadsafe(ended)
 

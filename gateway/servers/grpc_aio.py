@@ -17,13 +17,14 @@ from gateway.codecs.messages import POOL, SERVICE
 from gateway.codecs.oip_grpc import GrpcCodec
 from gateway.codecs.statuses import grpc_status
 from gateway.config import LimitsConfig
-from gateway.errors import SluiceError, text_of
+from gateway.errors import DeadlineExceeded, SluiceError, text_of
 from gateway.lifecycle.manager import Manager
 from gateway.pipeline import Pipeline
 from gateway.servers.grpc_call import GrpcioCall, told
 from gateway.servers.grpc_service import INFER, STREAM, GrpcService
 from gateway.servers.grpc_stream import StreamInfer
 from gateway.servers.trailers import answer_trailers, error_trailers
+from gateway.telemetry.logs import log
 
 # It would write a traceback about metadata that is not UTF-8; our own errors `told` logs.
 logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
@@ -143,17 +144,24 @@ class GrpcioServer:
 
         return handle
 
-    async def _stream(self, payloads: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+    async def _stream(self, payloads: AsyncIterator[bytes], context: Any) -> None:
         headers = metadata_of(context)
 
         def call(payload: bytes) -> GrpcioCall:
             left = context.time_remaining()
             return GrpcioCall(self._pipeline, self._codec, payload, headers, left)
 
-        stream = StreamInfer(self._pipeline, self._codec, call, self._send_timeout)
-        async with aclosing(stream.answers(payloads)) as answers:
-            async for message in answers:
-                yield message
+        stream = StreamInfer(self._pipeline, self._codec, call)
+        try:
+            # Closing it stops the models, which a client that does not read would hold for ever.
+            async with aclosing(stream.answers(payloads)) as answers:
+                async for message in answers:
+                    async with asyncio.timeout(self._send_timeout):
+                        await context.write(message)
+        except TimeoutError:
+            text = f"a message of the stream was not read for {self._send_timeout:g} s"
+            log.info("a gRPC stream is ended: %s", text)
+            await abort(context, DeadlineExceeded(f"{text}, grpc.send_timeout"))
 
     async def close(self, grace: float = 1.0) -> None:
         await self._server.stop(grace)

@@ -2,8 +2,7 @@
 
 Models that answer once answer in the order of their requests; the answers of decoupled ones
 go out as they come, in between. At most `WINDOW` requests are under way, each with one
-message that waits to be written: who does not read gets nothing more made, and who does not
-for too long is cut off.
+message that waits to be written: who does not read gets nothing more made.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from typing import Any, Final
+from typing import Final
 
 from gateway.codecs.messages import ModelStreamInferResponse
 from gateway.codecs.oip_grpc import GrpcCodec
@@ -28,20 +27,14 @@ EMPTY_FINAL: Final = "triton_enable_empty_final_response"
 
 
 class StreamInfer:
-    """One stream. Iterate over `answers`; `make` turns a payload into a call. A message may take
-    `patience` seconds until it is written."""
+    """One stream. Iterate over `answers`; `make` turns a payload into a call."""
 
     def __init__(
-        self,
-        pipeline: Pipeline,
-        codec: GrpcCodec,
-        make: Callable[[bytes], GrpcioCall],
-        patience: float,
+        self, pipeline: Pipeline, codec: GrpcCodec, make: Callable[[bytes], GrpcioCall]
     ) -> None:
         self._pipeline = pipeline
         self._codec = codec
         self._make = make
-        self._patience = patience
         self._loop = asyncio.get_running_loop()
         self._out: deque[tuple[bytes, Callable[[], object]]] = deque()
         """Messages to write, and what to do once they are on their way."""
@@ -49,7 +42,6 @@ class StreamInfer:
         """Calls with one answer each, not yet in `_out`."""
         self._streamed: dict[GrpcioCall, asyncio.Task[None]] = {}
         """Decoupled requests, and what forwards their answers."""
-        self._reader: asyncio.Task[None] | None = None
         self._under_way = 0
         self._reading = True
         self._to_write: asyncio.Future[None] | None = None
@@ -57,42 +49,25 @@ class StreamInfer:
 
     async def answers(self, payloads: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
         """Messages to write, until the client has no more requests and all are answered. Closing
-        it, or cancelling who waits for it, cancels everything; so does a message that is not
-        written in time, and then whoever iterates is cancelled."""
-        self._reader = self._loop.create_task(self._read(payloads))
-        me = asyncio.current_task()
+        it, or cancelling who waits for it, cancels everything."""
+        reader = self._loop.create_task(self._read(payloads))
         try:
             while True:
                 while self._out:
                     message, written = self._out.popleft()
-                    stuck = self._loop.call_later(self._patience, self._stuck, me)
-                    try:
-                        yield message
-                    finally:
-                        stuck.cancel()
+                    yield message
                     written()
                 if not (self._reading or self._under_way):
                     return
                 self._to_write = self._loop.create_future()
                 await self._to_write
         finally:
-            self._give_up()
-
-    def _stuck(self, writer: asyncio.Task[Any] | None) -> None:
-        """Nobody reads: the models are stopped, and the stream is ended from our side."""
-        log.info("a gRPC stream was ended: its client did not read for %g s", self._patience)
-        self._give_up()
-        if writer is not None:
-            writer.cancel()
-
-    def _give_up(self) -> None:
-        if self._reader is not None:
-            self._reader.cancel()
-        for call, task in list(self._streamed.items()):
-            task.cancel()
-            call.cancel()  # a task that has not begun never will
-        for call in self._in_order:
-            abandon(call)
+            reader.cancel()
+            for call, task in list(self._streamed.items()):
+                task.cancel()
+                call.cancel()  # a task that has not begun never will
+            for call in self._in_order:
+                abandon(call)
 
     # --- in
 

@@ -113,7 +113,8 @@ _MADE_UP: Final = re.compile(
 """Texts of UNAVAILABLE (503) that grpc, a proxy or another gateway gives for a connection that
 broke under a call."""
 _TOO_LARGE: Final = re.compile(
-    r"(message|payload|body|frame|request|response)\b.{0,60}(larger than|exceed|too (large|big|long))",
+    r"(message|payload|body|frame|request|response)\b.{0,60}"
+    r"(larger than|exceed|too (large|big|long))",
     re.IGNORECASE,
 )
 """Texts of RESOURCE_EXHAUSTED that are about one message, which is no better elsewhere."""
@@ -239,7 +240,7 @@ def late(*, limited: bool) -> AttemptFailed:
         text = f"{SERVER} gave no answer within remote.timeout_ms; it may be executing the request"
         return AttemptFailed(Fate.LATE, DeadlineExceeded(text))
     text = f"the deadline passed while {SERVER} was at work; it may be executing the request"
-    return AttemptFailed(Fate.EXPIRED, DeadlineExceeded(text))
+    return AttemptFailed(Fate.EXPIRED, DeadlineExceeded(text), "no answer in time")
 
 
 def not_there(text: str) -> AttemptFailed:

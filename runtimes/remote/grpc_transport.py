@@ -233,7 +233,7 @@ class GrpcConnection(Connection):
         except SluiceError as error:  # an answer that makes no sense
             return str(error)
         except AttemptFailed as failure:
-            if failure.fate in (Fate.ANSWERED, Fate.REFUSED):
+            if failure.fate in (Fate.ANSWERED, Fate.REFUSED, Fate.FULL):
                 return str(failure)
             raise
         return "" if ready else "the server says that the model is not ready"

@@ -189,9 +189,9 @@ class HttpConnection(Connection):
             try:
                 answer = await self._call("GET", url, None, self._fixed, timeout)
             except AttemptFailed as failure:
-                if failure.fate in (Fate.UNSENT, Fate.UNKNOWN, Fate.LATE):
+                if failure.fate in (Fate.UNSENT, Fate.UNKNOWN, Fate.LATE, Fate.EXPIRED):
                     raise
-                if what == "it" and failure.fate is Fate.ANSWERED:
+                if what == "it" and failure.fate in (Fate.ANSWERED, Fate.ABSENT):
                     continue
                 return str(failure)
             if b'"ready":false' in answer.body.replace(b" ", b""):

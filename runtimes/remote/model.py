@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from random import Random
 from time import perf_counter
@@ -128,7 +128,8 @@ class RemoteModel(ForwardingModel):
         """As the interface says, within `WARM_UP_SECONDS`."""
         end = perf_counter() + WARM_UP_SECONDS
         work = self.infer_until(inputs, outputs, parameters, end, nobody)
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+        future = asyncio.run_coroutine_threadsafe(work, self.loop)
+        return future.result(WARM_UP_SECONDS + CLOSE_SECONDS)
 
     async def stream_async(
         self,

@@ -113,11 +113,10 @@ def check_settings(settings: ModelSettings, remote: RemoteSettings) -> None:
             "'isolation' is set for a model on another server, where there is nothing to isolate; "
             "remove it"
         )
-    if remote.batching == "gateway":
-        if settings.decoupled:
-            raise ModelLoadError(
-                "remote.batching is 'gateway', but a decoupled model is never batched; remove it"
-            )
+    if remote.batching == "gateway" and settings.decoupled:
+        raise ModelLoadError(
+            "remote.batching is 'gateway', but a decoupled model is never batched; remove it"
+        )
 
 
 def check_unbatched(settings: ModelSettings, remote: RemoteSettings, *, decoupled: bool) -> None:

@@ -18,7 +18,7 @@ from gateway.errors import InferenceFailed, ModelLoadError
 from gateway.model_settings import RemoteSettings
 from gateway.remote_document import Location
 from gateway.tensors import InferenceRequest, InferenceResponse, TensorSpec
-from runtimes.remote.failures import AttemptFailed, Fate, broken, late, said
+from runtimes.remote.failures import AttemptFailed, Fate, broken, late, said, unreachable
 from runtimes.remote.grpc_transport import GrpcConnection, GrpcTransport, Stub, is_cancelled
 from runtimes.remote.transport import Pairs, There
 from runtimes.remote.triton_config import TritonConfig, TritonMessages
@@ -127,6 +127,8 @@ class TritonConnection(GrpcConnection):
             try:
                 async with asyncio.timeout(timeout):
                     region = await self.regions.take(layout.size)
+            except grpc.aio.UsageError:
+                raise unreachable("the connection was closed") from None
             except NoRoom:
                 return await self._infer_plain(shared.request, left(end), headers)
             except TimeoutError:

@@ -248,8 +248,7 @@ def test_crash_takes_the_running_batch_alone(tmp_path: Path, deed: str) -> None:
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("decoupled", [False, True])
-@pytest.mark.parametrize("deed", ["hang", "hold"])
+@pytest.mark.parametrize(("deed", "decoupled"), [("hang", False), ("hold", False), ("hang", True)])
 def test_a_hang_is_seen_after_its_callers_have_left(
     tmp_path: Path, deed: str, decoupled: bool
 ) -> None:
@@ -311,7 +310,7 @@ def test_a_restarted_model_is_warm(tmp_path: Path) -> None:
 
 
 def test_a_load_that_hangs_ends(tmp_path: Path) -> None:
-    folder = write_misbehaving(tmp_path / "m", "isolation: {load_seconds: 20, max_restarts: 0}\n")
+    folder = write_misbehaving(tmp_path / "m", "isolation: {load_seconds: 20}\n")
     hung = write_misbehaving(tmp_path / "hung", "isolation: {load_seconds: 0.5}\n")
     (hung / "hang").touch()
 
@@ -825,6 +824,78 @@ def test_children_end_with_a_gateway_that_is_killed(tmp_path: Path, plugin: dict
     # The grpcio server behind no native one has no socket there either.
     assert not list(temporary.iterdir())
     assert not list(Path("/dev/shm").glob("*sluice*"))
+
+
+COUNTING = """
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def initialize(self, args):
+        family = pb_utils.MetricFamily("my_calls", "Mine.", pb_utils.MetricFamily.COUNTER)
+        self.calls = family.Metric({"model": "counting"})
+
+    def execute(self, requests):
+        self.calls.increment(len(requests))
+        x = [pb_utils.get_input_tensor_by_name(r, "x").as_numpy() for r in requests]
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("y", each)]) for each in x]
+"""
+
+
+def test_metrics_of_a_models_own(tmp_path: Path) -> None:
+    folder = tmp_path / "models" / "counting"
+    (folder / "1").mkdir(parents=True)
+    (folder / "1" / "model.py").write_text(COUNTING)
+    (folder / "config.pbtxt").write_text(
+        'backend: "python"\n'
+        'input [ { name: "x" data_type: TYPE_FP32 dims: [ 1, 2 ] } ]\n'
+        'output [ { name: "y" data_type: TYPE_FP32 dims: [ 1, 2 ] } ]\n'
+    )
+    (folder / "model.yaml").write_text("isolation: process\n")
+    gateway = GatewayProcess(tmp_path, [tmp_path / "models"])
+
+    def counted() -> float | None:
+        with urllib.request.urlopen(f"{gateway.http}/metrics") as page:
+            for line in page.read().decode().splitlines():
+                if line.startswith('my_calls{model="counting"} '):
+                    return float(line.rpartition(" ")[2])
+        return None
+
+    try:
+        wait_until(lambda: counted() is not None, "the metric")
+        before = counted() or 0.0
+        for _ in range(3):
+            post(gateway, "counting", 1)
+        wait_until(lambda: counted() == before + 3, "the count")
+        os.kill(gateway.get("/admin/v1/models/counting")["versions"][0]["pid"], signal.SIGKILL)
+        wait_until(lambda: counted() != before + 3, "the count to end with the process")
+    finally:
+        assert gateway.stop() == 0
+
+
+def test_idle_memory_is_kept_while_a_child_loads(tmp_path: Path) -> None:
+    """One that was shown a segment must not be told that it is gone before it listens."""
+    write_misbehaving(tmp_path / "m")
+
+    async def main() -> None:
+        async with Rig(tmp_path) as rig:
+            dispatcher = rig.dispatcher("m")
+            os.kill(rig.status("m")["pid"], signal.SIGKILL)
+            await rig.until(lambda: not dispatcher._up, "the crash")
+            calls = [rig.call("m", np.ones((64, 2))) for _ in range(8)]
+            await asyncio.sleep(0)
+            arena = dispatcher._arena
+            block = arena.take(4 << 20)  # a segment of its own, idle from now on
+            arena.give(block)
+            many = len(arena.segments)
+            assert not dispatcher._up
+            dispatcher._trim()
+            assert len(arena.segments) == many
+            assert await ended(calls) == ["ok"] * 8
+            dispatcher._trim()
+            assert len(arena.segments) < many
+            assert (await rig.ask("m", [[1, 2]])).tolist() == [[2, 4]]
+
+    asyncio.run(main())
 
 
 def post(gateway: GatewayProcess, model: str, value: float) -> None:

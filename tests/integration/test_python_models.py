@@ -300,3 +300,50 @@ def test_a_new_file_is_a_new_model_and_a_broken_one_leaves_the_old(tmp_path: Pat
         write(models, "mine", "def broken(:\n")
         gateway.wait_for(re.compile(r"mine/1 failed to load: .*model.py, line 1: SyntaxError"))
         assert value() == 11
+
+
+def test_a_single_file_that_is_named_imports_nothing_beside_it(tmp_path: Path) -> None:
+    files = tmp_path / "files"
+    files.mkdir()
+    (files / "helper.py").write_text("VALUE = 7\n")
+    (files / "lonely.py").write_text(MINE.replace("VALUE", "np.float32(1)"))
+    (files / "other.py").write_text("from helper import VALUE\n" + MINE)
+    with Quiet(tmp_path, [files / "lonely.py", files / "other.py"]) as gateway:
+        gateway.wait_for(re.compile(r"other/1 failed .*a file that is named alone are not used"))
+        assert post(gateway, "/v2/models/lonely/infer", x_of(1, 2))[0] == 200
+    trusted = {"SLUICE_TRUST__CODE": str(files)}
+    sources = [files / "lonely.py", files / "other.py"]
+    with GatewayProcess(tmp_path, sources, environment=trusted) as gateway:
+        assert post(gateway, "/v2/models/other/infer", x_of(1, 2))[0] == 200
+
+
+UNPICKLES = """
+import importlib, pickle
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def initialize(self, args):
+        self.add = pickle.loads(b"cbeside_config\\nAdder\\n(I5\\ntR.")
+        assert importlib.import_module("beside_config").Adder is type(self.add)
+
+    def execute(self, requests):
+        def answer(request):
+            x = pb_utils.get_input_tensor_by_name(request, "x").as_numpy()
+            return pb_utils.InferenceResponse([pb_utils.Tensor("y", x + self.add.value)])
+        return [answer(request) for request in requests]
+"""
+
+
+def test_an_isolated_triton_model_unpickles_what_its_helpers_define(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    write(models, "adds", UNPICKLES)
+    (models / "adds" / "config.pbtxt").write_text(METRICS_CONFIG)
+    (models / "adds" / "model.yaml").write_text("isolation: process\ninstances: 2\n")
+    (models / "adds" / "beside_config.py").write_text(
+        "class Adder:\n    def __init__(self, value):\n        self.value = value\n"
+    )
+    body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1.5]}]}
+    with GatewayProcess(tmp_path, [models]) as gateway:
+        code, text = post(gateway, "/v2/models/adds/infer", body)
+        assert (code, json.loads(text)["outputs"][0]["data"]) == (200, [6.5])

@@ -239,6 +239,45 @@ def test_a_second_gateway(tmp_path: Path, gateways: list[GatewayProcess], transp
     assert after[1] - runs < 100, "the gateway has put rows together"
 
 
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_what_a_second_gateway_may_have_executed_is_not_tried_again(
+    tmp_path: Path, gateways: list[GatewayProcess], transport: str
+) -> None:
+    with Process() as victim:
+        declare(tmp_path / "far", "add", remote(victim.urls[transport]))
+        far = GatewayProcess(tmp_path, [tmp_path / "far"])
+        gateways.append(far)
+        url = far.http if transport == "http" else f"grpc://{far.grpc}"
+        declare(tmp_path / "near", "add", remote(url))
+        near = GatewayProcess(tmp_path, [tmp_path / "near"])
+        gateways.append(near)
+
+        def facts(gateway: GatewayProcess) -> dict[str, Any]:
+            facts: dict[str, Any] = gateway.get("/admin/v1/models/add")["versions"][0]
+            return facts
+
+        def post(client: httpx.AsyncClient, first: int) -> asyncio.Task[httpx.Response]:
+            tensor = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [first, 2, 3, 4]}
+            path = f"{near.http}/v2/models/add/infer"
+            return asyncio.create_task(client.post(path, json={"inputs": [tensor]}))
+
+        async def ask() -> httpx.Response:
+            async with httpx.AsyncClient(timeout=60) as client:
+                slow = post(client, SLOW)
+                there = lambda: facts(far)["endpoints"][0]["outstanding"] == 1  # noqa: E731
+                await asyncio.to_thread(wait_until, there, "the request to be there")
+                # By the time that another is answered, the slow one is there as well.
+                assert (await post(client, 0)).status_code == 200
+                victim.kill()
+                return await slow
+
+        answer = asyncio.run(ask())
+    assert answer.status_code == 503
+    assert "may have been executed" in answer.json()["error"]
+    assert "retry-after" not in answer.headers
+    assert (facts(far)["retries"], facts(near)["retries"]) == (0, 0)
+
+
 def test_a_server_that_comes_late(tmp_path: Path, gateways: list[GatewayProcess]) -> None:
     with Process() as first:
         url = first.urls["grpc"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
@@ -20,7 +21,14 @@ import tritonclient.http as triton_http
 
 from gateway.codecs import client_grpc
 from gateway.codecs.messages import ModelInferRequest
+from gateway.errors import ModelLoadError
+from gateway.model_settings import ModelSettings, RemoteSettings
 from gateway.tensors import InferenceRequest, Tensor, datatype_of, objects
+from runtimes.hosts import LoopHost
+from runtimes.interface import Artifact
+from runtimes.remote import triton_memory
+from runtimes.remote.model import STREAMS, RemoteModel
+from runtimes.remote.triton import TritonRuntime
 from tests.support.gateway import GatewayProcess, wait_until
 from tests.support.onnx_models import adding, write
 from tests.support.triton import TritonProcess
@@ -381,6 +389,23 @@ def test_decoupled_models_stream(triton: TritonProcess, served: GatewayProcess) 
         assert "ModelStreamInfer" in code_of(refused)[1]
 
 
+def test_how_many_streams_at_a_time(triton: TritonProcess, tmp_path: Path) -> None:
+    with LoopHost() as host:
+
+        def load(name: str, **keys: Any) -> RemoteModel:
+            remote = RemoteSettings(urls=(triton.url,), model=name)
+            own = ModelSettings(runtime="triton", remote=remote, **keys)
+            model = TritonRuntime().load(Artifact("m", "1", tmp_path / "m" / "1", own, host))
+            assert isinstance(model, RemoteModel)
+            model.close()
+            return model
+
+        assert load("repeat").instances == STREAMS, "not as many as the server has instances"
+        assert load("repeat", instances=7).instances == 7
+        with pytest.raises(ModelLoadError, match="'instances'"):
+            load("add", instances=7)
+
+
 def test_who_leaves_a_stream_ends_it_there(triton: TritonProcess, served: GatewayProcess) -> None:
     triton.forget("repeat-cancelled")
     assert streamed(served.grpc, 100_000, stop_after=5)[:5] == [0, 1, 2, 3, 4]
@@ -425,6 +450,24 @@ def test_shared_memory_leaves_no_files(served: GatewayProcess) -> None:
     # 1 MiB in, 1 MiB out, and what was tried when the model was loaded.
     assert 2 * 2**20 <= shared["bytes"] <= 4 * 2 * 2**20 + 65536
     assert not list(Path("/dev/shm").glob(f"sluicegate-{served.pid}-*"))
+
+
+def test_without_room_in_shared_memory_requests_are_sent_plainly(
+    triton: TritonProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_memory, "MAX_REGION", 4 * 65536)
+    with LoopHost() as host:
+        remote = RemoteSettings(urls=(triton.url,), model="wide", shared_memory=True)
+        own = ModelSettings(runtime="triton", remote=remote)
+        model = TritonRuntime().load(Artifact("m", "1", tmp_path / "m" / "1", own, host))
+        assert isinstance(model, RemoteModel)
+        x = rng.normal(size=(2, 131072)).astype("f4")
+        tensor = Tensor("x", datatype_of(x), x.shape, array=x)
+        work = model.forward(InferenceRequest("m", "1", (tensor,)), None, {}.get)
+        answer = asyncio.run_coroutine_threadsafe(work, host.loop).result(PATIENCE)
+        assert np.array_equal(answer.outputs[0].array, x + 1)
+        assert model.status()["shared_memory"] == {"regions": 1, "bytes": 65536, "leaving": 0}
+        model.close()
 
 
 def test_shared_memory_with_a_server_that_was_started_again(tmp_path: Path) -> None:

@@ -247,3 +247,21 @@ def test_rest_broken_answers_are_told_as_such(data: st.DataObject) -> None:
         assert isinstance(answer, InferenceResponse)
         for tensor in answer.outputs:
             assert tensor.array.shape == tensor.shape
+
+
+@given(st.lists(arrays(), min_size=1, max_size=3), IDS)
+def test_grpc_streamed_answers_go_on_undecoded(found: list[np.ndarray], id: str) -> None:
+    response = response_of(found, id)
+    codec = GrpcCodec(LIMITS)
+    for final in (False, True):
+        payload = codec.encode_for_stream(response, typed=False, final=final)
+        passed, error, last = client_grpc.decode_stream_response(payload, "ours", "7", wire=True)
+        assert passed is not None and passed.wire is not None and not passed.outputs
+        assert (error, last) == ("", final)
+        again, _, last = client_grpc.decode_stream_response(
+            codec.encode_for_stream(passed, typed=False, final=not final), "", ""
+        )
+        assert again is not None and last is not final
+        assert equal(found, again.outputs)
+        assert again.id == id
+        assert not again.parameters

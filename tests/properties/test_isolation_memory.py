@@ -8,6 +8,7 @@ import itertools
 import os
 import random
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,15 @@ from gateway.isolation.memory import Segment
 from gateway.tensors import DATATYPES, Tensor, objects
 
 LIMIT = 8 * FIRST
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_heap() -> Iterator[None]:
+    """What earlier tests left behind need not be looked through by every collection here."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 class Bytes:

@@ -385,3 +385,162 @@ def test_a_batch_that_may_have_been_executed_is_not_run_again_in_parts(
         assert model.batches == batches
 
     run(test)
+
+
+@pytest.mark.parametrize("raised", [asyncio.CancelledError(), SystemExit(3)])
+def test_a_model_that_cancels_itself_or_exits_fails_its_call_alone(raised: BaseException) -> None:
+    class Broken(Elsewhere):
+        async def forward(self, *_: Any) -> InferenceResponse:
+            await asyncio.sleep(0)
+            raise raised
+
+    async def test() -> None:
+        forwarder = forwarder_of(Broken())
+        call = call_of("a", 2)
+        forwarder.submit(call)
+        with pytest.raises(InferenceFailed, match=type(raised).__name__):
+            await call.future
+        assert (forwarder.pending, forwarder.rows, forwarder.bytes) == (0, 0, 0)
+
+    run(test)
+
+
+def test_more_rows_than_the_server_takes_are_refused() -> None:
+    async def test() -> None:
+        model = Elsewhere()
+        model.max_batch_size = 4
+        forwarder = forwarder_of(model)
+        with pytest.raises(InvalidRequest, match=r"5 rows.*at most 4.*max_batch_size"):
+            forwarder.submit(call_of("a", 5))
+        assert forwarder.pending == 0
+        forwarder.submit(call_of("b", 4))
+        await settle()
+        model.answer("b")
+        await settle()
+        assert forwarder.pending == 0
+
+    run(test)
+
+
+# --- batches of the gateway's
+
+
+class Batching(Elsewhere):
+    """Takes batches, and answers when it is let."""
+
+    batches_itself = False
+    elsewhere = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+        self.batches: list[tuple[int, float | None, str | None]] = []
+        self.stopped = 0
+
+    async def infer_until(
+        self, inputs: Any, outputs: Any, parameters: Any, deadline: Any, headers: Any
+    ) -> Outputs:
+        self.batches.append((len(inputs["x"]), deadline, headers("traceparent")))
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            self.stopped += 1
+            raise
+        return {"y": inputs["x"]}
+
+
+class TracedCall(CountedCall):
+    __slots__ = ()
+
+    def header(self, name: str) -> str | None:
+        return "00-ab" if name == "traceparent" else None
+
+
+def batcher_of(model: Batching, **settings: Any) -> Any:
+    model.instances = 1
+    return make_dispatcher(
+        "m", "1", model, Findings(16), Contract((X,), (Y,), batched=True),
+        ModelSettings(**settings), LoopClock(model.loop), 0.0,
+    )  # fmt: skip
+
+
+def traced(id: str, deadline: float | None = None) -> CountedCall:
+    return TracedCall(call_of(id).request, deadline)
+
+
+def test_a_batch_has_the_latest_deadline_and_of_one_call_its_headers() -> None:
+    async def test() -> None:
+        model = Batching()
+        batcher = batcher_of(model)
+        soon, late = perf_counter() + 100, perf_counter() + 200
+        groups = [[soon], [soon, late], [soon, None]]
+        calls = []
+        for number, group in enumerate(groups):
+            calls += [traced(f"{number}{n}", each) for n, each in enumerate(group)]
+            for call in calls[-len(group) :]:
+                batcher.submit(call)
+            await settle()
+            model.gate.set()
+            await asyncio.gather(*(call.future for call in calls))
+            model.gate.clear()
+        assert model.batches == [(1, soon, "00-ab"), (2, late, None), (2, None, None)]
+
+    run(test)
+
+
+def test_running_calls_end_at_their_own_deadline_and_the_batch_with_the_last() -> None:
+    async def test() -> None:
+        model = Batching()
+        batcher = batcher_of(model)
+        first, second = traced("a", perf_counter() + 0.05), traced("b", perf_counter() + 1e3)
+        batcher.submit(first)
+        batcher.submit(second)
+        with pytest.raises(DeadlineExceeded, match="may be executing"):
+            await first.future
+        assert second.ends == model.stopped == 0, "the other goes on"
+        second.cancel()
+        while batcher.pending:
+            await asyncio.sleep(0)
+        assert model.stopped == 1
+        assert (first.ends, second.ends) == (1, 1)
+        model.gate.set()
+        again = traced("c")
+        batcher.submit(again)
+        await again.future
+
+    run(test)
+
+
+def test_a_batch_cancelled_before_its_first_step_gives_its_place_back() -> None:
+    async def test() -> None:
+        model = Batching()
+        batcher = batcher_of(model)
+        call = traced("a")
+        batcher.submit(call)
+        batcher.flush()
+        call.cancel()
+        while batcher.pending:
+            await asyncio.sleep(0)
+        assert model.batches == []
+        model.gate.set()
+        again = traced("b")
+        batcher.submit(again)
+        await again.future
+
+    run(test)
+
+
+def test_the_slices_of_a_large_request_end_at_its_deadline() -> None:
+    async def test() -> None:
+        model = Batching()
+        batcher = batcher_of(model)
+        call = call_of("a", 40, perf_counter() + 0.05)
+        batcher.submit(call)
+        with pytest.raises(DeadlineExceeded):
+            await call.future
+        while batcher.pending:
+            await asyncio.sleep(0)
+        assert model.stopped == 1
+        assert call.ends == 1
+
+    run(test)

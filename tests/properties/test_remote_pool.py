@@ -16,6 +16,7 @@ from runtimes.remote.pool import (
     FLOOR_SECONDS,
     MAX_EJECTION,
     MAX_PAUSE,
+    PROBE_SECONDS,
     UNHEALTHY,
     Endpoint,
     Pool,
@@ -46,7 +47,8 @@ def usable(replica: Replica, now: float) -> bool:
     """By the words of the documentation, not by the code."""
     if not replica.ready or replica.missed >= UNHEALTHY:
         return False
-    return not replica.until or (replica.until <= now and not replica.probe)
+    probed = replica.probe and now - replica.probed < PROBE_SECONDS
+    return not replica.until or (replica.until <= now and not probed)
 
 
 class Replicas(RuleBasedStateMachine):
@@ -260,3 +262,45 @@ def test_a_spent_budget_fills_up_again() -> None:
 def test_pauses_are_jittered_and_bounded(retry: int, seed: int) -> None:
     seconds = pause(retry, Random(seed))
     assert 0 <= seconds <= min(MAX_PAUSE, FIRST_PAUSE * 2.0 ** min(retry, 60))
+
+
+def test_a_probe_without_an_end_does_not_keep_a_replica_out() -> None:
+    pool, (first, second), now = pool_of(2)
+    fail(pool, first, FAILURES)
+    now.time += EJECTION
+    probe = pool.started(first)
+    busy = [pool.started(second) for _ in range(3)]
+    assert pool.choose() is second, "one request finds out"
+    now.time += PROBE_SECONDS
+    assert pool.choose() is first, "that one takes too long to wait for it"
+    another = pool.started(first)
+    assert pool.choose() is second
+    pool.answered(first, probe)  # the first one counts as well
+    assert first.state(now.time) == "ready" and first.until == 0.0
+    pool.dropped(first, another)
+    for each in busy:
+        pool.dropped(second, each)
+    assert first.outstanding == second.outstanding == 0
+
+
+def test_the_first_answer_of_a_stream_brings_back() -> None:
+    pool, (first, _), now = pool_of(2)
+    before = pool.started(first)
+    fail(pool, first, FAILURES)
+    now.time += EJECTION
+    pool.begun(first, before)
+    assert first.until, "what began before the ejection says nothing"
+    probe = pool.started(first)
+    pool.begun(first, probe)
+    assert (first.until, first.failures, first.outstanding) == (0.0, 0, 2)
+    pool.failed(first, probe, "broken")
+    assert first.failures == 1
+
+
+def test_streams_that_break_in_the_middle_eject() -> None:
+    pool, (first, _), now = pool_of(2)
+    for _ in range(FAILURES):
+        attempt = pool.started(first)
+        pool.begun(first, attempt)
+        pool.failed(first, attempt, "broken")
+    assert first.state(now.time) == "ejected"

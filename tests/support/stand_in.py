@@ -58,6 +58,12 @@ class Server:
         self.calls: list[dict[str, Any]] = []
         """Headers of each inference request, and what became of it under ``end``."""
         self.extensions: list[str] = []
+        self.unasked = False
+        """Whether it has no route for the question if it is ready, by HTTP."""
+        self.says_nothing = False
+        """Whether what it says of itself is an error."""
+        self.questions: list[tuple[str, dict[str, str]]] = []
+        """What else it was asked, by gRPC method or HTTP path, with the headers."""
         self.tls: tuple[Path, Path] | None = None
         """Certificate and key."""
         self._broken: set[Any] = set()
@@ -88,7 +94,15 @@ class Server:
             context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
             context.load_cert_chain(certificate, key)
         await self._grpc.start()
-        app = web.Application()
+
+        @web.middleware
+        async def listen(request: web.Request, handler: Any) -> Any:
+            if request.method == "GET":
+                headers = {name.lower(): value for name, value in request.headers.items()}
+                self.questions.append((request.path, headers))
+            return await handler(request)
+
+        app = web.Application(middlewares=[listen])
         app.router.add_get("/v2", self.http_server)
         app.router.add_get("/v2/health/ready", self.http_ready)
         app.router.add_get("/v2/models/add", self.http_model)
@@ -124,18 +138,25 @@ class Server:
     # --- gRPC
 
     async def ServerReady(self, payload: bytes, context: Any) -> bytes:
+        self.asked("ServerReady", context)
         return message("ServerReady", ready=self.ready)
 
     async def ModelReady(self, payload: bytes, context: Any) -> bytes:
+        self.asked("ModelReady", context)
         request = METHODS["ModelReady"].request.FromString(payload)
         if request.name != "add":
             await context.abort(Status.NOT_FOUND, f"unknown model '{request.name}'")
         return message("ModelReady", ready=self.model_ready)
 
     async def ModelMetadata(self, payload: bytes, context: Any) -> bytes:
+        self.asked("ModelMetadata", context)
         return message("ModelMetadata", **MODEL)
 
+    def asked(self, what: str, context: Any) -> None:
+        self.questions.append((what, dict(context.invocation_metadata())))
+
     async def ServerMetadata(self, payload: bytes, context: Any) -> bytes:
+        self.asked("ServerMetadata", context)
         return message("ServerMetadata", name="stand-in", version="1", extensions=self.extensions)
 
     async def infer(self, payload: bytes, context: Any) -> bytes:
@@ -162,11 +183,15 @@ class Server:
     # --- HTTP
 
     async def http_server(self, request: web.Request) -> web.Response:
+        if self.says_nothing:
+            raise web.HTTPInternalServerError
         return web.json_response(
             {"name": "stand-in", "version": "1", "extensions": self.extensions}
         )
 
     async def http_ready(self, request: web.Request) -> web.Response:
+        if self.unasked:
+            raise web.HTTPNotFound
         return web.json_response({"ready": self.ready}, status=200 if self.ready else 503)
 
     async def http_model_ready(self, request: web.Request) -> web.Response:

@@ -15,6 +15,8 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
+from gateway.codecs.oip_grpc import GrpcCodec
+from gateway.config import LimitsConfig
 from gateway.errors import DeadlineExceeded, InferenceFailed, InvalidInput, ModelLoadError
 from gateway.model_settings import ModelSettings
 from gateway.tensors import (
@@ -152,6 +154,7 @@ class Later(AsyncModel):
     def __init__(self, artifact: Artifact) -> None:
         assert artifact.host is not None
         super().__init__(artifact.host.loop)
+        self.names = (artifact.model, artifact.version)
         self.toy = Toy()
 
     async def infer_async(
@@ -173,10 +176,39 @@ class Forwarding(Later, ForwardingModel):
             Tensor(name, datatype_of(array), array.shape, array=array)
             for name, array in results.items()
         ]
-        return InferenceResponse(request.model, request.version, tensors, id=request.id)
+        answer = InferenceResponse(*self.names, tensors, id=request.id)
+        if request.wire is not None:
+            answer.wire = wire_of(answer)
+            answer.outputs = ()
+        return answer
 
     def status(self) -> dict[str, object]:
         return {"endpoints": {"one": "ready"}}
+
+
+def wire_of(answer: InferenceResponse) -> bytes:
+    return GrpcCodec(LimitsConfig()).encode(answer, typed=False)
+
+
+class ForwardingStreams(Forwarding):
+    decoupled = True
+    instances = 2
+
+    async def stream_async(  # type: ignore[override]
+        self, inputs: Inputs, outputs: Sequence[str], parameters: Parameters
+    ) -> AsyncIterator[Outputs]:
+        for _ in range(3):
+            yield await self.infer_async(inputs, outputs, parameters)
+
+    async def forward_stream(  # type: ignore[override]
+        self, request: InferenceRequest, deadline: float | None, headers: Headers
+    ) -> AsyncIterator[InferenceResponse]:
+        for _ in range(3):
+            yield await self.forward(request, deadline, headers)
+
+
+class Elsewhere(Forwarding):
+    elsewhere = True
 
 
 class Streaming(Toy):
@@ -261,12 +293,21 @@ def test_good_ones_pass(model: type[Model], tmp_path: Path) -> None:
     assert failing(Good, tmp_path) == set()
 
 
-@pytest.mark.parametrize("model", [Later, Forwarding, StreamingLater])
+@pytest.mark.parametrize("model", [Later, Forwarding, ForwardingStreams, StreamingLater])
 def test_good_ones_with_a_loop_pass(model: Callable[[Artifact], Model], tmp_path: Path) -> None:
     @serving(model)
     class Good(Case):
         patience = 60.0
 
+    assert failing(Good, tmp_path) == set()
+
+
+def test_a_model_elsewhere_takes_no_memory_here(tmp_path: Path) -> None:
+    @serving(Elsewhere)
+    class Good(Case):
+        patience = 60.0
+
+    Good.runtime.estimate = lambda artifact: 0  # type: ignore[method-assign]
     assert failing(Good, tmp_path) == set()
 
 
@@ -752,7 +793,85 @@ class ItsOwnName(Forwarding):
         self, request: InferenceRequest, deadline: float | None, headers: Headers
     ) -> InferenceResponse:
         answer = await super().forward(request, deadline, headers)
+        if request.wire is not None:
+            return answer
         return InferenceResponse("elsewhere", "3", answer.outputs, id=answer.id)
+
+
+@bad_model("test_forwards_whole_requests")
+class WiresUnasked(Forwarding):
+    async def forward(
+        self, request: InferenceRequest, deadline: float | None, headers: Headers
+    ) -> InferenceResponse:
+        answer = await super().forward(request, deadline, headers)
+        answer.wire = answer.wire or wire_of(answer)
+        return answer
+
+
+@bad_model("test_forwards_requests_as_they_came")
+class WiresItsOwnName(Forwarding):
+    async def forward(
+        self, request: InferenceRequest, deadline: float | None, headers: Headers
+    ) -> InferenceResponse:
+        wire, request.wire = request.wire, None
+        answer = await super().forward(request, deadline, headers)
+        request.wire = wire
+        if wire is not None:
+            there = InferenceResponse("elsewhere", "3", answer.outputs, id=answer.id)
+            answer.wire, answer.outputs = wire_of(there), ()
+        return answer
+
+
+@bad_model("test_forwards_streams")
+class StreamsOnce(ForwardingStreams):
+    async def forward_stream(  # type: ignore[override]
+        self, request: InferenceRequest, deadline: float | None, headers: Headers
+    ) -> AsyncIterator[InferenceResponse]:
+        yield await self.forward(request, deadline, headers)
+
+
+@bad_model("test_forwards_streams")
+class StreamsKeepTheirPlace(ForwardingStreams):
+    def __init__(self, artifact: Artifact) -> None:
+        super().__init__(artifact)
+        self.places = asyncio.Semaphore(2)
+
+    async def forward_stream(  # type: ignore[override]
+        self, request: InferenceRequest, deadline: float | None, headers: Headers
+    ) -> AsyncIterator[InferenceResponse]:
+        if self.places.locked():
+            raise InferenceFailed("no place")
+        await self.places.acquire()
+        async for answer in super().forward_stream(request, deadline, headers):
+            yield answer
+        self.places.release()
+
+
+@bad_model("test_forwarding_can_be_cancelled")
+class ForwardsWithALock(Forwarding):
+    def __init__(self, artifact: Artifact) -> None:
+        super().__init__(artifact)
+        self.lock = asyncio.Lock()
+
+    async def forward(
+        self, request: InferenceRequest, deadline: float | None, headers: Headers
+    ) -> InferenceResponse:
+        await self.lock.acquire()
+        try:
+            answer = await super().forward(request, deadline, headers)
+        except (InferenceFailed, DeadlineExceeded):
+            self.lock.release()
+            raise
+        self.lock.release()
+        return answer
+
+
+@bad_model("test_forwards_nothing_that_is_late")
+class PatientStreams(ForwardingStreams):
+    async def forward(
+        self, request: InferenceRequest, deadline: float | None, headers: Headers
+    ) -> InferenceResponse:
+        return await super().forward(request, None, headers)
 
 
 @bad_model("test_forwards_nothing_that_is_late")

@@ -27,6 +27,7 @@ from gateway.tensors import BYTES, DATATYPES, TensorSpec
 from runtimes.hosts import LoopHost
 from runtimes.interface import Artifact, AsyncModel, Model
 from runtimes.python import PythonRuntime
+from runtimes.python import models as models_module
 
 XY = 'signature = {"inputs": {"x": ("FP32", [-1, 2])}, "outputs": {"y": ("FP32", [-1, 2])}}'
 X = np.array([[1, 2], [3, 4], [5, 6]], np.float32)
@@ -690,3 +691,17 @@ def test_a_transformers_own_failures(
     with pytest.raises(InferenceFailed, match="the model failed: TypeError"):
         model.infer({"text": np.array([1, 2], object)}, (), {})
     assert "preprocess" in caplog.text
+
+
+def test_a_coroutine_close_is_not_waited_for_without_end(
+    load: Load, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(models_module, "CLOSE_SECONDS", 0.1)
+    model = load("""
+        class A:
+            XY
+            def infer(self, inputs): return {"y": inputs["x"]}
+            async def close(self): await asyncio.sleep(3600)
+    """)
+    model.close()
+    assert "close is not done after 0.1 s" in caplog.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import sys
 import threading
 import types
@@ -187,3 +188,77 @@ def test_compiled_files_of_others_are_no_change_of_the_model(tmp_path: Path) -> 
     assert fingerprint(str(file.parent)) == before
     (file.parent / "helper.py").write_text("")
     assert fingerprint(str(file.parent)) != before
+
+
+def test_importlib_of_a_model_finds_its_modules(tmp_path: Path) -> None:
+    code = (
+        "import importlib, importlib.util\nfrom importlib import import_module\n"
+        "import importlib.metadata as metadata\n"
+        "name = importlib.import_module('helper').WHO + import_module('.helper', __package__).WHO\n"
+        "inner = importlib.import_module('pack.inner').VALUE\n"
+        "json = importlib.import_module('json')\nfound = importlib.util.find_spec('json')\n"
+    )
+    pack = {"pack__inner": "VALUE = 7", "pack____init__": ""}
+    one = load(write(tmp_path / "one", model=code, helper="WHO = 'one'", **pack))
+    two = load(write(tmp_path / "two", model=code, helper="WHO = 'two'", **pack))
+    try:
+        assert (one[1].name, two[1].name) == ("oneone", "twotwo")
+        assert one[1].inner == 7 and one[1].json is sys.modules["json"] and one[1].found
+        assert one[1].metadata is sys.modules["importlib.metadata"]
+        assert "helper" not in sys.modules and "pack" not in sys.modules
+    finally:
+        one[0].close()
+        two[0].close()
+
+
+PICKLES = """
+import io, pickle
+import plain_helper
+from plain_helper import Thing
+BYTES = pickle.dumps(Thing(3))
+def there_and_back():
+    thing = pickle.loads(b"cplain_helper\\nThing\\n(I5\\ntR.")
+    return isinstance(thing, Thing) and thing.value, pickle.loads(BYTES).value
+"""
+
+
+def test_in_a_process_of_its_own_a_model_unpickles_its_classes(tmp_path: Path) -> None:
+    helper = (
+        "import json\nclass Thing:\n    def __init__(self, value):\n        self.value = value\n"
+    )
+    file = write(tmp_path / "m", model=PICKLES, plain_helper=helper, json="mine = True")
+    (tmp_path / "m" / "plain_folder").mkdir()
+    first = import_file(file, [file.parent], {}, isolated=True)
+    second = import_file(file, [file.parent], {}, isolated=True)  # another instance
+    try:
+        for _, module in (first, second):
+            assert module.there_and_back() == (5, 3)
+            assert module.plain_helper is sys.modules["plain_helper"]
+        assert sys.modules["plain_helper"].json.mine, "what a library is called stays the model's"
+        assert not hasattr(sys.modules["json"], "mine")
+        with pytest.raises(ModuleNotFoundError):
+            importlib.import_module("plain_folder")
+        assert fingerprint(str(file.parent)) and not list(file.parent.rglob("*.pyc"))
+    finally:
+        first[0].close()
+        second[0].close()
+    assert "plain_helper" not in sys.modules
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("plain_helper")
+
+
+def test_a_file_alone_imports_nothing_beside_it(tmp_path: Path) -> None:
+    for code in (
+        "import helper",
+        "from . import helper",
+        "import importlib as i\ni.import_module('helper')",
+    ):
+        file = write(tmp_path / "m", model=f"import json\n{code}\n", helper="x = 1", json="x = 1")
+        with pytest.raises(ModelLoadError, match=r"^model\.py cannot be imported: model\.py, line"):
+            import_file(file, [], {})
+    file = write(tmp_path / "m", model="import json\n")
+    modules, module = import_file(file, [], {})
+    try:
+        assert module.json is sys.modules["json"]
+    finally:
+        modules.close()

@@ -8,7 +8,9 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,7 @@ from gateway.model_settings import ModelSettings, TensorSettings
 from runtimes.interface import Answer, Artifact, AsyncModel, Model
 from runtimes.python import PythonRuntime
 from runtimes.python.context import make_request
+from runtimes.python.pb import instance as instance_module
 from runtimes.python.pb.backend import DecoupledTritonModel
 from runtimes.python.pb.errors import ErrorCode, TritonError, TritonModelException, to_ours
 from runtimes.python.pb.messages import InferenceRequest, InferenceResponse
@@ -501,3 +504,96 @@ def test_a_model_config_takes_what_is_missing_and_nothing_else() -> None:
     assert config.as_dict()["input"][0]["dims"] == [3]
     with pytest.raises(ValueError, match="says dims"):
         config.add_input({"name": "a", "data_type": "TYPE_FP32", "dims": [4]})
+
+
+def test_modules_in_the_models_folder_are_found(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "shared_by_versions.py").write_text("NUMBER = 40\n")
+    body = """
+        def execute(self, requests):
+            import shared_by_versions
+            return [answer(x_of(r) + shared_by_versions.NUMBER) for r in requests]
+    """
+    assert each(load(body), 2) == [42]
+    at = tmp_path / "m" / "1"
+    (at / "shared_by_versions.py").write_text("NUMBER = 1\n")
+    assert each(load(body), 2) == [3], "the version's folder goes first"
+
+
+def test_only_tritons_files_see_the_models_folder(tmp_path: Path) -> None:
+    at = tmp_path / "m" / "1"
+    at.mkdir(parents=True)
+    runtime = PythonRuntime()
+    artifact = Artifact("m", "1", at, ModelSettings())
+    assert runtime.code_folders(artifact) == ()
+    (at / "model.py").write_text("class A:\n    def infer(self, inputs): return inputs\n")
+    assert runtime.code_folders(artifact) == () and runtime.code_file(artifact) == at / "model.py"
+    (at / "model.py").write_text("class TritonPythonModel: ...\n")
+    assert runtime.code_folders(artifact) == (at.parent,)
+    elsewhere = Artifact("m", "2", at, ModelSettings())
+    assert runtime.code_folders(elsewhere) == (), "a single file, or a folder of another layout"
+
+
+def test_a_decoupled_request_that_cannot_be_made_ends(load: Load, tmp_path: Path) -> None:
+    reshaped = {
+        "inputs": (TensorSettings(name="x", datatype="INT32", dims=(-1,), reshape=(2, -1)),),
+    }
+    model = load("def execute(self, requests): ...", decoupled=True, **reshaped)
+    assert isinstance(model, DecoupledTritonModel)
+
+    async def ask() -> None:
+        odd = make_request("m", {"x": np.zeros(3, np.int32)})
+        async for _ in model.stream_each(odd):
+            pass
+
+    with pytest.raises(InferenceFailed):
+        asyncio.run(asyncio.wait_for(ask(), 20))
+
+
+def test_async_exec_sends_at_once() -> None:
+    sent: list[str] = []
+
+    class Binding:
+        def call(self, request: Any) -> Future[Any]:
+            sent.append(request.model)
+            if request.model == "gone":
+                raise Unavailable("no such thing")
+            future: Future[Any] = Future()
+            future.set_result(SimpleNamespace(outputs=(), parameters=None))
+            return future
+
+    class Request(InferenceRequest):
+        binding = Binding()  # type: ignore[assignment]
+
+    async def ask() -> None:
+        futures = [
+            Request(inputs=[], requested_output_names=[], model_name=n) for n in ("a", "gone")
+        ]
+        pending = [request.async_exec() for request in futures]
+        assert sent == ["a", "gone"], "before anything is awaited"
+        first, second = [await each for each in pending]
+        assert not first.has_error() and second.has_error()
+
+    asyncio.run(ask())
+
+
+def test_finalize_is_not_waited_for_without_end(
+    load: Load, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(instance_module, "FINALIZE_SECONDS", 0.1)
+    model = load(
+        """
+        free = threading.Event()
+        def execute(self, requests): return [answer(x_of(r)) for r in requests]
+        def finalize(self): self.free.wait(60)
+        """,
+        instances=2,
+    )
+    free = model._instances[0]._object.free  # type: ignore[attr-defined]
+    others = model._instances[1]._object.free  # type: ignore[attr-defined]
+    try:
+        model.close()
+        assert caplog.text.count("finalize is not done after 0.1 s") == 2
+    finally:
+        free.set()
+        others.set()

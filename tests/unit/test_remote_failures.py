@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from gateway.codecs.statuses import grpc_status, http_status, retry_after
 from gateway.errors import SluiceError
-from runtimes.remote.failures import AttemptFailed, Fate, broken, grpc_failure, http_failure, seconds
+from runtimes.remote.failures import (
+    AttemptFailed,
+    Fate,
+    broken,
+    grpc_failure,
+    http_failure,
+    seconds,
+)
 
 GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode if code.value[0]}
 

@@ -35,6 +35,8 @@ from gateway.model_settings import ModelSettings, RemoteSettings, TensorSettings
 from gateway.tensors import DATATYPES, InferenceRequest, InferenceResponse, Tensor
 from runtimes.hosts import LoopHost
 from runtimes.interface import Artifact
+from runtimes.remote import opening
+from runtimes.remote.http_transport import Response
 from runtimes.remote.model import RemoteModel
 from runtimes.remote.oip import OipRuntime
 from tests.support.gateway import wait_until
@@ -45,6 +47,7 @@ from tests.support.stand_in import (
     LATE,
     LISTED,
     MISSING,
+    MODEL,
     SLOW,
     UNAVAILABLE,
     Process,
@@ -655,3 +658,239 @@ def test_a_name_stands_for_all_its_addresses(
     found[:] = ["127.0.0.1"]
     asyncio.run_coroutine_threadsafe(model.replicas.look_up(), model.loop).result(30)
     assert model.pool.endpoints == (first,)
+
+
+def test_batches_of_the_gateway_have_a_deadline_and_headers(load: Any, server: StandIn) -> None:
+    model = load(server.grpc_url, batching="gateway", settings={"max_batch_size": 8})
+    x = np.array([[SLOW, 1, 2, 3]], np.float32)
+    headers = {"traceparent": "00-ab"}.get
+    work = model.infer_until({"x": x}, (), {}, perf_counter() + 0.3, headers)
+    with pytest.raises(DeadlineExceeded, match="may be executing"):
+        asyncio.run_coroutine_threadsafe(work, model.loop).result(30)
+    assert server.calls[0]["traceparent"] == "00-ab"
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_warm_ups_end(
+    load: Any, server: StandIn, transport: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtimes.remote.model.WARM_UP_SECONDS", 0.2)
+    model = load(url(server, transport))
+    with pytest.raises(DeadlineExceeded):
+        model.infer({"x": np.array([[SLOW, 1, 2, 3]], np.float32)}, (), {})
+
+
+def test_warm_ups_of_streams(load: Any, server: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(server.grpc_url, settings={"decoupled": True})
+    x = np.array([[0, 2, 2, 3]], np.float32)
+    found = [each["y"].tolist() for each in model.stream({"x": x}, (), {})]
+    assert found == [[[1, 3, 3, 4]], [[2, 4, 4, 5]]]
+    monkeypatch.setattr("runtimes.remote.model.WARM_UP_SECONDS", 0.2)
+    with pytest.raises(DeadlineExceeded):
+        list(model.stream({"x": x + np.float32(SLOW)}, (), {}))
+    wait_until(lambda: idle(model), "the stream to end")
+
+
+# --- what speaks against a replica
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_deadlines_are_no_good_answers(
+    load: Any, server: StandIn, transport: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtimes.remote.model.AMPLE_SECONDS", 30)
+    model = load(url(server, transport), retries=0)
+    (endpoint,) = model.pool.endpoints
+    for _ in range(2):
+        with pytest.raises(ModelNotReady):
+            forward(model, UNAVAILABLE)
+    failures = endpoint.failures
+    assert failures == 2
+    with pytest.raises(DeadlineExceeded):
+        forward(model, SLOW, seconds=0.1)
+    assert endpoint.failures == failures, "too little time: neither good nor bad"
+    monkeypatch.setattr("runtimes.remote.model.AMPLE_SECONDS", 0.05)
+    with pytest.raises(DeadlineExceeded):
+        forward(model, SLOW, seconds=0.2)
+    assert endpoint.failures == failures + 1, "it had time enough"
+    forward(model)
+    assert endpoint.failures == 0
+
+
+def test_a_stream_that_has_begun_may_take_as_long_as_it_likes(
+    load: Any, server: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtimes.remote.model.AMPLE_SECONDS", 0.05)
+    model = load(server.grpc_url, settings={"decoupled": True})
+
+    async def follow() -> None:
+        async for _ in model.forward_stream(request(SLOW, 1), perf_counter() + 0.3, {}.get):
+            pass
+
+    with pytest.raises(DeadlineExceeded):
+        asyncio.run_coroutine_threadsafe(follow(), model.loop).result(30)
+    assert model.pool.endpoints[0].failures == 0
+    assert idle(model)
+
+
+def test_an_ejected_replica_is_back_with_the_first_answer_of_a_stream(
+    load: Any, server: StandIn
+) -> None:
+    model = load(server.grpc_url, settings={"decoupled": True})
+    (endpoint,) = model.pool.endpoints
+
+    async def follow() -> float:
+        for _ in range(3):
+            model.pool.failed(endpoint, model.pool.started(endpoint), "broken")
+        endpoint.until = perf_counter()
+        answers = model.forward_stream(request(SLOW, 1), None, {}.get)
+        await anext(answers)
+        until = endpoint.until
+        await answers.aclose()
+        return until
+
+    assert asyncio.run_coroutine_threadsafe(follow(), model.loop).result(30) == 0.0
+    # Closed with the outer generator, not when the garbage is collected.
+    wait_until(lambda: server.calls[0]["end"] == "cancelled", "the server to hear of it")
+    assert idle(model)
+
+
+# --- control calls, and what the servers can do
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_fixed_headers_go_with_every_call(load: Any, server: StandIn, transport: str) -> None:
+    load(url(server, transport), headers={"authorization": "Bearer t"})
+    asked = {what for what, _ in server.questions}
+    if transport == "grpc":
+        assert {"ServerReady", "ModelReady", "ModelMetadata"} <= asked
+        assert "ServerMetadata" not in asked, "nobody would look at it"
+    else:
+        assert {"/v2", "/v2/health/ready", "/v2/models/add", "/v2/models/add/ready"} <= asked
+    assert all(headers.get("authorization") == "Bearer t" for _, headers in server.questions)
+
+
+def test_a_server_that_does_not_say_what_it_can_do_gets_json(
+    load: Any, server: StandIn, other: StandIn
+) -> None:
+    server.extensions = ["binary_tensor_data"]
+    assert load(server.http_url).transport.binary
+    other.says_nothing = True
+    model = load(server.http_url, other.http_url)
+    assert not model.transport.binary
+    assert forward(model).outputs[0].array[0, 0] == 1
+
+
+def test_a_replica_that_comes_later_is_asked_what_it_can_do(
+    load: Any, server: StandIn, other: StandIn
+) -> None:
+    server.extensions = ["binary_tensor_data"]
+    other.pause()
+    model = load(server.http_url, other.http_url)
+    assert model.transport.binary, "who is not there does not count"
+    other.resume()
+    wait_until(lambda: model.pool.endpoints[1].missed == 0, "it to come")
+    assert not model.transport.binary
+    assert forward(model).outputs[0].array[0, 0] == 1
+
+
+def test_http_connections_notice_hosts_that_are_gone(
+    load: Any, server: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(server.http_url)
+    seen: list[tuple[int, int]] = []
+
+    class Spy(Response):
+        async def start(self, connection: Any) -> Any:
+            end = connection.transport.get_extra_info("socket")
+            await super().start(connection)
+            seen.append(
+                (
+                    end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+                    end.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
+                )
+            )
+            return self
+
+    model.transport.session._response_class = Spy
+    forward(model)
+    assert seen and set(seen) == {(1, 20_000)}
+
+
+def test_a_closed_channel_is_no_connection(load: Any, server: StandIn) -> None:
+    model = load(server.grpc_url, settings={"decoupled": True}, health_seconds=60)
+    connection = model.pool.endpoints[0].connection
+    asyncio.run_coroutine_threadsafe(connection.close(), model.loop).result(30)
+    with pytest.raises(Unavailable, match="cannot be reached"):
+        forward(model)
+    with pytest.raises(Unavailable, match="cannot be reached"):
+        stream(model, 0, 1)
+    assert idle(model)
+
+
+def test_a_channel_closed_under_a_stream(load: Any, server: StandIn) -> None:
+    model = load(server.grpc_url, settings={"decoupled": True}, health_seconds=60)
+    future = asyncio.run_coroutine_threadsafe(collect(model, request(SLOW, 0), []), model.loop)
+    wait_until(lambda: bool(server.calls), "the request to be there")
+    connection = model.pool.endpoints[0].connection
+    asyncio.run_coroutine_threadsafe(connection.close(), model.loop).result(30)
+    with pytest.raises(Unavailable, match="may have been executed"):
+        future.result(30)
+    assert idle(model)
+
+
+# --- loading, again
+
+
+def test_a_load_that_takes_too_long_leaves_nothing(
+    load: Any, server: StandIn, host: LoopHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Late:
+        closed = threading.Event()
+
+        def close(self) -> None:
+            self.closed.set()
+
+    gate = threading.Event()
+
+    async def stubborn() -> Any:
+        while not gate.is_set():
+            try:
+                await asyncio.sleep(0.01)
+            except asyncio.CancelledError:
+                gate.set()  # it is done all the same
+        return Late()
+
+    monkeypatch.setattr(opening, "OPEN_SECONDS", 0.1)
+    monkeypatch.setattr(opening, "LISTEN", 0.05)
+    artifact = Artifact("ours", "7", tmp_path, ModelSettings(), host)
+    with pytest.raises(ModelLoadError, match="no answer within"):
+        opening.load_on_loop(artifact, stubborn)
+    assert Late.closed.wait(30)
+
+
+def test_a_load_that_fails_with_a_timeout_says_so(host: LoopHost, tmp_path: Path) -> None:
+    async def late() -> Any:
+        raise TimeoutError("of its own")
+
+    artifact = Artifact("ours", "7", tmp_path, ModelSettings(), host)
+    with pytest.raises(TimeoutError, match="of its own"):
+        opening.load_on_loop(artifact, late)
+
+
+def test_rows_are_a_batch_only_where_the_first_dimension_is_one(
+    load: Any, server: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load(server.grpc_url, settings={"max_batch_size": 8}).max_batch_size == 8
+    wrong = {**MODEL, "outputs": [{"name": "y", "datatype": "FP32", "shape": []}]}
+    monkeypatch.setattr("tests.support.stand_in.MODEL", wrong)
+    with pytest.raises(ModelLoadError, match="max_batch_size is 8, but tensor 'y'"):
+        load(server.grpc_url, settings={"max_batch_size": 8})
+
+
+def test_a_server_that_nobody_can_ask_if_it_is_ready(load: Any, server: StandIn) -> None:
+    server.unasked = True
+    assert forward(load(server.http_url)).outputs[0].array[0, 0] == 1
+    server.model_ready = False
+    with pytest.raises(ModelLoadError, match="is not ready"):
+        load(server.http_url)

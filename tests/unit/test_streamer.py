@@ -34,7 +34,7 @@ from gateway.tensors import DATATYPES, InferenceRequest, Tensor, TensorSpec
 from runtimes.interface import AsyncModel, Model
 
 INT64, BYTES = DATATYPES["INT64"], DATATYPES["BYTES"]
-PATIENCE = 20.0
+PATIENCE = 60.0
 Steps = Callable[..., Any]
 """What a model does with a request: (n, parameters) → its outputs, one after the other."""
 

@@ -708,9 +708,7 @@ def test_report() -> None:
 def test_waiting_processes_import_it_with_threads_that_sleep(tmp_path: Path) -> None:
     import subprocess
 
-    (tmp_path / "torch.py").write_text(
-        "import os\nprint(os.environ.get('OMP_WAIT_POLICY'))\n"
-    )
+    (tmp_path / "torch.py").write_text("import os\nprint(os.environ.get('OMP_WAIT_POLICY'))\n")
     code = (
         "import importlib, os, sys; sys.path.insert(0, sys.argv[1]); "
         "from runtimes.torch import TorchRuntime; "

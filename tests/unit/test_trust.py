@@ -95,9 +95,39 @@ def test_a_single_file_that_was_named_is_trusted_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("x = 1")
     (tmp_path / "other.py").write_text("x = 1")
     trust = Trust([str(tmp_path / "mine.py")])
-    trust.check("mine.py", tmp_path)
+    assert trust.check("mine.py", tmp_path, file=tmp_path / "mine.py")
+    for what, file in (("other.py", tmp_path / "other.py"), ("mine.py", None)):
+        with pytest.raises(ModelLoadError):
+            trust.check(what, tmp_path, file=file)
+    # Neither its name nor words that look like it are the file.
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "mine.py").write_text("x = 1")
     with pytest.raises(ModelLoadError):
-        trust.check("other.py", tmp_path)
+        trust.check("mine.py", tmp_path, file=tmp_path / "sub" / "mine.py")
+    # Where the folder is trusted, too, the file is not alone.
+    both = Trust([str(tmp_path), str(tmp_path / "mine.py")])
+    assert not both.check("mine.py", tmp_path, file=tmp_path / "mine.py")
+
+
+def test_folders_beside_are_trusted_as_far_as_modules_in_them_go(tmp_path: Path) -> None:
+    outside = version(tmp_path / "outside")
+    folder = version(tmp_path / "models")
+    model = folder.parent
+    trust = Trust([str(tmp_path / "models")])
+    (model / "2").symlink_to(outside)  # another version
+    (model / "config.pbtxt").symlink_to(outside / "model.py")
+    trust.check("model.py", folder, beside=[model])
+    (model / "helper.py").symlink_to(outside / "model.py")
+    with pytest.raises(ModelLoadError, match=r"'helper\.py' is a link out of"):
+        trust.check("model.py", folder, beside=[model])
+    (model / "helper.py").unlink()
+    (model / "package").symlink_to(outside)
+    with pytest.raises(ModelLoadError, match="'package' is a link out of"):
+        trust.check("model.py", folder, beside=[model])
+    alone = Trust([str(folder)])
+    alone.check("model.py", folder)
+    with pytest.raises(ModelLoadError, match=rf"trust\.code: \['{folder}', '{model}'\]"):
+        alone.check("model.py", folder, beside=[model])
 
 
 def test_fetched_artifacts_go_by_where_they_came_from(tmp_path: Path) -> None:

@@ -113,9 +113,7 @@ class Instance:
         except (Exception, SystemExit, asyncio.CancelledError) as error:
             raise self._failures.inference(error) from None
 
-    def _start(
-        self, requests: Callable[[], list[InferenceRequest]], channel: ManyAnswers
-    ) -> None:
+    def _start(self, requests: Callable[[], list[InferenceRequest]], channel: ManyAnswers) -> None:
         try:
             made = requests()  # held until we know: letting them go ends the channel
             given = self._object.execute(made)
