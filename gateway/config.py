@@ -108,9 +108,10 @@ class LimitsConfig(Section, frozen=True, kw_only=True):
     max_tensors: Annotated[
         int, doc("Most inputs, and most requested outputs, of a request.", ge=1)
     ] = 1024
-    max_in_flight: Annotated[int, doc("Most requests in the gateway at the same time.", ge=1)] = (
-        16384
-    )
+    max_in_flight: Annotated[
+        int,
+        doc("Most requests in the gateway at the same time, without those of models.", ge=1),
+    ] = 16384
     max_bytes_in_flight: Annotated[
         int,
         doc(
