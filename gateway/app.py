@@ -14,6 +14,7 @@ from time import perf_counter
 from typing import Any
 
 from gateway.admission import Admission
+from gateway.artifacts.cache import Cache
 from gateway.batching.clock import LoopClock
 from gateway.codecs.oip_grpc import GrpcCodec
 from gateway.codecs.oip_rest import RestCodec
@@ -38,6 +39,7 @@ from gateway.servers.grpc_service import GrpcService
 from gateway.servers.http import HttpServer, MetricsServer
 from gateway.servers.http_app import make_app
 from gateway.servers.http_state import HttpState
+from gateway.state import StateDir, state_path
 from gateway.telemetry.access import access_log
 from gateway.telemetry.logs import log
 from gateway.telemetry.metrics import Collector
@@ -61,8 +63,9 @@ class Gateway:
         loop = asyncio.get_running_loop()
         self.config = config
         self.started = time.time()
+        self.state = StateDir(state_path(config.state_dir))
         self.registries: list[Registry] = [
-            open_registry(source, config.registry) for source in config.sources
+            open_registry(source, config, self.state) for source in config.sources
         ]
         self._models = Merged(self.registries)
 
@@ -80,7 +83,8 @@ class Gateway:
             host,
             self.nursery,
         )
-        self.manager = Manager(loader, self.router, config.lifecycle)
+        self.cache = Cache(self.state, config.cache)
+        self.manager = Manager(loader, self.router, config.lifecycle, self.cache)
         self.facts = Facts(self.manager, self.router)
         Collector(self.facts, self.manager, self.pipeline).register()
 

@@ -23,7 +23,7 @@ from gateway.model_settings import NaturalInt
 ENV_PREFIX = "SLUICE_"
 NOT_KEYS = frozenset({"SLUICE_URL", "SLUICE_TOKEN"})
 """Variables with our prefix that the command line reads, as its own options."""
-LISTS = frozenset({"sources", "trust.code"})
+LISTS = frozenset({"sources", "trust.code", "mlflow.models", "mlflow.tags", "mlflow.versions"})
 """Keys whose value is a list, given as text with commas outside of files."""
 MIB = 1024 * 1024
 
@@ -154,6 +154,42 @@ class LifecycleConfig(Section, frozen=True, kw_only=True):
     retry_seconds: Annotated[
         float, doc("First pause before a failed load is tried again; doubles up to 32 times.", gt=0)
     ] = 10.0
+    memory_budget_mb: Annotated[
+        int,
+        doc(
+            "Most memory, in MiB, that the loaded models together may take by what was estimated "
+            "before and measured after loading; 0 = no budget.",
+            ge=0,
+        ),
+    ] = 0
+    on_demand_wait: Annotated[
+        float, doc("Longest time in seconds that a request waits for an on-demand model.", ge=0)
+    ] = 30.0
+    on_demand_waiting: Annotated[
+        int, doc("Most requests that wait for on-demand models at the same time.", ge=1)
+    ] = 1024
+    on_demand_idle: Annotated[
+        float,
+        doc(
+            "Seconds without a request after which an on-demand model is unloaded; 0 = only when "
+            "its memory is needed.",
+            ge=0,
+        ),
+    ] = 0.0
+
+
+class CacheConfig(Section, frozen=True, kw_only=True):
+    """The files of models that come from elsewhere, kept in the state directory."""
+
+    max_mb: Annotated[
+        int,
+        doc(
+            "Most MiB of files kept; those that no loaded version uses go first, least recently "
+            "used ones before others.",
+            ge=1,
+        ),
+    ] = 20_480
+    fetch_threads: Annotated[int, doc("Files fetched at the same time.", ge=1, le=64)] = 4
 
 
 class RegistryConfig(Section, frozen=True, kw_only=True):
@@ -162,8 +198,32 @@ class RegistryConfig(Section, frozen=True, kw_only=True):
     watch: Annotated[bool, doc("Follow changes while serving.")] = True
     poll_seconds: Annotated[
         float,
-        doc("How often a directory is looked through besides what the system reports.", gt=0),
+        doc(
+            "How often a source is asked for changes. (For a directory, besides what the system "
+            "reports.)",
+            gt=0,
+        ),
     ] = 5.0
+
+
+class MlflowConfig(Section, frozen=True, kw_only=True):
+    """Sources that are MLflow registries."""
+
+    models: Annotated[
+        tuple[str, ...], doc("Name patterns (`*`, `?`) of the registered models to serve.")
+    ] = ("*",)
+    tags: Annotated[
+        tuple[str, ...], doc("Tags, `key` or `key=value`, that a registered model must have.")
+    ] = ()
+    versions: Annotated[
+        tuple[str, ...],
+        doc(
+            "Versions to serve of each model: `@alias`, `latest`, `latest:3` or a number. Versions "
+            "that the split names are served besides."
+        ),
+    ] = ("@champion", "@challenger")
+    stable: Annotated[str, doc("Alias of the version that is stable.")] = "champion"
+    canary: Annotated[str, doc("Alias of the version that is the canary.")] = "challenger"
 
 
 class AdminConfig(Section, frozen=True, kw_only=True):
@@ -172,6 +232,40 @@ class AdminConfig(Section, frozen=True, kw_only=True):
     token: Annotated[
         str,
         doc("Bearer token that callers must send. Empty: the API answers loopback peers only."),
+    ] = ""
+
+
+class ControlConfig(Section, frozen=True, kw_only=True):
+    """Model control: the repository API of the Open Inference Protocol and Triton."""
+
+    enabled: Annotated[
+        bool, doc("Callers may load and unload models over the inference ports.")
+    ] = False
+    token: Annotated[
+        str,
+        doc(
+            "Bearer token that callers must send to load or unload. Empty: `admin.token`; with "
+            "neither, loopback peers only."
+        ),
+    ] = ""
+    files: Annotated[
+        bool, doc("A load may bring its own files (`file:` parameters), kept in `state_dir`.")
+    ] = False
+
+
+class HistoryConfig(Section, frozen=True, kw_only=True):
+    """The record of what was served when, and who changed it."""
+
+    enabled: Annotated[bool, doc("Keep the record.")] = True
+    url: Annotated[
+        str,
+        doc(
+            "SQLAlchemy URL of the database, such as `postgresql+psycopg://user@host/db`; empty: "
+            "`history.db` in the state directory."
+        ),
+    ] = ""
+    gateway: Annotated[
+        str, doc("Name of this gateway in the record; empty: the name of the host.")
     ] = ""
 
 
@@ -220,6 +314,14 @@ class Config(Section, frozen=True, kw_only=True):
     """The whole configuration."""
 
     sources: Annotated[tuple[str, ...], doc("Where models come from: model directories.")] = ()
+    state_dir: Annotated[
+        str,
+        doc(
+            "Directory of what the gateway may lose: fetched files, history, splits of sources "
+            "that cannot be written. Empty: `sluicegate` in `$XDG_STATE_HOME` (or in "
+            "`~/.local/state`)."
+        ),
+    ] = ""
     strict: Annotated[bool, doc("A model that fails to load at start-up is fatal.")] = False
     startup_timeout: Annotated[
         float, doc("Seconds to wait at start-up until every model is ready or failed.", gt=0)
@@ -229,8 +331,12 @@ class Config(Section, frozen=True, kw_only=True):
     limits: LimitsConfig = LimitsConfig()
     batching: BatchingConfig = BatchingConfig()
     lifecycle: LifecycleConfig = LifecycleConfig()
+    cache: CacheConfig = CacheConfig()
     registry: RegistryConfig = RegistryConfig()
+    mlflow: MlflowConfig = MlflowConfig()
     admin: AdminConfig = AdminConfig()
+    control: ControlConfig = ControlConfig()
+    history: HistoryConfig = HistoryConfig()
     trust: TrustConfig = TrustConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     drain: DrainConfig = DrainConfig()

@@ -8,9 +8,11 @@
     │   │   ├── UnknownModel
     │   │   └── UnknownVersion
     │   ├── Unsupported
-    │   └── NotAllowed
+    │   ├── NotAllowed
+    │   └── Conflict
     ├── Unavailable              the sender may try again
     │   ├── ModelNotReady
+    │   │   └── NotLoaded
     │   ├── Draining
     │   ├── Overloaded
     │   │   ├── QueueFull
@@ -24,6 +26,7 @@
         ├── ConfigError
         ├── InvalidModelSettings
         ├── ModelLoadError
+        ├── FetchError
         └── RegistryError
 
 Every edge has one table that maps these to its own codes (``codecs/statuses.py``); a test
@@ -88,6 +91,10 @@ class NotAllowed(RequestError):
     """The caller may not do this."""
 
 
+class Conflict(RequestError):
+    """The request does not fit the state that something is in, such as a model that is paused."""
+
+
 class Unavailable(SluiceError):
     """It could not be answered now."""
 
@@ -97,6 +104,10 @@ class Unavailable(SluiceError):
 
 class ModelNotReady(Unavailable):
     """The model is known but no version of it can answer yet."""
+
+
+class NotLoaded(ModelNotReady):
+    """The model is loaded on demand, and is not loaded now."""
 
 
 class Draining(Unavailable):
@@ -157,6 +168,10 @@ class InvalidModelSettings(SetupError):
 
 class ModelLoadError(SetupError):
     """A version could not be loaded."""
+
+
+class FetchError(SetupError):
+    """The files of a version could not be fetched."""
 
 
 class RegistryError(SetupError):

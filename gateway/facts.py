@@ -27,6 +27,7 @@ EXTENSIONS: Final = (
 )
 _TRITON_STATES: Final = {
     State.KNOWN: "LOADING",
+    State.FETCHING: "LOADING",
     State.LOADING: "LOADING",
     State.WARMING: "LOADING",
     State.READY: "READY",

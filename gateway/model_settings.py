@@ -220,8 +220,14 @@ class ModelSettings(Document, frozen=True, kw_only=True):
     limits: LimitSettings = LimitSettings()
     warmup: tuple[WarmupSettings, ...] = ()
     image: ImageSettings | None = None
-    isolation: Literal["none", "process"] | IsolationSettings = "none"
-    """``process`` (or a mapping with its settings): each version runs in a child process."""
+    isolation: Literal["none", "code", "process"] | IsolationSettings = "none"
+    """``process`` (or a mapping with its settings): each version runs in a child process.
+    ``code``: those do whose artifact executes code."""
+    on_demand: bool = False
+    """Loaded at the first request, and unloaded again when idle and others need the memory."""
+    signature_change: Literal["refuse", "allow"] = "refuse"
+    """What happens to a version of a split whose inputs or outputs differ from the stable one's:
+    it gets no share, or its share."""
     idempotent: bool = False
     """Running a request twice does no harm: it is tried again where it may have run already."""
     decoupled: bool = False

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from gateway.batching.clock import LoopClock
-from gateway.config import BatchingConfig, RegistryConfig
+from gateway.config import BatchingConfig, Config
 from gateway.errors import SluiceError
 from gateway.isolation.nursery import Nursery
 from gateway.lifecycle.loader import Loader
@@ -57,7 +57,7 @@ def look_through(
     findings: list[Finding] = []
     owners: dict[str, str] = {}
     for source in sources:
-        registry = open_registry(source, RegistryConfig())
+        registry = open_registry(source, Config())
         snapshot = registry.scan()
         if not snapshot:
             text = f"{source} holds no model; one is <model>/<version>/model.onnx"

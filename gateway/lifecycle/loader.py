@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from gateway.batching.clock import LoopClock
 from gateway.errors import ModelLoadError
 from gateway.lifecycle.dispatchers import contract_of, make_dispatcher
@@ -69,6 +71,9 @@ class Loader:
                 beside=runtime.code_folders(artifact),
             )
             artifact = replace(artifact, alone=alone)
+        if settings.isolation == "code":
+            settings = msgspec.structs.replace(settings, isolation="process" if code else "none")
+            artifact = replace(artifact, settings=settings)
         if settings.isolation != "none":
             from gateway.isolation.limits import executes_code
 

@@ -13,8 +13,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Final
 
+from gateway.artifacts.base import Fetcher
 from gateway.config import LifecycleConfig
-from gateway.errors import ModelLoadError, SluiceError
+from gateway.errors import FetchError, ModelLoadError, SluiceError
 from gateway.lifecycle.closing import Closings
 from gateway.lifecycle.loader import Loader
 from gateway.lifecycle.loading import Loaded, one_line
@@ -22,7 +23,7 @@ from gateway.lifecycle.model import ManagedModel
 from gateway.lifecycle.policy import Load, Unload, next_action
 from gateway.lifecycle.routes import lost_lines, lost_shares, route_of, traffic_line
 from gateway.lifecycle.states import Record, State
-from gateway.registries.base import AspiredModel
+from gateway.registries.base import AspiredModel, AspiredVersion
 from gateway.registries.traffic import Traffic
 from gateway.routing import Router
 from gateway.servable import Servable
@@ -43,12 +44,20 @@ class Dropped(Exception):
 class Manager:
     """The lifecycle of all models."""
 
-    def __init__(self, loader: Loader, router: Router[Servable], config: LifecycleConfig) -> None:
+    def __init__(
+        self,
+        loader: Loader,
+        router: Router[Servable],
+        config: LifecycleConfig,
+        fetcher: Fetcher | None = None,
+    ) -> None:
         self.models: dict[str, ManagedModel] = {}
         self.loads = {"ok": 0, "failed": 0}
         self.load_seconds = 0.0
         self.on_change: list[Callable[[str], object]] = []
+        """Told the name of a model whose route may have changed, after it was published."""
         self._loader = loader
+        self._fetcher = fetcher
         self._router = router
         self._config = config
         self._pool = ThreadPoolExecutor(config.load_threads, "sluice-load")
@@ -94,6 +103,8 @@ class Manager:
         model.aspired = replace(model.aspired, traffic=traffic)
         log.info("%s: %s", name, traffic_line(traffic))
         self._publish(model)
+        for listener in self.on_change:
+            listener(name)
 
     async def wait_settled(self, timeout: float) -> bool:
         """Waits until every aspired version is ready or failed; False if that takes too long."""
@@ -146,6 +157,8 @@ class Manager:
             else:
                 self._start_unload(model, action)
         self._publish(model)
+        for listener in self.on_change:
+            listener(name)
         if not model.aspired.versions and not model.records and not model.aspired.error:
             del self.models[name]
             self._router.withdraw(name)
@@ -154,8 +167,6 @@ class Manager:
         elif name in self._unsettled:
             self._unsettled.discard(name)
             self._changed.set()
-        for listener in self.on_change:
-            listener(name)
 
     def _start_load(self, model: ManagedModel, action: Load) -> None:
         record = Record(action.aspired)
@@ -178,9 +189,10 @@ class Manager:
         def work() -> Loaded:
             if record.state == State.UNLOADED:
                 raise Dropped
+            aspired = self._fetch(record)
             record.move(State.LOADING, record.cause)
             return self._loader.load(
-                name, record.aspired, settings, lambda r: loop.call_soon_threadsafe(warming, r)
+                name, aspired, settings, lambda r: loop.call_soon_threadsafe(warming, r)
             )
 
         future = self._pool.submit(work)
@@ -207,6 +219,17 @@ class Manager:
                 self._loaded(name, record, loaded, time.monotonic() - started)
         self._reconcile(name)
         self._was_settled = self._was_settled or self.settled
+
+    def _fetch(self, record: Record) -> AspiredVersion:
+        """The version with its files here; for a thread. Raises `FetchError`."""
+        aspired = record.aspired
+        if aspired.origin is None:
+            return aspired
+        if self._fetcher is None:
+            raise FetchError(f"{aspired.origin.uri} cannot be fetched: there is no cache")
+        record.move(State.FETCHING, record.cause)
+        record.lease = self._fetcher.fetch(aspired.origin, lambda here, all_of_it: None)
+        return replace(aspired, path=record.lease.path)
 
     def _loaded(self, name: str, record: Record, loaded: Loaded, took: float) -> None:
         self.loads["ok"] += 1
@@ -235,6 +258,7 @@ class Manager:
             if isinstance(error, SluiceError)
             else (f"{type(error).__name__}: {one_line(error)}")
         )
+        record.release()
         record.move(State.FAILED, cause)
         log.error("%s/%s %s: %s (next try in %.0f s)", name, record.version, what, cause, pause)
         asyncio.get_running_loop().call_later(pause + 0.01, self._reconcile, name)
@@ -266,6 +290,7 @@ class Manager:
         await self._closings.close(f"{model.aspired.name}/{record.version}", servable)
         model.records.remove(record)
         record.servable = None
+        record.release()
         record.move(State.UNLOADED)
         log.info("%s/%s is unloaded", model.aspired.name, record.version)
         self._reconcile(model.aspired.name)

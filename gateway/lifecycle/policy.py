@@ -13,7 +13,7 @@ from typing import Literal
 from gateway.lifecycle.states import Record, State
 from gateway.registries.base import AspiredVersion
 
-WORKING = (State.KNOWN, State.LOADING, State.WARMING)
+WORKING = (State.KNOWN, State.FETCHING, State.LOADING, State.WARMING)
 
 Versions = Mapping[str, AspiredVersion]
 
@@ -109,7 +109,7 @@ def _unload(desired: Versions, records: Sequence[Record], *, patient: bool) -> U
     for record in records:
         if is_current(record, desired):
             continue
-        if record.state in (State.LOADING, State.WARMING, State.DRAINING):
+        if record.state in (State.FETCHING, State.LOADING, State.WARMING, State.DRAINING):
             continue  # has to end first
         if record.state in (State.KNOWN, State.FAILED) or not (patient and desired):
             return Unload(record)

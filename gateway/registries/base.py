@@ -7,19 +7,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from gateway.artifacts.base import Origin
 from gateway.model_settings import ModelSettings
 from gateway.registries.traffic import Traffic
 
 
 @dataclass(frozen=True)
 class AspiredVersion:
-    """One version that should be loaded. A changed `fingerprint` means load it anew."""
+    """One version that should be loaded. A changed `fingerprint` means load it anew.
+
+    With an `origin` its files are fetched first, and `path` says nothing until they are.
+    """
 
     version: str
     path: Path
     fingerprint: Hashable
     source: str = ""
-    """Where the files came from, if they were fetched; empty: they were here, at `path`."""
+    """URI of where the files come from, if they are fetched; empty: they are here, at `path`."""
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True)
@@ -56,3 +61,10 @@ class Registry(Protocol):
 
     def write_traffic(self, model: str, traffic: Traffic) -> None:
         """Stores a split; blocking, all or nothing. Raises `RegistryError`."""
+
+    def pin(self, model: str, versions: frozenset[str]) -> None:
+        """Versions that snapshots hold from the next scan on, whatever the version policy says;
+        those that are not there are left out. Replaces what was pinned before."""
+
+    def hint(self) -> None:
+        """Something may have changed: `watch` looks now. For the event loop."""

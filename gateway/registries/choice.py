@@ -16,9 +16,13 @@ STAND_INS: Final = 2
 
 
 def wanted_versions(
-    versions: Collection[str], settings: ModelSettings, traffic: Traffic
+    versions: Collection[str],
+    settings: ModelSettings,
+    traffic: Traffic,
+    pinned: frozenset[str] = frozenset(),
 ) -> list[str]:
-    """The versions to load: those of the policy, and those that split or labels name."""
+    """The versions to load: those of the policy, and those that split or labels name, or that
+    are pinned."""
     policy = settings.versions
     names = list(versions)
     if policy.all:
@@ -26,7 +30,7 @@ def wanted_versions(
     chosen = set(map(str, policy.specific))
     if policy.latest is not None:
         chosen.update(names[-policy.latest :])
-    chosen |= traffic.named() | set(settings.labels.values())
+    chosen |= traffic.named() | set(settings.labels.values()) | pinned
     return [version for version in names if version in chosen]
 
 

@@ -62,6 +62,8 @@ class DirectoryRegistry:
         self._settings: Cached[ModelSettings] = Cached()
         self._traffic: Cached[Traffic] = Cached()
         self._writes = 0
+        self._pinned: dict[str, frozenset[str]] = {}
+        self._hint = asyncio.Event()
         self._trouble = ""
 
     # --- reading
@@ -204,7 +206,9 @@ class DirectoryRegistry:
                 )  # fmt: skip
         elif path is not None:
             settings = ModelSettings(file=self._path.name)
-        versions, stand_ins = self._versions(folder, settings, traffic, settling, settle=settle)
+        versions, stand_ins = self._versions(
+            name, folder, settings, traffic, settling, settle=settle
+        )
         if not on_disk and not versions:
             errors.append(NO_VERSIONS)
         elif not versions and not settling.waiting:
@@ -215,6 +219,7 @@ class DirectoryRegistry:
 
     def _versions(
         self,
+        name: str,
         folder: Folder,
         settings: ModelSettings,
         traffic: Traffic,
@@ -224,13 +229,14 @@ class DirectoryRegistry:
     ) -> tuple[dict[str, AspiredVersion], dict[str, AspiredVersion]]:
         """The versions to load, and those that may stand in for them."""
         key = loading_key(settings)
+        pinned = self._pinned.get(name, frozenset())
         # What is missing, but not for long enough, is as it was.
         known = {v: a for v, a in settling.believed.items() if v not in folder.versions}
         present = dict(folder.versions)
         if known:
             present = dict(in_order({**present, **{v: str(a.path) for v, a in known.items()}}))
         while True:
-            wanted = wanted_versions(present, settings, traffic)
+            wanted = wanted_versions(present, settings, traffic, pinned)
             spare = stand_ins(present, wanted, settings.versions)
             new = [version for version in (*wanted, *spare) if version not in known]
             if not new:
@@ -272,8 +278,13 @@ class DirectoryRegistry:
                     # A long copy into a large directory must not keep a processor busy.
                     await asyncio.sleep(max(SETTLE_SECONDS, 4 * (self._now() - started)))
                 else:
-                    await notice
-                    notice = asyncio.ensure_future(anext(notices))
+                    hinted = asyncio.ensure_future(self._hint.wait())
+                    await asyncio.wait({notice, hinted}, return_when=asyncio.FIRST_COMPLETED)
+                    hinted.cancel()
+                    self._hint.clear()
+                    if notice.done():
+                        notice.result()
+                        notice = asyncio.ensure_future(anext(notices))
         finally:
             notice.cancel()
             await asyncio.gather(notice, return_exceptions=True)
@@ -296,6 +307,17 @@ class DirectoryRegistry:
             self._trouble = ""
             log.info("%s can be read again", self.source)
         return snapshot
+
+    def hint(self) -> None:
+        """See `Registry.hint`."""
+        self._hint.set()
+
+    def pin(self, model: str, versions: frozenset[str]) -> None:
+        """See `Registry.pin`."""
+        if versions:
+            self._pinned[model] = versions
+        else:
+            self._pinned.pop(model, None)
 
     # --- writing
 

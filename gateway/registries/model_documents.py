@@ -19,9 +19,6 @@ MODEL_YAML: Final = "model.yaml"
 CONFIG_PBTXT: Final = "config.pbtxt"
 
 _INTERNAL: Final = frozenset({"declared", "triton_config"})
-_LATER: Final = {
-    "on_demand": "every version is loaded when the gateway starts; remove the key",
-}
 
 
 def read_settings(folder: Path, name: str) -> ModelSettings:
@@ -48,9 +45,6 @@ def merge(settings: ModelSettings, tree: dict[str, Any], where: str) -> ModelSet
     """`settings` with what ``model.yaml`` adds. Raises `InvalidModelSettings` for unknown keys,
     for wrong values, and for what ``config.pbtxt`` has said already."""
     default = ModelSettings()
-    for key in tree:
-        if key in _LATER:
-            raise InvalidModelSettings(f"{where}: '{key}' is not supported yet: {_LATER[key]}")
     if "remote" in tree:
         tree = {**tree, "remote": normalised(tree["remote"], f"{where}: remote")}
     refuse_unknown_keys(tree, ModelSettings, where, without=_INTERNAL)

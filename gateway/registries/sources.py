@@ -5,22 +5,38 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from gateway.config import RegistryConfig
+from gateway.config import Config
 from gateway.errors import RegistryError
 from gateway.registries.base import Registry
 from gateway.registries.directory import DirectoryRegistry
+from gateway.state import StateDir
 
 FILES: Final = (".onnx", ".pt2", ".py")
 """Files that can be served by themselves: they have a signature (TorchScript has none)."""
 
 
-def open_registry(source: str, config: RegistryConfig) -> Registry:
-    """The registry for one source. Raises `RegistryError` for what cannot be one."""
-    if "://" in source and not source.startswith("file://"):
-        scheme = source.partition("://")[0]
+STORES: Final = ("s3", "gs", "az", "hf", "http", "https", "oci")
+"""Schemes of sources that are object stores, or files on a web server."""
+
+
+def open_registry(source: str, config: Config, state: StateDir | None = None) -> Registry:
+    """The registry for one source; without `state` it remembers and overlays nothing.
+
+    Raises `RegistryError` for what cannot be one.
+    """
+    scheme = source.partition(":")[0] if ":" in source else ""
+    if scheme == "models" or scheme.startswith("mlflow"):
+        from gateway.registries.mlflow.registry import MlflowRegistry
+
+        return MlflowRegistry(source, config, state)
+    if "://" in source and scheme in STORES:
+        from gateway.registries.stores import StoreRegistry
+
+        return StoreRegistry(source, config, state)
+    if "://" in source and scheme != "file":
         raise RegistryError(
-            f"source '{source}': the scheme '{scheme}' is not supported; "
-            "give a local directory of models"
+            f"source '{source}': the scheme '{scheme}' is not known; give a directory of models, "
+            f"mlflow+http://HOST:PORT, or one of {', '.join(f'{name}://' for name in STORES)}"
         )
     if not source.strip().removeprefix("file://"):
         raise RegistryError(
@@ -37,4 +53,4 @@ def open_registry(source: str, config: RegistryConfig) -> Registry:
             f"source '{source}' is a file, but no model that says all by itself: "
             f"{', '.join(FILES)}; put it into a directory <model>/1/, with a model.yaml beside"
         )
-    return DirectoryRegistry(path, config)
+    return DirectoryRegistry(path, config.registry)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gateway.config import RegistryConfig
+from gateway.config import Config, RegistryConfig
 from gateway.errors import RegistryError
 from gateway.registries.base import AspiredModel, Snapshot
 from gateway.registries.directory import DirectoryRegistry
@@ -139,7 +139,7 @@ def test_what_a_source_is_never_changes(tmp_path: Path) -> None:
 
 def test_one_file_is_a_source(tmp_path: Path) -> None:
     say(tmp_path, "net.onnx", "model")
-    registry = open_registry(str(tmp_path / "net.onnx"), RegistryConfig())
+    registry = open_registry(str(tmp_path / "net.onnx"), Config())
     (model,) = registry.scan().values()
     assert (model.name, versions(model)) == ("net", ["1"])
     assert model.versions["1"].path / str(model.settings.file) == tmp_path / "net.onnx"
@@ -152,7 +152,7 @@ def test_one_file_is_a_source(tmp_path: Path) -> None:
     [
         ("nowhere", "does not exist; give a directory"),
         ("notes.txt", "put it into a directory"),
-        ("s3://bucket/models", "scheme 's3' is not supported"),
+        ("ftp://host/models", "scheme 'ftp' is not known"),
     ],
 )
 def test_sources_that_cannot_be(
@@ -161,12 +161,12 @@ def test_sources_that_cannot_be(
     monkeypatch.chdir(tmp_path)
     say(tmp_path, "notes.txt", "")
     with pytest.raises(RegistryError, match=message):
-        open_registry(source, RegistryConfig())
+        open_registry(source, Config())
 
 
 def test_a_file_uri(tmp_path: Path) -> None:
     put(tmp_path, "m/1")
-    assert list(open_registry(f"file://{tmp_path}", RegistryConfig()).scan()) == ["m"]
+    assert list(open_registry(f"file://{tmp_path}", Config()).scan()) == ["m"]
 
 
 # --- which versions

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gateway.cli.options import parse_settings
-from gateway.config import RegistryConfig, load_config
+from gateway.config import Config, load_config
 from gateway.errors import ConfigError, ModelLoadError, RegistryError
 from gateway.registries.sources import open_registry
 from gateway.trust import Trust, local_sources
@@ -41,7 +41,7 @@ def test_nothing_is_no_source(source: str) -> None:
     with pytest.raises(ConfigError, match=r"trust\.code: .* names no directory"):
         Trust([source])
     with pytest.raises(RegistryError, match="names no directory"):
-        open_registry(source, RegistryConfig())
+        open_registry(source, Config())
     assert local_sources([source, "models", "file:///m", "s3://b/m"]) == ("models", "file:///m")
 
 
@@ -50,7 +50,7 @@ def test_one_file_is_a_model(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"x")
     (tmp_path / "other.py").write_bytes(b"x")
     for source in (str(tmp_path / name), f"file://{tmp_path / name}"):
-        (model,) = open_registry(source, RegistryConfig()).scan()
+        (model,) = open_registry(source, Config()).scan()
         assert model == "mine"
 
 
@@ -58,6 +58,6 @@ def test_one_file_is_a_model(name: str, tmp_path: Path) -> None:
 def test_a_file_that_does_not_say_all_is_none(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(RegistryError) as caught:
-        open_registry(str(tmp_path / name), RegistryConfig())
+        open_registry(str(tmp_path / name), Config())
     text = str(caught.value)
     assert ".onnx, .pt2, .py" in text and "model.yaml" in text and "\n" not in text
