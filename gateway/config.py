@@ -144,6 +144,10 @@ class LifecycleConfig(Section, frozen=True, kw_only=True):
     """Loading, warming up and unloading of versions."""
 
     load_threads: Annotated[int, doc("Versions that may load at the same time.", ge=1, le=64)] = 2
+    fetch_threads: Annotated[
+        int,
+        doc("Versions whose files may be fetched at the same time, before they load.", ge=1, le=64),
+    ] = 4
     policy: Annotated[
         Literal["availability", "resource"],
         doc(
@@ -162,6 +166,14 @@ class LifecycleConfig(Section, frozen=True, kw_only=True):
             ge=0,
         ),
     ] = 0
+    memory_wait: Annotated[
+        float,
+        doc(
+            "Longest time in seconds that a load waits for memory of the budget to become free, "
+            "before it has failed and is tried again later.",
+            gt=0,
+        ),
+    ] = 60.0
     on_demand_wait: Annotated[
         float, doc("Longest time in seconds that a request waits for an on-demand model.", ge=0)
     ] = 30.0

@@ -107,7 +107,15 @@ class ModelNotReady(Unavailable):
 
 
 class NotLoaded(ModelNotReady):
-    """The model is loaded on demand, and is not loaded now."""
+    """The model is loaded on demand, and is not loaded now.
+
+    `version` is the one that was asked for; empty: whichever answers those who name none.
+    """
+
+    def __init__(self, text: str, model: str = "", version: str = "") -> None:
+        super().__init__(text)
+        self.model = model
+        self.version = version
 
 
 class Draining(Unavailable):
@@ -171,7 +179,15 @@ class ModelLoadError(SetupError):
 
 
 class FetchError(SetupError):
-    """The files of a version could not be fetched."""
+    """The files of a version could not be fetched.
+
+    `final`: trying again soon is useless. `changed`: the file is not the one that was listed.
+    """
+
+    def __init__(self, text: str, *, final: bool = False, changed: bool = False) -> None:
+        super().__init__(text)
+        self.final = final
+        self.changed = changed
 
 
 class RegistryError(SetupError):

@@ -225,6 +225,9 @@ class ModelSettings(Document, frozen=True, kw_only=True):
     ``code``: those do whose artifact executes code."""
     on_demand: bool = False
     """Loaded at the first request, and unloaded again when idle and others need the memory."""
+    memory_mb: NaturalInt = 0
+    """Memory of one loaded version in MiB, where it is known better than the runtime's estimate;
+    0 = estimated before loading, measured after."""
     signature_change: Literal["refuse", "allow"] = "refuse"
     """What happens to a version of a split whose inputs or outputs differ from the stable one's:
     it gets no share, or its share."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from hashlib import blake2b
@@ -17,7 +17,13 @@ from random import random
 from types import MappingProxyType
 from typing import Final, Generic, TypeVar
 
-from gateway.errors import ModelNotReady, UnknownModel, UnknownVersion, without_folders
+from gateway.errors import (
+    ModelNotReady,
+    NotLoaded,
+    UnknownModel,
+    UnknownVersion,
+    without_folders,
+)
 
 DEFAULT_STICKY_HEADER: Final = "x-sluice-key"
 MAX_SUGGESTED: Final = 64
@@ -40,7 +46,7 @@ class Route(Generic[S]):
     """One model's versions that can answer, and the split over them.
 
     `versions` holds every ready version. `weights` are those of the declared split, of
-    ready and other versions; what is not ready passes its share to `stable`.
+    ready and other versions; what is not ready, or is `refused`, passes its share to `stable`.
     """
 
     model: str
@@ -52,12 +58,19 @@ class Route(Generic[S]):
     known_versions: tuple[str, ...] = ()
     reason: str = ""
     """Why nothing is ready, for the error."""
+    on_demand: frozenset[str] = frozenset()
+    """Versions that are loaded when somebody asks for them."""
+    refused: frozenset[str] = frozenset()
+    """Versions that answer those who name them, and nobody else."""
 
     def __post_init__(self) -> None:
         # Copies that nobody can write to: a route is a snapshot whatever its maker does next.
         for name in ("versions", "weights", "labels"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
-        effective = effective_weights(self.weights, self.stable, self.versions)
+        able = self.versions
+        if self.refused:
+            able = {v: each for v, each in able.items() if v not in self.refused}
+        effective = effective_weights(self.weights, self.stable, able)
         targets = tuple(self.versions[version] for version in effective)
         declared = {v: float(w) for v, w in self.weights.items() if w > 0}
         object.__setattr__(self, "declared", MappingProxyType(declared))
@@ -66,9 +79,11 @@ class Route(Generic[S]):
         object.__setattr__(self, "bounds", tuple(accumulate(effective.values())))
         object.__setattr__(self, "only", targets[0] if len(targets) == 1 else None)
         object.__setattr__(
-            self, "fallback", any(w and v not in self.versions for v, w in self.weights.items())
+            self, "fallback", any(w and v not in able for v, w in self.weights.items())
         )
+        object.__setattr__(self, "able", able)
 
+    able: Mapping[str, S] = field(init=False, repr=False)
     declared: Mapping[str, float] = field(init=False, repr=False)
     effective: Mapping[str, float] = field(init=False, repr=False)
     targets: tuple[S, ...] = field(init=False, repr=False)
@@ -79,7 +94,7 @@ class Route(Generic[S]):
     def default(self, key: str | None, rng: Callable[[], float] = random) -> tuple[S, str]:
         """The servable for a request that names no version, and why it.
 
-        Raises `ModelNotReady` when no version can answer.
+        Raises `ModelNotReady` when no version can answer; `NotLoaded` where one may soon.
         """
         only = self.only
         if only is not None:
@@ -88,7 +103,7 @@ class Route(Generic[S]):
             raise not_ready(self)
         if key is not None:
             # Among the declared versions, so that one that is not ready moves no other keys.
-            servable = self.versions.get(rendezvous(self.model, key, self.declared))
+            servable = self.able.get(rendezvous(self.model, key, self.declared))
             if servable is not None:
                 return servable, "sticky"
             servable = None if self.stable is None else self.versions.get(self.stable)
@@ -102,7 +117,8 @@ class Route(Generic[S]):
     def named(self, name: str) -> tuple[S, str]:
         """The servable of a version or label.
 
-        Raises `UnknownVersion`, or `ModelNotReady` for a known version that cannot answer.
+        Raises `UnknownVersion`, or `ModelNotReady` for a known version that cannot answer;
+        `NotLoaded` where it may soon.
         """
         servable = self.versions.get(name)
         if servable is not None:
@@ -112,13 +128,24 @@ class Route(Generic[S]):
             servable = self.versions.get(version)
             if servable is not None:
                 return servable, "label"
+            if version in self.on_demand:
+                raise not_loaded(self.model, version)
             raise ModelNotReady(f"version {version} (label '{name}') of {self.model} is not ready")
+        if name in self.on_demand:
+            raise not_loaded(self.model, name)
         if name in self.known_versions:
             raise ModelNotReady(f"version {name} of model '{self.model}' is not ready")
         raise UnknownVersion(self.model, name, (*self.known_versions, *self.labels))
 
 
+def not_loaded(model: str, version: str) -> NotLoaded:
+    which = f"version {version} of model" if version else "model"
+    return NotLoaded(f"{which} '{model}' is loaded on demand and not loaded now", model, version)
+
+
 def not_ready(route: Route[S]) -> ModelNotReady:
+    if route.on_demand:
+        return not_loaded(route.model, "")
     why = f": {without_folders(route.reason)}" if route.reason else ""
     return ModelNotReady(f"model '{route.model}' has no version that is ready{why}")
 
@@ -169,6 +196,10 @@ class Router(Generic[S]):
     def publish(self, route: Route[S]) -> None:
         """Replaces one model's route."""
         self.table = {**self.table, route.model: route}
+
+    def publish_all(self, routes: Iterable[Route[S]]) -> None:
+        """Replaces the routes of many models at once: the table is copied once."""
+        self.table = {**self.table, **{route.model: route for route in routes}}
 
     def withdraw(self, model: str) -> None:
         """Forgets a model."""

@@ -101,17 +101,28 @@ def datatype_of(array: Array) -> Datatype:
 
 
 class TensorSpec:
-    """Declared tensor of a model: `shape` with -1 for dimensions of any size."""
+    """Declared tensor of a model: `shape` with -1 for dimensions of any size.
 
-    __slots__ = ("datatype", "name", "optional", "shape")
+    `content` is empty but for columns of MLflow's: ``column``, or what is in the elements of one:
+    ``binary``, ``datetime`` (ISO 8601) or ``json``.
+    """
+
+    __slots__ = ("content", "datatype", "name", "optional", "shape")
 
     def __init__(
-        self, name: str, datatype: Datatype, shape: Shape, *, optional: bool = False
+        self,
+        name: str,
+        datatype: Datatype,
+        shape: Shape,
+        *,
+        optional: bool = False,
+        content: str = "",
     ) -> None:
         self.name = name
         self.datatype = datatype
         self.shape = shape
         self.optional = optional
+        self.content = content
 
     def __repr__(self) -> str:
         return f"{self.name} {self.datatype} {list(self.shape)}"

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Protocol
 
 Told = Callable[[int, int], object]
-"""Hears, now and then, how many bytes are here and how many there will be."""
+"""Hears, now and then, how many bytes are here and how many there will be (-1 = not known), in
+the thread that fetches. What it raises ends the fetch."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class RemoteFile:
     """Digest in hexadecimal, where it is declared; fetching checks it."""
     locator: str = ""
     """How the origin finds it again; nobody else looks at it."""
+    archive: bool = False
+    """Unpacked into the folder in which it lies; its name says what it is: ``1/model.tar.gz``."""
 
 
 class Origin(Protocol):
@@ -33,6 +36,12 @@ class Origin(Protocol):
     @property
     def uri(self) -> str:
         """As people know it, without secrets: ``s3://bucket/m/3``, ``models:/m/3``."""
+
+    @property
+    def key(self) -> str:
+        """Equal for equal origins and for no others, today and in another process. Files that
+        were fetched are found by it while the origin cannot be reached; it may hold secrets, for
+        it is kept as a digest alone. So: everything that was declared, such as URI and digests."""
 
     @property
     def folder(self) -> str:
@@ -45,7 +54,9 @@ class Origin(Protocol):
     def read(self, file: RemoteFile, start: int) -> Iterator[bytes]:
         """The content from byte `start` on, in pieces; only while `identity` still holds.
 
-        Raises `FetchError`.
+        Raises `FetchError`: with `changed` where it does not (`files` is asked again), with
+        `final` where trying again is useless (denied, gone). Nothing comes from `start` at the
+        end.
         """
 
 

@@ -49,14 +49,20 @@ def parse_json(text: Buffer, max_depth: int) -> dict[str, Any]:
         raise InvalidRequest(f"the body must be a JSON object, not {type(tree).__name__}")
     text = bytes(text)
     # As many brackets as the limit at most cannot nest deeper than it.
-    if text.count(b"[") + text.count(b"{") > max_depth and _deeper(tree, max_depth):
-        raise InvalidRequest(
-            f"the JSON is nested deeper than limits.max_json_depth = {max_depth} levels"
-        )
+    if text.count(b"[") + text.count(b"{") > max_depth:
+        check_depth(tree, max_depth)
     # Every key has one colon; other colons can only be in strings.
     if text.count(b":") != _keys(tree) and _STRING.sub(b"", text).count(b":") != _all_keys(tree):
         raise InvalidRequest("the JSON has an object with the same key twice")
     return tree
+
+
+def check_depth(tree: object, max_depth: int) -> None:
+    """Raises `InvalidRequest` for a JSON tree that is nested deeper than `max_depth`."""
+    if _deeper(tree, max_depth):
+        raise InvalidRequest(
+            f"the JSON is nested deeper than limits.max_json_depth = {max_depth} levels"
+        )
 
 
 def _deeper(tree: object, limit: int) -> bool:

@@ -43,6 +43,8 @@ class AspiredModel:
     on_disk: tuple[str, ...] = ()
     error: str = ""
     stand_ins: Mapping[str, AspiredVersion] = field(default_factory=dict)
+    unloaded: str = ""
+    """Why nothing of it is to be loaded, where somebody said so."""
 
 
 Snapshot = Mapping[str, AspiredModel]

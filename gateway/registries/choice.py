@@ -47,6 +47,7 @@ def stand_ins(
 def loading_key(settings: ModelSettings) -> Hashable:
     """What of the settings makes a version load anew when it changes."""
     lasting = msgspec.structs.replace(
-        settings, labels={}, image=None, versions=VersionPolicy(), declared="nothing"
-    )
+        settings, labels={}, image=None, versions=VersionPolicy(), declared="nothing",
+        on_demand=False, signature_change="refuse", memory_mb=0,
+    )  # fmt: skip
     return blake2b(msgspec.json.encode(lasting), digest_size=16).digest()

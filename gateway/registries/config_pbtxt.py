@@ -66,12 +66,12 @@ def parse_message(text: str) -> Any:
         line, column = error.GetLine(), error.GetColumn()
         problem = re.sub(r"^\d+:\d+ : ", "", str(error))
         where = f"line {line}, column {column}: " if line is not None else ""
-        raise InvalidModelSettings(where + printable(_plain(problem), 300)) from None
+        raise InvalidModelSettings(where + printable(plain(problem), 300)) from None
     except (ValueError, RecursionError) as error:
         raise InvalidModelSettings(printable(error, 300)) from None
 
 
-def _plain(problem: str) -> str:
+def plain(problem: str) -> str:
     """The parser's complaint without protobuf's vocabulary, with a suggestion."""
     if found := _UNKNOWN_FIELD.search(problem):
         descriptor = POOL.FindMessageTypeByName(found[1])

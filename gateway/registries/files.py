@@ -23,7 +23,8 @@ T = TypeVar("T")
 
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
-Mark = tuple[int, int, int, int]
+Mark = tuple[int, int, int, int | str]
+"""Size, times of writing and of change (ns), and what tells files apart: inode or ETag."""
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+import yaml
 
 from gateway.config import read_yaml
 from gateway.errors import ConfigError, InvalidModelSettings
@@ -39,6 +41,44 @@ def read_settings(folder: Path, name: str) -> ModelSettings:
             raise InvalidModelSettings(str(error)) from None
         settings = merge(settings, tree, f"{name}/{MODEL_YAML}")
     return settings
+
+
+def parse_settings(documents: Mapping[str, bytes], name: str) -> ModelSettings:
+    """The settings of the model `name` from its documents' contents.
+
+    Raises `InvalidModelSettings`.
+    """
+    settings = ModelSettings()
+    if CONFIG_PBTXT in documents:
+        where = f"{name}/{CONFIG_PBTXT}"
+        settings = parse_config_pbtxt(text_of(documents[CONFIG_PBTXT], where), name, file=where)
+    if MODEL_YAML in documents:
+        where = f"{name}/{MODEL_YAML}"
+        settings = merge(settings, parse_tree(documents[MODEL_YAML], where), where)
+    return settings
+
+
+def parse_tree(content: bytes, where: str) -> dict[str, Any]:
+    """A YAML document of keys and values. Raises `InvalidModelSettings`."""
+    try:
+        tree = yaml.safe_load(text_of(content, where))
+    except (yaml.YAMLError, RecursionError) as error:
+        raise InvalidModelSettings(f"{where} is not YAML: {' '.join(str(error).split())}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise InvalidModelSettings(
+            f"{where} must hold keys and values, not a {type(tree).__name__}"
+        )
+    return tree
+
+
+def text_of(content: bytes, where: str) -> str:
+    """Raises `InvalidModelSettings` for what is no UTF-8."""
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        raise InvalidModelSettings(f"{where} is no UTF-8 text") from None
 
 
 def merge(settings: ModelSettings, tree: dict[str, Any], where: str) -> ModelSettings:

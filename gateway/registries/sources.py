@@ -53,4 +53,4 @@ def open_registry(source: str, config: Config, state: StateDir | None = None) ->
             f"source '{source}' is a file, but no model that says all by itself: "
             f"{', '.join(FILES)}; put it into a directory <model>/1/, with a model.yaml beside"
         )
-    return DirectoryRegistry(path, config.registry)
+    return DirectoryRegistry(path, config.registry, state=state)

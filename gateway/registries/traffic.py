@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -16,6 +17,7 @@ from gateway.errors import ConfigError, InvalidModelSettings, RegistryError
 from gateway.known_keys import refuse_unknown_keys
 
 TRAFFIC_YAML: Final = "traffic.yaml"
+READ_ONLY: Final = frozenset((errno.EROFS, errno.EACCES, errno.EPERM))
 
 
 class StickyKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -100,16 +102,32 @@ def read_traffic(folder: Path) -> Traffic:
     return parse_traffic(tree, f"{folder.name}/{TRAFFIC_YAML}")
 
 
+class NotWritable(RegistryError):
+    """The source may be read only."""
+
+
+def traffic_tree(traffic: Traffic) -> dict[str, Any]:
+    """As it is written: keys that say nothing are left out, whole weights are whole numbers."""
+    tree: dict[str, Any] = msgspec.to_builtins(traffic)
+    if "weights" in tree:
+        tree["weights"] = {v: _plain(w) for v, w in tree["weights"].items()}
+    return tree
+
+
+def traffic_text(traffic: Traffic) -> str:
+    """The document's text."""
+    return (
+        "# Owned by the gateway: change it with `sluice split` or `sluice promote`.\n"
+        + yaml.safe_dump(traffic_tree(traffic), sort_keys=False)
+    )
+
+
 def write_traffic(folder: Path, traffic: Traffic) -> None:
     """Replaces the document in one step, so that a reader never sees half of it.
 
-    Raises `RegistryError` when the folder cannot be written.
+    Raises `RegistryError` when the folder cannot be written, `NotWritable` when it may not be.
     """
-    tree = msgspec.to_builtins(traffic)
-    if "weights" in tree:
-        tree["weights"] = {v: _plain(w) for v, w in tree["weights"].items()}
-    text = "# Owned by the gateway: change it with `sluice split` or `sluice promote`.\n"
-    text += yaml.safe_dump(tree, sort_keys=False)
+    text = traffic_text(traffic)
     try:
         handle, name = tempfile.mkstemp(prefix=f".{TRAFFIC_YAML}.", dir=folder)
         try:
@@ -128,7 +146,8 @@ def write_traffic(folder: Path, traffic: Traffic) -> None:
         finally:
             os.close(directory)
     except OSError as error:
-        raise RegistryError(
+        kind = NotWritable if error.errno in READ_ONLY else RegistryError
+        raise kind(
             f"cannot write {folder.name}/{TRAFFIC_YAML}: {error.strerror}; make the directory "
             "writable, or change the file where it comes from"
         ) from None

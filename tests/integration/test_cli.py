@@ -172,7 +172,7 @@ def test_ctrl_c_drains_and_exits_with_0() -> None:
 
 
 def test_sigterm_keeps_answering_for_the_grace() -> None:
-    with Serving(MODELS / "iris", "--set", "drain.grace=1.5") as process:
+    with Serving(MODELS / "iris", "--set", "drain.grace=1000") as process:
         process.drain()
         with pytest.raises(urllib.error.HTTPError, match="503"):
             urllib.request.urlopen(f"{process.url}/v2/health/ready")
@@ -180,7 +180,7 @@ def test_sigterm_keeps_answering_for_the_grace() -> None:
             "infer", "iris", "--input", ROOT / "examples/requests/iris.json", "--url", process.url
         )
         assert result.returncode == 0, result.stderr
-        assert process.stop()[0] == 0
+        assert process.stop(signal.SIGTERM)[0] == 0
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])

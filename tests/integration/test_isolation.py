@@ -641,7 +641,7 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
     async def main() -> None:
         async with Rig(tmp_path, **{"registry.poll_seconds": 0.1}) as rig:
             baseline = 0
-            for cycle in range(10):
+            for cycle in range(5):
                 old = {name: rig.status(name)["pid"] for name in models}
                 for name in models:
                     assert (await rig.ask(name, [[1, 2]])).tolist() == [[2, 4]]
@@ -656,8 +656,9 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
 
                 await rig.until(lambda s=swapped: all(map(s, models)), "the new load")
                 assert not any(map(psutil.pid_exists, old.values()))
-                if cycle == 2:
+                if cycle == 1:
                     baseline = ourselves.num_fds()
+            # One kept by each model in each cycle since would be six.
             assert ourselves.num_fds() <= baseline + 3
 
     asyncio.run(main())

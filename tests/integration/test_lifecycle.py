@@ -23,6 +23,7 @@ from gateway.tensors import DATATYPES, InferenceRequest, Tensor
 from tests.support.onnx_models import adding, write, write_adding
 
 PATIENCE = 60.0
+MANY = 300
 
 
 class Served:
@@ -244,8 +245,8 @@ def test_one_file_and_one_models_folder_are_sources(tmp_path: Path) -> None:
     serving(test, tmp_path / "seven.onnx", folder)
 
 
-def test_a_thousand_models(tmp_path: Path) -> None:
-    for number in range(1000):
+def test_hundreds_of_models(tmp_path: Path) -> None:
+    for number in range(MANY):
         write(tmp_path / f"model-{number:03}" / "1", adding(float(number % 50)))
     before = psutil.Process().memory_info().rss
     started = time.monotonic()
@@ -253,14 +254,14 @@ def test_a_thousand_models(tmp_path: Path) -> None:
     async def test(served: Served) -> None:
         took = time.monotonic() - started
         more = (psutil.Process().memory_info().rss - before) / 2**20
-        print(f"1000 models: ready after {took:.1f} s, {more:.0f} MiB more")
-        assert len(served.gateway.facts.model_names()) == 1000
+        print(f"{MANY} models: ready after {took:.1f} s, {more:.0f} MiB more")
+        assert len(served.gateway.facts.model_names()) == MANY
         assert await served.ask("model-007") == ("1", 7.0)
-        assert more < 1000
+        assert more < MANY, "a MiB a model"
         write(tmp_path / "model-007" / "2", adding(3.0))
         await served.answers("2", 3.0, "model-007")
         shutil.rmtree(tmp_path / "model-008")
         await served.until(lambda: "model-008" not in served.gateway.manager.models)
-        assert await served.ask("model-999") == ("1", 49.0)
+        assert await served.ask("model-299") == ("1", 49.0)
 
     serving(test, tmp_path)

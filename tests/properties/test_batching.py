@@ -160,7 +160,7 @@ def play(sim: Simulation, scenario: list[Arrival]) -> list[SimCall]:
     return [calls[index] for index in range(len(scenario))]
 
 
-@settings(max_examples=settings.default.max_examples * 6)  # type: ignore[union-attr]
+@settings(max_examples=settings.default.max_examples * 2)  # type: ignore[union-attr]
 @given(setup=SETUPS, scenario=arrivals())
 def test_every_call_ends_once_with_its_own_rows(
     setup: dict[str, Any], scenario: list[Arrival]

@@ -66,7 +66,7 @@ def test_others_are_not_taken(tmp_path: Path) -> None:
         ("a: [\n", "is not YAML"),
         ("a: !!python/object/apply:os.system ['true']\n", "is not YAML"),
         ("\0", "is not YAML"),
-        ("[" * 100_000, "nested too deeply"),
+        ("[" * 1_000, "nested too deeply"),
         ("a: " + "x" * MOST_BYTES, "larger than 1 MiB"),
         ("a: 2024-13-77\n", "is not YAML"),
         ("&a [*a]\n", "must hold keys and values"),

@@ -98,6 +98,11 @@ def url(server: StandIn, transport: str) -> str:
     return server.grpc_url if transport == "grpc" else server.http_url
 
 
+def ends(server: StandIn) -> list[str]:
+    """What became of each call that has come to the server."""
+    return [each["end"] for each in server.calls]
+
+
 def request(first: float = 0.0, second: float = 0.0, id: str = "") -> InferenceRequest:
     x = np.array([[first, second, 2.0, 3.0]], np.float32)
     return InferenceRequest("ours", "7", (Tensor("x", FP32, (1, 4), array=x),), id=id)
@@ -373,7 +378,7 @@ def test_the_deadline_goes_with_the_request(load: Any, server: StandIn, transpor
     model = load(url(server, transport))
     with pytest.raises(DeadlineExceeded):
         forward(model, SLOW, seconds=0.3)
-    wait_until(lambda: server.calls[0]["end"] == "cancelled", "the server to stop")
+    wait_until(lambda: ends(server) == ["cancelled"], "the server to stop")
     if transport == "http":
         assert 0 < float(server.calls[0]["x-request-timeout-ms"]) <= 300
     assert idle(model)
@@ -397,7 +402,7 @@ def test_cancelling_reaches_the_server(load: Any, server: StandIn, transport: st
     future = start(model, request(SLOW))
     wait_until(lambda: len(server.calls) == 1, "the request to be there")
     future.cancel()
-    wait_until(lambda: server.calls[0]["end"] == "cancelled", "the server to hear of it")
+    wait_until(lambda: ends(server) == ["cancelled"], "the server to hear of it")
     wait_until(lambda: idle(model), "nothing to be under way")
     assert model.status()["endpoints"][0]["failures"] == 0
 
@@ -464,7 +469,7 @@ def test_streams_are_cancelled(load: Any, server: StandIn) -> None:
     future = asyncio.run_coroutine_threadsafe(work, model.loop)
     wait_until(lambda: len(answers) == 2 and server.calls, "the first answers")
     future.cancel()
-    wait_until(lambda: server.calls[0]["end"] == "cancelled", "the server to hear of it")
+    wait_until(lambda: ends(server) == ["cancelled"], "the server to hear of it")
     wait_until(lambda: idle(model), "nothing to be under way")
 
 
@@ -751,7 +756,7 @@ def test_an_ejected_replica_is_back_with_the_first_answer_of_a_stream(
 
     assert asyncio.run_coroutine_threadsafe(follow(), model.loop).result(30) == 0.0
     # Closed with the outer generator, not when the garbage is collected.
-    wait_until(lambda: server.calls[0]["end"] == "cancelled", "the server to hear of it")
+    wait_until(lambda: ends(server) == ["cancelled"], "the server to hear of it")
     assert idle(model)
 
 

@@ -1,0 +1,112 @@
+"""Files by their content, each once: ``blobs/sha256/ab/<hex>``, read only."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+from gateway.errors import FetchError
+
+PIECE: Final = 1024 * 1024
+MODE: Final = 0o444
+_NO_LINKS: Final = (
+    errno.EPERM, errno.EACCES, errno.EMLINK, errno.EXDEV, errno.ENOTSUP, errno.EOPNOTSUPP,
+    errno.ENOSYS,
+)  # fmt: skip
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Blobs:
+    """The contents that are here. For any thread and process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, digest: str) -> Path:
+        return self.folder / digest[:2] / digest
+
+    def add(self, file: Path, digest: str) -> None:
+        """Takes a file over, whose content is on the disk already. Raises `OSError`."""
+        target = self.path(digest)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.chmod(file, MODE)
+        os.replace(file, target)
+        sync_folder(target.parent)
+
+    def place(self, digest: str, size: int, target: Path) -> bool:
+        """Puts the content at `target`, where nothing is; False if it is not here (any more).
+
+        One of another size is damaged, and dropped. Raises `OSError`.
+        """
+        source = self.path(digest)
+        try:
+            if source.stat().st_size != size:
+                source.unlink()
+                return False
+            target.parent.mkdir(parents=True, exist_ok=True)
+            link(source, target)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def all(self) -> Iterator[Path]:
+        """Every blob's file."""
+        for folder in children(self.folder):
+            yield from children(folder)
+
+
+def link(source: Path, target: Path) -> None:
+    """A hard link, or a copy where there are none. Raises `OSError`."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        shutil.copyfile(source, target)
+        os.chmod(target, MODE)
+        with target.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def digest_of(file: Path) -> str:
+    """SHA-256 in hexadecimal. Raises `OSError`."""
+    found = sha256()
+    with file.open("rb", buffering=0) as content:
+        while piece := content.read(PIECE):
+            found.update(piece)
+    return found.hexdigest()
+
+
+def sync_folder(folder: Path) -> None:
+    """What was renamed into it stays there when the power goes."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some file systems cannot
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def children(folder: Path) -> list[Path]:
+    """What is in a folder; nothing where there is none."""
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def disk_error(error: OSError, folder: Path) -> FetchError:
+    """What an error of writing the cache means."""
+    if error.errno in _FULL:
+        return FetchError(
+            f"no room left for files in '{folder}'; free some ('sluice cache clean --all'), lower "
+            "cache.max_mb, or give another disk with --state-dir",
+            final=True,
+        )
+    return FetchError(f"cannot write '{folder}': {error.strerror or error}", final=True)

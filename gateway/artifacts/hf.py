@@ -1,0 +1,176 @@
+"""Files in model repositories of the Hugging Face Hub, each at one commit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+from urllib.parse import unquote
+
+import httpx
+
+from gateway.artifacts.base import RemoteFile
+from gateway.artifacts.origins import PIECE, needed
+from gateway.errors import FetchError, printable
+
+TIMEOUT: Final = httpx.Timeout(30.0, connect=10.0)
+OTHER_KINDS: Final = ("datasets", "spaces", "buckets", "kernels")
+EMPTY_COMMIT: Final = ".gitattributes"
+"""What the Hub puts into every repository, and no model is made of."""
+
+
+@dataclass(frozen=True)
+class Repo:
+    """A repository at a revision (empty: the default branch), and a path in it."""
+
+    name: str
+    revision: str = ""
+    path: str = ""
+
+
+@dataclass(frozen=True)
+class HfOrigin:
+    """A repository, or a folder or file in one. See `gateway.artifacts.base.Origin`.
+
+    With a `listing`, whoever made it has pinned the commit and listed the files already.
+    """
+
+    uri: str
+    folder: str = "1"
+    listing: tuple[RemoteFile, ...] = ()
+
+    def files(self) -> Sequence[RemoteFile]:
+        """See `Origin.files`."""
+        if self.listing:
+            return self.listing
+        repo = repo_of(self.uri)
+        found = list_repo(repo, commit_of(repo))
+        if not found:
+            raise FetchError(f"{self.uri} holds no files")
+        return [
+            RemoteFile(
+                f"{self.folder}/{each.name}", each.size, each.identity, each.sha256, each.locator
+            )
+            for each in found
+        ]
+
+    def read(self, file: RemoteFile, start: int) -> Iterator[bytes]:
+        """See `Origin.read`."""
+        if 0 <= file.size <= start:
+            return
+        hub = needed("huggingface_hub", "hf", self.uri)
+        commit, _, path = file.locator.partition(":")
+        name = repo_of(self.uri).name
+        url = hub.hf_hub_url(name, path, revision=commit)
+        headers = dict(hub.utils.build_hf_headers())
+        if start:
+            headers["range"] = f"bytes={start}-"
+        headers["accept-encoding"] = "identity"
+        where = f"hf://{name}@{commit[:12]}/{path}"
+        try:
+            with (
+                httpx.Client(timeout=TIMEOUT, follow_redirects=True) as client,
+                client.stream("GET", url, headers=headers) as answer,
+            ):
+                if answer.status_code not in (200, 206):
+                    raise FetchError(f"{where} was answered with {answer.status_code}")
+                skip = start if answer.status_code == 200 else 0
+                for piece in answer.iter_bytes(PIECE):
+                    if skip >= len(piece):
+                        skip -= len(piece)
+                        continue
+                    yield piece[skip:]
+                    skip = 0
+        except httpx.HTTPError as error:
+            raise FetchError(f"{where} cannot be read: {_text(error)}") from None
+
+
+def repo_of(uri: str) -> Repo:
+    """What ``hf://OWNER/REPO[@REVISION][/PATH]`` names. Raises `FetchError`."""
+    rest = uri.partition("://")[2].strip("/")
+    owner, _, rest = rest.partition("/")
+    if owner == "models" and rest.count("/"):
+        owner, _, rest = rest.partition("/")
+    named, _, path = rest.partition("/")
+    name, _, revision = named.partition("@")
+    if not owner or not name or owner in OTHER_KINDS:
+        raise FetchError(
+            f"'{printable(uri)}' names no model repository; write hf://OWNER/REPO, "
+            "hf://OWNER/REPO@REVISION or hf://OWNER/REPO/PATH"
+        )
+    return Repo(f"{owner}/{name}", unquote(revision), path.strip("/"))
+
+
+def commit_of(repo: Repo) -> str:
+    """The commit that the revision leads to now; one request. Raises `FetchError`."""
+    try:
+        info = _api().repo_info(repo.name, revision=repo.revision or None, timeout=30.0)
+    except Exception as error:
+        raise _why(error, repo) from None
+    if not info.sha:
+        raise FetchError(f"hf://{repo.name} has no commit yet")
+    return str(info.sha)
+
+
+def list_repo(repo: Repo, commit: str) -> list[RemoteFile]:
+    """The files at a commit, by their names below the repository's path; sorted. One that is
+    named itself comes with its external data. Raises `FetchError`."""
+    hub = needed("huggingface_hub", "hf", f"hf://{repo.name}")
+    try:
+        tree = list(_api().list_repo_tree(repo.name, recursive=True, revision=commit))
+    except Exception as error:
+        raise _why(error, repo) from None
+    found = [each for each in tree if isinstance(each, hub.hf_api.RepoFile)]
+    files: list[RemoteFile] = []
+    for each in sorted(found, key=lambda one: str(one.path)):
+        path = str(each.path)
+        if path.rpartition("/")[2] == EMPTY_COMMIT:
+            continue
+        name = below(path, repo.path)
+        if name:
+            sha256 = each.lfs.sha256 if each.lfs is not None else ""
+            identity = sha256 or str(each.blob_id)
+            files.append(RemoteFile(name, each.size, identity, sha256, f"{commit}:{path}"))
+    return files
+
+
+def below(path: str, prefix: str) -> str:
+    """The name of `path` below a folder, or of a file that is named itself or that holds its
+    external data (``model.onnx_data``); empty where it is neither."""
+    if not prefix:
+        return path
+    if path.startswith(f"{prefix}/"):
+        return path[len(prefix) + 1 :]
+    own = prefix.rpartition("/")[2]
+    if path == prefix or (own.endswith(".onnx") and path.startswith((f"{prefix}_", f"{prefix}."))):
+        return path[len(prefix) - len(own) :]
+    return ""
+
+
+def read_small(uri: str, file: RemoteFile) -> bytes:
+    """The whole of a small file. Raises `FetchError`."""
+    return b"".join(HfOrigin(uri).read(file, 0))
+
+
+@lru_cache(maxsize=1)
+def _api() -> Any:
+    return needed("huggingface_hub", "hf", "hf://").HfApi(library_name="sluicegate")
+
+
+def _why(error: Exception, repo: Repo) -> FetchError:
+    if isinstance(error, FetchError):
+        return error
+    at = f"@{repo.revision}" if repo.revision else ""
+    errors = needed("huggingface_hub.errors", "hf", f"hf://{repo.name}")
+    if isinstance(error, errors.GatedRepoError):
+        return FetchError(f"hf://{repo.name} is gated; ask for access, and set HF_TOKEN")
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return FetchError(f"hf://{repo.name} is not there, or private; for that set HF_TOKEN")
+    if isinstance(error, errors.RevisionNotFoundError):
+        return FetchError(f"hf://{repo.name} has no revision '{printable(repo.revision)}'")
+    return FetchError(f"hf://{repo.name}{at} cannot be read: {_text(error)}")
+
+
+def _text(error: Exception) -> str:
+    return printable(" ".join(str(error).split()) or type(error).__name__, 300)
