@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import os
+import socket
 import sys
 import tempfile
 import time
@@ -19,26 +20,42 @@ from gateway.batching.clock import LoopClock
 from gateway.codecs.oip_grpc import GrpcCodec
 from gateway.codecs.oip_rest import RestCodec
 from gateway.config import Config, is_loopback, split_address
+from gateway.control.changes import Changes
+from gateway.control.controls import Controls
+from gateway.control.repository import UNLOAD_DEPENDENTS, Repository
 from gateway.errors import ConfigError, ModelLoadError
+from gateway.control.deploying import Deploying
 from gateway.facts import Facts
+from gateway.history.base import History
+from gateway.history.off import NoHistory
+from gateway.history.recorder import Recorder
 from gateway.host import PipelineHost
 from gateway.isolation.nursery import Nursery
 from gateway.lifecycle.loader import Loader
 from gateway.lifecycle.manager import Manager
 from gateway.pipeline import Pipeline
 from gateway.registries.base import Registry, Snapshot
+from gateway.registries.directory import DirectoryRegistry
+from gateway.registries.files import SETTLE_SECONDS
+from gateway.registries.deployment_mlflow import MlflowUris
+from gateway.registries.deployments import DeploymentsRegistry
 from gateway.registries.merged import Merged
 from gateway.registries.sources import open_registry
 from gateway.routing import Router
 from gateway.servable import Servable
 from gateway.servers.admin import Admin
+from gateway.servers.deployments import Deployments
 from gateway.servers.docs import documentation_routes
 from gateway.servers.generate import Generate
 from gateway.servers.grpc_aio import GrpcioServer
 from gateway.servers.grpc_service import GrpcService
+from gateway.servers.history import HistoryApi
+from gateway.servers.hooks import Hooks
 from gateway.servers.http import HttpServer, MetricsServer
 from gateway.servers.http_app import make_app
 from gateway.servers.http_state import HttpState
+from gateway.servers.repository import RepositoryRoutes
+from gateway.servers.invocations import Invocations
 from gateway.state import StateDir, state_path
 from gateway.telemetry.access import access_log
 from gateway.telemetry.logs import log
@@ -56,6 +73,10 @@ LINGER = 0.2
 LINGER_MOST = 2.0
 
 
+SETTLING = 3.0
+"""Most seconds that a load waits for files that are being written."""
+
+
 class Gateway:
     """Everything, wired together. Made and used on a running event loop."""
 
@@ -67,7 +88,11 @@ class Gateway:
         self.registries: list[Registry] = [
             open_registry(source, config, self.state) for source in config.sources
         ]
+        in_mlflow = MlflowUris(config)
+        self.deployments = DeploymentsRegistry(self.state, in_mlflow.origin)
+        self.registries.append(self.deployments)
         self._models = Merged(self.registries)
+        self.controls = Controls(config.control, self.state, self._models.owner)
 
         # core: routing table, admission, lifecycle
         self.router: Router[Servable] = Router()
@@ -85,15 +110,49 @@ class Gateway:
         )
         self.cache = Cache(self.state, config.cache)
         self.manager = Manager(loader, self.router, config.lifecycle, self.cache)
+        self.pipeline.demand = self.manager.demand
         self.facts = Facts(self.manager, self.router)
+        self.facts.decided = self.controls.status
+        if config.control.enabled:
+            self.facts.extensions += (UNLOAD_DEPENDENTS,)
+        self.history: History = NoHistory()
+        if config.history.enabled:
+            self.history = Recorder(
+                config.history,
+                self.state,
+                self.manager,
+                self.router,
+                lambda name: self._models.owner(name).source,
+            )
         Collector(self.facts, self.manager, self.pipeline).register()
 
         # edges: HTTP and gRPC over the same pipeline
         shared = HttpState(config, self.pipeline, RestCodec(config.limits), self.facts)
-        admin = Admin(
-            config, self.facts, self.manager, self._models.owner, self.status, self.rescan
+        self.changes = Changes(
+            config.control,
+            self.controls,
+            self.facts,
+            self.manager,
+            self.history,
+            self._models.owner,
+            self.look,
         )
-        more = [*Generate(shared).routes(), *admin.routes(), *documentation_routes()]
+        repository = Repository(config, self.changes)
+        admin = Admin(config, self.facts, self.changes, self.status)
+        deploying = Deploying(
+            self.deployments,
+            self.controls,
+            self.changes,
+            self.facts,
+            self.manager,
+            self.history,
+            self._models.owner,
+            lambda: self._apply(self.deployments, self.deployments.scan()),
+            in_mlflow.resolve,
+            config.control.load_seconds,
+        )
+        deployments = Deployments(config, deploying)
+        more = [*Generate(shared).routes(), *Invocations(shared).routes(), *admin.routes(), *deployments.routes(), *RepositoryRoutes(shared, repository).routes(), *HistoryApi(config, self.facts, self.history).routes(), *Hooks(config.mlflow.webhook_secret, self._hint_mlflow).routes(), *documentation_routes()]
         app = make_app(shared, more)
         self.http = HttpServer(shared, app)
         self.metrics = (
@@ -102,7 +161,7 @@ class Gateway:
             else None
         )
         self._grpc_codec = GrpcCodec(config.limits)
-        self._grpc_service = GrpcService(self.facts)
+        self._grpc_service = GrpcService(self.facts, repository)
         self.grpc: GrpcioServer | None = None
         self.native: Any = None
         self.grpc_port = 0
@@ -118,13 +177,16 @@ class Gateway:
         `announce` is called once the ports are open. Raises `SetupError`: for a port or
         source that cannot be used, and with `strict` for a model that fails.
         """
+        await asyncio.to_thread(self.controls.start, self.registries)
         first = [await asyncio.to_thread(registry.scan) for registry in self.registries]
         await self.http.start()
         if self.metrics is not None:
             await self.metrics.start()
         await self._start_grpc()
+        await self.history.start(self._own_name())
         for registry, snapshot in zip(self.registries, first, strict=True):
             self._apply(registry, snapshot)
+        self.manager.apply(*self.controls.uploaded_alone())
         if announce is not None:
             announce()
         if self.config.registry.watch:
@@ -187,11 +249,28 @@ class Gateway:
 
     def _apply(self, registry: Registry, snapshot: Snapshot) -> None:
         """Hands a registry's wanted state to the lifecycle."""
-        self.manager.apply(*self._models.take(registry, snapshot))
+        self.manager.apply(*self.controls.take(*self._models.take(registry, snapshot)))
 
-    async def rescan(self, registry: Registry) -> None:
-        """Looks at a registry now; for those that nobody watches."""
-        self._apply(registry, await asyncio.to_thread(registry.scan))
+    async def look(self, registry: Registry | None, *, settled: bool = False) -> None:
+        """See `gateway.control.loading.Look`."""
+        if registry is None:
+            await asyncio.gather(*(self.look(each, settled=settled) for each in self.registries))
+            return
+        if self.config.registry.watch and not (settled and isinstance(registry, DirectoryRegistry)):
+            registry.hint()
+            return
+        end = time.monotonic() + SETTLING
+        while True:
+            self._apply(registry, await asyncio.to_thread(registry.scan))
+            unsettled = isinstance(registry, DirectoryRegistry) and registry.unsettled
+            if not (settled and unsettled) or time.monotonic() > end:
+                return
+            await asyncio.sleep(SETTLE_SECONDS / 2)
+
+    def _hint_mlflow(self) -> None:
+        for registry in self.registries:
+            if registry.source.startswith("mlflow+"):
+                registry.hint()
 
     async def _watch(self, registry: Registry) -> None:
         async def changed(snapshot: Snapshot) -> None:
@@ -231,10 +310,23 @@ class Gateway:
             "pid": os.getpid(),
             "addresses": self.addresses(),
             "grpc_server": self.grpc_server,
-            "sources": [registry.source for registry in self.registries],
+            "sources": [
+                registry.source
+                for registry in self.registries
+                if registry is not self.deployments or self.deployments.names()
+            ],
+            "unreachable": {
+                registry.source: trouble
+                for registry in self.registries
+                if (trouble := getattr(registry, "trouble", ""))
+            },
             "failed": self.facts.failed(),
             "in_flight": self.admission.in_flight,
         }
+
+    def _own_name(self) -> str:
+        """The gateway's name in the history: no other one has it at the same time."""
+        return self.config.history.gateway or f"{socket.gethostname()}:{self.http.port}"
 
     # --- stop
 
@@ -274,6 +366,7 @@ class Gateway:
         """Closes ports and models."""
         for watcher in self._watchers:
             watcher.cancel()
+        await self.changes.close()
         await asyncio.gather(*self._watchers, return_exceptions=True)
         if self.native is not None:
             self.native.end_calls()
@@ -283,6 +376,7 @@ class Gateway:
         await self.http.close()
         if self.metrics is not None:
             await self.metrics.close()
+        await self.history.close()
         await self.manager.close()
         await self.nursery.close()
         access_log.stop()

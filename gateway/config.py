@@ -23,7 +23,12 @@ from gateway.model_settings import NaturalInt
 ENV_PREFIX = "SLUICE_"
 NOT_KEYS = frozenset({"SLUICE_URL", "SLUICE_TOKEN"})
 """Variables with our prefix that the command line reads, as its own options."""
-LISTS = frozenset({"sources", "trust.code", "mlflow.models", "mlflow.tags", "mlflow.versions"})
+LISTS = frozenset(
+    {
+        "sources", "trust.code", "mlflow.models", "mlflow.tags", "mlflow.versions",
+        "mlflow.local_artifacts", "control.load",
+    }
+)  # fmt: skip
 """Keys whose value is a list, given as text with commas outside of files."""
 MIB = 1024 * 1024
 
@@ -236,6 +241,20 @@ class MlflowConfig(Section, frozen=True, kw_only=True):
     ] = ("@champion", "@challenger")
     stable: Annotated[str, doc("Alias of the version that is stable.")] = "champion"
     canary: Annotated[str, doc("Alias of the version that is the canary.")] = "challenger"
+    webhook_secret: Annotated[
+        str,
+        doc(
+            "Secret of MLflow's webhooks to `/hooks/mlflow`, which make the gateway look at once. "
+            "Empty: they are refused."
+        ),
+    ] = ""
+    local_artifacts: Annotated[
+        tuple[str, ...],
+        doc(
+            "Directories of this machine that versions may have their files in, where MLflow says "
+            "so. (For a registry that is an SQLite file, its own directory besides.)"
+        ),
+    ] = ()
 
 
 class AdminConfig(Section, frozen=True, kw_only=True):
@@ -263,6 +282,17 @@ class ControlConfig(Section, frozen=True, kw_only=True):
     files: Annotated[
         bool, doc("A load may bring its own files (`file:` parameters), kept in `state_dir`.")
     ] = False
+    explicit: Annotated[
+        bool,
+        doc("Nothing is loaded until somebody asks for it, but the models of `control.load`."),
+    ] = False
+    load: Annotated[
+        tuple[str, ...],
+        doc("Models loaded at the start with `control.explicit`; `*` is all of them."),
+    ] = ()
+    load_seconds: Annotated[
+        float, doc("Longest time in seconds that a load by hand may take.", gt=0)
+    ] = 300.0
 
 
 class HistoryConfig(Section, frozen=True, kw_only=True):
@@ -273,11 +303,15 @@ class HistoryConfig(Section, frozen=True, kw_only=True):
         str,
         doc(
             "SQLAlchemy URL of the database, such as `postgresql+psycopg://user@host/db`; empty: "
-            "`history.db` in the state directory."
+            "the sqlite file `history.db` in the state directory."
         ),
     ] = ""
     gateway: Annotated[
-        str, doc("Name of this gateway in the record; empty: the name of the host.")
+        str,
+        doc(
+            "Name of this gateway in the record, which no other gateway has at the same time; "
+            "empty: host name and HTTP port."
+        ),
     ] = ""
 
 

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from gateway.errors import ModelNotReady, SluiceError, UnknownModel, without_folders
-from gateway.lifecycle.manager import Manager
+from gateway.errors import (
+    ModelNotReady,
+    NotLoaded,
+    SluiceError,
+    UnknownModel,
+    UnknownVersion,
+    without_folders,
+)
+from gateway.lifecycle.budget import MIB
+from gateway.lifecycle.manager import Manager, ago
 from gateway.lifecycle.model import ManagedModel
+from gateway.lifecycle.routes import by_age
 from gateway.lifecycle.states import Record, State
 from gateway.registries.config_pbtxt_message import model_config_message
 from gateway.routing import Router
@@ -56,6 +65,9 @@ class Facts:
         self._router = router
         self.draining = False
         """Set at the first signal to stop; requests are still answered for the grace time."""
+        self.extensions: tuple[str, ...] = EXTENSIONS
+        self.decided: Callable[[str], Mapping[str, Any]] = lambda name: {}
+        """What people have decided about a model, beside its split."""
 
     # --- health
 
@@ -72,9 +84,12 @@ class Facts:
         return self._manager.failed()
 
     def model_ready(self, model: str, version: str = "") -> bool:
-        """Whether it can answer now. Raises `UnknownModel` or `UnknownVersion`."""
+        """Whether it answers: now, or once a request has had it loaded. Raises `UnknownModel` or
+        `UnknownVersion`."""
         try:
             self.servable(model, version)
+        except NotLoaded as error:
+            return not isinstance(self._manager.outlook(error.model, error.version), SluiceError)
         except ModelNotReady:
             return False
         return True
@@ -94,8 +109,10 @@ class Facts:
         return route.default(None, lambda: 0.0)[0]
 
     def model_names(self) -> list[str]:
-        """Every model with at least one ready version."""
-        return sorted(name for name, route in self._router.table.items() if route.versions)
+        """Every model with at least one version that is ready, or loaded on demand."""
+        return sorted(
+            name for name, route in self._router.table.items() if route.versions or route.on_demand
+        )
 
     def metadata(self, model: str, version: str = "") -> ModelMetadata:
         """Raises like `servable`."""
@@ -144,9 +161,11 @@ class Facts:
         for name, record in self.records():
             if record is None:
                 if not only_ready:
-                    error = self._manager.models[name].aspired.error
+                    aspired = self._manager.models[name].aspired
+                    # Triton's word, which its clients look for.
+                    reason = aspired.error or ("unloaded" if aspired.unloaded else "")
                     found.append(
-                        {"name": name, "state": "UNAVAILABLE", "reason": without_folders(error)}
+                        {"name": name, "state": "UNAVAILABLE", "reason": without_folders(reason)}
                     )
             elif not only_ready or record.state == State.READY:
                 found.append(
@@ -177,13 +196,18 @@ class Facts:
         weights = dict(route.effective) if route is not None else {}
         total = sum(weights.values()) or 1.0
         versions = [
-            version_status(record, weights.get(record.version, 0.0) / total * 100)
+            {
+                **version_status(record, weights.get(record.version, 0.0) / total * 100),
+                **self._memory(record),
+                **refused_status(model, record),
+            }
             for record in sorted(model.records, key=lambda r: (len(r.version), r.version, r.since))
         ]
+        versions += put_away(model)
         traffic = model.traffic
         return {
             "name": name,
-            "state": "ready" if model.ready else ("failed" if model.settled else "loading"),
+            "state": state_of(model),
             "error": model.aspired.error,
             "stable": route.stable if route is not None else traffic.stable_version(),
             "weights": dict(traffic.weights),
@@ -194,7 +218,27 @@ class Facts:
             "outputs": self._tensors(name, "outputs"),
             "image": image_of(model),
             "decoupled": self._decoupled(name),
+            **self.decided(name),
         }
+
+    def load_log(self, name: str, version: str) -> str:
+        """What happened in the last loads of a version: the causes in full, as far as it is kept.
+
+        Raises `UnknownModel` or `UnknownVersion`.
+        """
+        model = self.managed(name)
+        log = model.logs.get(version)
+        if log is None:
+            known = {*model.aspired.versions, *model.aspired.on_disk}
+            if version not in known:
+                raise UnknownVersion(name, version, tuple(sorted(known, key=by_age)))
+            return ""
+        return log.text()
+
+    def _memory(self, record: Record) -> dict[str, Any]:
+        """What a version counts for in the memory budget, where that is known."""
+        size = self._manager.memory.held.get(record)
+        return {"memory_mb": round(size / MIB, 1)} if size else {}
 
     def managed(self, name: str) -> ManagedModel:
         """Raises `UnknownModel`."""
@@ -222,6 +266,43 @@ class Facts:
         return [tensor_json(spec) for spec in specs]
 
 
+def state_of(model: ManagedModel) -> str:
+    """The state of a model as a whole."""
+    if model.ready:
+        return "ready"
+    if model.on_demand and model.available:
+        return "loading" if model.records else "on demand"
+    if model.aspired.unloaded and not model.records:
+        return "unloaded"
+    return "failed" if model.settled else "loading"
+
+
+def put_away(model: ManagedModel) -> list[dict[str, Any]]:
+    """The versions of an on-demand model that are not loaded now."""
+    if not model.on_demand:
+        return []
+    present = {record.version for record in model.records}
+    found: list[dict[str, Any]] = []
+    for version in model.aspired.versions:
+        if version in present:
+            continue
+        status: dict[str, Any] = {"version": version, "state": "on demand", "cause": ""}
+        used = model.used.get(version)
+        if used is not None:
+            status["last_used"] = used
+            status["cause"] = f"last used {ago(used)}"
+        found.append(status)
+    return found
+
+
+def refused_status(model: ManagedModel, record: Record) -> dict[str, Any]:
+    """Why a ready version gets nothing of the split."""
+    why = model.refused.get(record.version)
+    if why is None or record.state != State.READY:
+        return {}
+    return {"cause": "; ".join(filter(None, (why, record.cause)))}
+
+
 def image_of(model: ManagedModel) -> dict[str, Any] | None:
     import msgspec
 
@@ -241,7 +322,7 @@ def version_status(record: Record, share: float) -> dict[str, Any]:
         "version": record.version,
         "state": str(record.state),
         "since": record.since,
-        "cause": record.cause,
+        "cause": record.cause or record.progress,
         "runtime": record.runtime,
         "share": round(share, 3),
     }

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator
-from typing import Final
+from collections.abc import AsyncGenerator, Callable, Generator
+from typing import Final, Protocol, TypeVar
 
 from gateway.admission import Admission, refuse_sequences
 from gateway.call import Call
-from gateway.errors import Cancelled, InferenceFailed, SluiceError, Unsupported
+from gateway.errors import Cancelled, InferenceFailed, NotLoaded, SluiceError, Unsupported
 from gateway.routing import Route, Router
 from gateway.servable import Servable
 from gateway.telemetry.access import access_log
@@ -34,6 +34,47 @@ MANY_ANSWERS: Final = (
 
 Answers = AsyncGenerator[InferenceResponse]
 """Answers to one call, as they come."""
+T = TypeVar("T")
+
+
+class Demanded(Protocol):
+    """Loads models that are loaded on demand: `gateway.lifecycle.demand.Demand`."""
+
+    def wait(
+        self, call: Call, error: NotLoaded, again: Callable[[SluiceError | None], object]
+    ) -> None:
+        """Keeps the call until its model is loaded (`again(None)`) or cannot be (`again(error)`).
+
+        Raises `SluiceError`, in which case nothing is kept.
+        """
+
+    async def loaded(self, error: NotLoaded) -> None:
+        """The same for questions that are no calls. Raises `SluiceError`."""
+
+
+class Late:
+    """What `Pipeline.serve` will have returned once the model is loaded; to be awaited, or heard
+    of at once by `then`."""
+
+    def __init__(self) -> None:
+        self._given: asyncio.Future[Answers | None] = asyncio.get_running_loop().create_future()
+        self._then: Callable[[Answers | None], object] | None = None
+
+    def then(self, heard: Callable[[Answers | None], object]) -> None:
+        """Instead of awaiting it: `heard` is called in the moment in which the call is served."""
+        self._then = heard
+
+    def give(self, answers: Answers | Late | None) -> None:
+        """Called once."""
+        if isinstance(answers, Late):  # it has to wait again
+            answers.then(self.give)
+        elif self._then is not None:
+            self._then(answers)
+        elif not self._given.done():
+            self._given.set_result(answers)
+
+    def __await__(self) -> Generator[object, None, Answers | None]:
+        return self._given.__await__()
 
 
 class Pipeline:
@@ -42,22 +83,27 @@ class Pipeline:
     def __init__(self, router: Router[Servable], admission: Admission) -> None:
         self.router = router
         self.admission = admission
+        self.demand: Demanded | None = None
+        """Where calls wait for models that are loaded on demand."""
         self.refused: Counter[tuple[str, str]] = Counter()
         """(protocol, code) → requests that ended before a version was chosen."""
 
-    def serve(self, call: Call, *, many: bool = False) -> Answers | None:
+    def serve(
+        self, call: Call, *, many: bool = False, waited: bool = False
+    ) -> Answers | Late | None:
         """Takes a call all the way into its servable's waiting line; never raises.
 
         `many` says that the caller takes any number of answers. Those of a decoupled model are
-        then returned, to be iterated over and closed; every other call ends by itself.
+        then returned, to be iterated over and closed; every other call ends by itself. A call
+        that waits for its model to be loaded returns here when it is, as `waited`.
         """
         servable: Servable | None = None
         try:
             # bytes → tensors; the codec checks all that can be checked without the model
-            request = call.decode()
+            request = call.request if waited and hasattr(call, "request") else call.decode()
             call.request = request
             # limits and draining
-            self.admission.admit(request, inner=call.inner)
+            self.admission.admit(request, inner=call.inner or waited)
             # model, version or label, routing key → servable, from one immutable snapshot
             servable, call.route = call.chosen or self.choose(call, request)
             if request.parameters is not None and not servable.model.sequences:
@@ -69,6 +115,8 @@ class Pipeline:
             # shape and datatype against the model, queue bounds, deadline; then it waits, runs
             # in a batch, and ends in call.reply (encode, write) or call.fail
             servable.dispatcher.submit(call)
+        except NotLoaded as error:
+            return self._later(call, error, many=many)
         except SluiceError as error:
             self._refuse(call, servable, error)
         except Exception as error:
@@ -77,7 +125,8 @@ class Pipeline:
         return None
 
     def choose(self, call: Call, request: InferenceRequest) -> tuple[Servable, str]:
-        """The servable that answers, and why it. Raises `NotFound` or `ModelNotReady`."""
+        """The servable that answers, and why it. Raises `NotFound` or `ModelNotReady`; `NotLoaded`
+        where it would answer once it is loaded."""
         route = self.router.table.get(request.model)
         if route is None:
             route = self.router.route(request.model)
@@ -86,6 +135,39 @@ class Pipeline:
         if route.only is not None:
             return route.default(None)
         return route.default(routing_key(call, request, route))
+
+    def _later(self, call: Call, error: NotLoaded, *, many: bool) -> Late | None:
+        """Nothing is loaded that could answer: the call waits until something is."""
+        late = Late() if many else None
+
+        def again(failure: SluiceError | None) -> None:
+            answers = None
+            if failure is not None:
+                self._refuse(call, None, failure)
+            else:
+                answers = self.serve(call, many=many, waited=True)
+            if late is not None:
+                late.give(answers)
+
+        if self.demand is None:
+            self._refuse(call, None, error)
+            return None
+        try:
+            self.demand.wait(call, error, again)
+        except SluiceError as refusal:
+            self._refuse(call, None, refusal)
+            return None
+        return late
+
+    async def when_loaded(self, ask: Callable[[], T]) -> T:
+        """What `ask` says, once the model that it is about is loaded. Raises `SluiceError`."""
+        while True:
+            try:
+                return ask()
+            except NotLoaded as error:
+                if self.demand is None:
+                    raise
+                await self.demand.loaded(error)
 
     def _refuse(self, call: Call, servable: Servable | None, error: SluiceError) -> None:
         if servable is None:
@@ -102,8 +184,11 @@ class Pipeline:
     async def stream(self, call: AwaitableCall) -> Answers:
         """The answers to a call, as they come: one from most models, any number from decoupled
         ones. Closing the iterator cancels the call. Raises `SluiceError`."""
-        answers = self.serve(call, many=True)
+        served = self.serve(call, many=True)
+        answers = None if isinstance(served, Late) else served
         try:
+            if isinstance(served, Late):
+                answers = await served
             if answers is None:
                 yield await call.future
                 return

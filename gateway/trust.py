@@ -29,6 +29,11 @@ class Trust:
                     f"trust.code: '{source}' names no directory; write its path, '.' for the "
                     "working directory, or an empty list to trust nothing"
                 )
+            if source.startswith("models:/"):
+                raise ConfigError(
+                    f"trust.code: '{source}' names no registry; write mlflow+http://HOST:PORT, or "
+                    f"mlflow+http://HOST:PORT/{source}"
+                )
             if "://" in source and not source.startswith("file://"):
                 self._uris.append(source.rstrip("/"))
             else:
@@ -39,7 +44,9 @@ class Trust:
 
         Links count as where they lead to: one out of a trusted directory is not trusted.
         """
-        if source:
+        if source.startswith("file://"):  # here, and named by its URI
+            path = Path(source.removeprefix("file://"))
+        elif source:
             return any(source == uri or source.startswith(f"{uri}/") for uri in self._uris)
         real = path.resolve()
         return any(real == folder or folder in real.parents for folder in self._folders)
@@ -73,7 +80,7 @@ class Trust:
     ) -> None:
         if not self.covers(path, source):
             where = str(path.resolve()) if importable else place_of(path)
-            raise ModelLoadError(self._refusal(what, source or where))
+            raise ModelLoadError(self._refusal(what, registry_of(source) or where))
         if source:
             # What was fetched lies in a folder of ours, and may not point out of it.
             own = path.resolve()
@@ -115,7 +122,14 @@ def local_sources(sources: Iterable[str]) -> tuple[str, ...]:
         for source in sources
         if source.strip().removeprefix("file://")
         and ("://" not in source or source.startswith("file://"))
+        and not source.startswith("models:/")
     )
+
+
+def registry_of(source: str) -> str:
+    """What to trust for a version that was fetched: all of an MLflow registry, as every version
+    has a URI of its own, else its own URI."""
+    return source.partition("/models:/")[0]
 
 
 def place_of(path: Path) -> str:

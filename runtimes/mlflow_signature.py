@@ -64,7 +64,20 @@ class Field:
     @property
     def spec(self) -> TensorSpec:
         """As clients see it."""
-        return TensorSpec(self.name, self.datatype, self.shape, optional=self.optional)
+        return TensorSpec(
+            self.name,
+            self.datatype,
+            self.shape,
+            optional=self.optional,
+            content=_content(self.kind),
+        )
+
+
+def _content(kind: str) -> str:
+    """`TensorSpec.content` of a field."""
+    if kind in AS_JSON:
+        return "json"
+    return {TENSOR: "", "binary": kind, "datetime": kind}.get(kind, "column")
 
 
 @dataclass(frozen=True)

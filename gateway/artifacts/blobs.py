@@ -39,6 +39,20 @@ class Blobs:
         os.replace(file, target)
         sync_folder(target.parent)
 
+    def adopt(self, file: Path, digest: str, size: int) -> None:
+        """Makes `file`, whose content is on the disk already, another name of the blob. Raises
+        `OSError`."""
+        os.chmod(file, MODE)
+        target = self.path(digest)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = file.with_name(f"{file.name[:200]}.{os.urandom(6).hex()}")
+        if self.place(digest, size, aside):
+            os.replace(aside, file)
+            aside.unlink(missing_ok=True)  # two names of one file are left as they are
+        else:
+            with suppress(FileExistsError):  # somebody else was faster
+                link(file, target)
+
     def place(self, digest: str, size: int, target: Path) -> bool:
         """Puts the content at `target`, where nothing is; False if it is not here (any more).
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import unquote
 
 import httpx
 
+from gateway.artifacts.archives import is_archive
 from gateway.artifacts.base import RemoteFile
-from gateway.artifacts.origins import PIECE, needed
+from gateway.artifacts.origins import PIECE, key_of, needed
 from gateway.errors import FetchError, printable
 
 TIMEOUT: Final = httpx.Timeout(30.0, connect=10.0)
@@ -40,6 +41,11 @@ class HfOrigin:
     folder: str = "1"
     listing: tuple[RemoteFile, ...] = ()
 
+    @property
+    def key(self) -> str:
+        """See `Origin.key`."""
+        return key_of(self.uri, self.folder, self.listing)
+
     def files(self) -> Sequence[RemoteFile]:
         """See `Origin.files`."""
         if self.listing:
@@ -48,12 +54,7 @@ class HfOrigin:
         found = list_repo(repo, commit_of(repo))
         if not found:
             raise FetchError(f"{self.uri} holds no files")
-        return [
-            RemoteFile(
-                f"{self.folder}/{each.name}", each.size, each.identity, each.sha256, each.locator
-            )
-            for each in found
-        ]
+        return [replace(each, name=f"{self.folder}/{each.name}") for each in found]
 
     def read(self, file: RemoteFile, start: int) -> Iterator[bytes]:
         """See `Origin.read`."""
@@ -74,7 +75,10 @@ class HfOrigin:
                 client.stream("GET", url, headers=headers) as answer,
             ):
                 if answer.status_code not in (200, 206):
-                    raise FetchError(f"{where} was answered with {answer.status_code}")
+                    raise FetchError(
+                        f"{where} was answered with {answer.status_code}",
+                        final=answer.status_code in (401, 403, 404),
+                    )
                 skip = start if answer.status_code == 200 else 0
                 for piece in answer.iter_bytes(PIECE):
                     if skip >= len(piece):
@@ -131,7 +135,8 @@ def list_repo(repo: Repo, commit: str) -> list[RemoteFile]:
         if name:
             sha256 = each.lfs.sha256 if each.lfs is not None else ""
             identity = sha256 or str(each.blob_id)
-            files.append(RemoteFile(name, each.size, identity, sha256, f"{commit}:{path}"))
+            archive = path == repo.path and is_archive(path)
+            files.append(RemoteFile(name, each.size, identity, sha256, f"{commit}:{path}", archive))
     return files
 
 

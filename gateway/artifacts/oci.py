@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
 from typing import Any, Final
 
 from gateway.artifacts.base import RemoteFile
-from gateway.artifacts.origins import PIECE, needed
+from gateway.artifacts.origins import PIECE, key_of, needed
 from gateway.errors import FetchError, printable
 
 TITLE: Final = "org.opencontainers.image.title"
@@ -32,6 +31,7 @@ _IMAGE = re.compile(
     r"(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}))?"
     r"(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
 )
+_LOCAL = re.compile(r"(localhost|127\.[0-9.]+|\[::1\])(:[0-9]+)?")
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class Image:
     repo: str
     tag: str = ""
     digest: str = ""
+    plain: bool = False
+    """Spoken to without TLS."""
 
 
 @dataclass(frozen=True)
@@ -55,17 +57,18 @@ class OciOrigin:
     folder: str = "1"
     listing: tuple[RemoteFile, ...] = ()
 
+    @property
+    def key(self) -> str:
+        """See `Origin.key`."""
+        return key_of(self.uri, self.folder, self.listing)
+
     def files(self) -> Sequence[RemoteFile]:
         """See `Origin.files`."""
         if self.listing:
             return self.listing
         image = image_of(self.uri)
-        return [
-            RemoteFile(
-                f"{self.folder}/{each.name}", each.size, each.identity, each.sha256, each.locator
-            )
-            for each in list_layers(image, manifest_of(image)[1])
-        ]
+        layers = list_layers(image, manifest_of(image)[1])
+        return [replace(each, name=f"{self.folder}/{each.name}") for each in layers]
 
     def read(self, file: RemoteFile, start: int) -> Iterator[bytes]:
         """See `Origin.read`."""
@@ -78,7 +81,10 @@ class OciOrigin:
             answer = _ask(image, f"blobs/{file.locator}", headers, stream=True)
             with answer:
                 if answer.status_code not in (200, 206):
-                    raise FetchError(f"{where} was answered with {answer.status_code}")
+                    raise FetchError(
+                        f"{where} was answered with {answer.status_code}",
+                        final=answer.status_code in (401, 403, 404),
+                    )
                 skip = start if answer.status_code == 200 else 0
                 for piece in answer.iter_content(PIECE):
                     if skip >= len(piece):
@@ -93,14 +99,17 @@ class OciOrigin:
 
 
 def image_of(uri: str) -> Image:
-    """What ``oci://HOST[:PORT]/REPO[:TAG][@sha256:DIGEST]`` names. Raises `FetchError`."""
-    match = _IMAGE.fullmatch(uri.partition("://")[2].rstrip("/"))
+    """What ``oci://HOST[:PORT]/REPO[:TAG][@sha256:DIGEST]`` names (``oci+http://`` without TLS, as
+    a registry on this machine always is). Raises `FetchError`."""
+    scheme, _, rest = uri.partition("://")
+    match = _IMAGE.fullmatch(rest.rstrip("/"))
     if match is None:
         raise FetchError(
             f"'{printable(uri)}' names no image; write oci://HOST/REPO:TAG, "
             "or oci://HOST/REPO@sha256:DIGEST"
         )
-    return Image(match["host"], match["repo"], match["tag"] or "", match["digest"] or "")
+    plain = scheme == "oci+http" or bool(_LOCAL.fullmatch(match["host"]))
+    return Image(match["host"], match["repo"], match["tag"] or "", match["digest"] or "", plain)
 
 
 def manifest_of(image: Image) -> tuple[str, dict[str, Any]]:
@@ -153,7 +162,8 @@ def list_layers(image: Image, manifest: dict[str, Any]) -> list[RemoteFile]:
             )
         if ending and not name.endswith((ending, ".tgz", ".zip")):
             name += ending
-        files.append(RemoteFile(name.removeprefix("./"), size, digest, digest[7:], digest))
+        name = name.removeprefix("./")
+        files.append(RemoteFile(name, size, digest, digest[7:], digest, bool(ending)))
     if not files:
         raise FetchError(f"{where} has no layers")
     return files
@@ -163,7 +173,7 @@ def numbered_tags(image: Image) -> list[str]:
     """The tags that are whole numbers. Raises `FetchError` where they cannot be listed."""
     where = f"oci://{image.host}/{image.repo}"
     try:
-        registry = _registry(image.host)
+        registry = _registry(image.host, image.plain)
         container = registry.get_container(f"{image.host}/{image.repo}")
         registry.auth.load_configs(container)
         tags = registry.get_tags(container)
@@ -173,7 +183,7 @@ def numbered_tags(image: Image) -> list[str]:
 
 
 def _ask(image: Image, what: str, headers: dict[str, str], *, stream: bool = False) -> Any:
-    registry = _registry(image.host)
+    registry = _registry(image.host, image.plain)
     # Whoever logged in with docker or oras is known by it.
     registry.auth.load_configs(registry.get_container(f"{image.host}/{image.repo}"))
     url = f"{registry.prefix}://{image.host}/v2/{image.repo}/{what}"
@@ -181,7 +191,7 @@ def _ask(image: Image, what: str, headers: dict[str, str], *, stream: bool = Fal
 
 
 @lru_cache(maxsize=64)
-def _registry(host: str) -> Any:
+def _registry(host: str, plain: bool) -> Any:
     provider = needed("oras.provider", "oci", f"oci://{host}")
     adapters = needed("requests.adapters", "oci", f"oci://{host}")
 
@@ -192,18 +202,10 @@ def _registry(host: str) -> Any:
             more["timeout"] = TIMEOUT
             return super().send(*args, **more)
 
-    registry = provider.Registry(hostname=host, insecure=is_plain(host))
+    registry = provider.Registry(hostname=host, insecure=plain)
     for prefix in ("http://", "https://"):
         registry.session.mount(prefix, Bounded())
     return registry
-
-
-def is_plain(host: str) -> bool:
-    """Whether a registry is spoken to without TLS: one on this machine, as docker does, and those
-    in ``SLUICE_OCI_INSECURE`` (host:port, with commas)."""
-    name = host.rpartition(":")[0] if re.search(r":[0-9]+$", host) else host
-    listed = os.environ.get("SLUICE_OCI_INSECURE", "").split(",")
-    return name in ("localhost", "[::1]") or name.startswith("127.") or host in listed
 
 
 def _text(error: Exception) -> str:

@@ -6,11 +6,13 @@ import importlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
+from gateway.artifacts.archives import is_archive
 from gateway.artifacts.base import Origin, RemoteFile
 from gateway.errors import FetchError
 
@@ -54,13 +56,20 @@ def origin_of(uri: str, *, folder: str = "1") -> Origin:
         from gateway.artifacts.http import HttpOrigin
 
         return HttpOrigin(uri, folder)
-    if scheme == "oci":
+    if scheme in ("oci", "oci+http"):
         from gateway.artifacts.oci import OciOrigin, image_of
 
         image_of(uri)
         needed("oras", "oci", uri)
         return OciOrigin(uri, folder)
     raise FetchError(f"'{uri}': the scheme '{scheme}' is not known; known are {KNOWN}")
+
+
+def key_of(uri: str, folder: str, files: Sequence[RemoteFile]) -> str:
+    """`Origin.key` of a URI, with the files that were listed there, if they were."""
+    listed = [(each.name, each.size, each.identity, each.sha256) for each in files]
+    digest = sha256(repr(listed).encode()).hexdigest() if files else ""
+    return "\0".join((uri, folder, digest))
 
 
 def needed(module: str, extra: str, uri: str) -> ModuleType:
@@ -97,6 +106,11 @@ class LocalOrigin:
         """See `Origin.uri`."""
         return self.path.as_uri()
 
+    @property
+    def key(self) -> str:
+        """See `Origin.key`."""
+        return key_of(self.uri, self.folder, ())
+
     def files(self) -> Sequence[RemoteFile]:
         """See `Origin.files`."""
         found: list[Path] = []
@@ -116,7 +130,8 @@ class LocalOrigin:
         stat = path.stat()
         identity = f"{stat.st_ino}-{stat.st_mtime_ns}-{stat.st_size}"
         name = f"{self.folder}/{path.relative_to(base).as_posix()}"
-        return RemoteFile(name, stat.st_size, identity, locator=str(path))
+        archive = path == self.path and is_archive(path.name)
+        return RemoteFile(name, stat.st_size, identity, locator=str(path), archive=archive)
 
     def read(self, file: RemoteFile, start: int) -> Iterator[bytes]:
         """See `Origin.read`."""

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from gateway.artifacts.archives import is_archive
 from gateway.artifacts.base import RemoteFile
-from gateway.artifacts.origins import BUCKETS, needed
+from gateway.artifacts.origins import BUCKETS, key_of, needed
 from gateway.artifacts.stores_access import open_bucket
 from gateway.errors import FetchError, printable
 
 PIECE: Final = 1024 * 1024
 MOST_FILES: Final = 1_000_000
 """More objects below a prefix are taken for a mistake."""
+_CODE = re.compile(r"<Code>(\w+)</Code>.*?<Message>(.*?)</Message>")
+_NOISE = re.compile(r"Generic \w+ error: | in [0-9.]+[mµn]?s\b|Error performing \w+ (?=request)")
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,11 @@ class StoreOrigin:
     folder: str = "1"
     listing: tuple[RemoteFile, ...] = ()
 
+    @property
+    def key(self) -> str:
+        """See `Origin.key`."""
+        return key_of(self.uri, self.folder, self.listing)
+
     def files(self) -> Sequence[RemoteFile]:
         """See `Origin.files`."""
         if self.listing:
@@ -60,6 +69,7 @@ class StoreOrigin:
                 each.size,
                 each.etag,
                 locator=each.key,
+                archive=each.key == prefix and is_archive(prefix),
             )
             for each in found
         ]
@@ -111,7 +121,9 @@ def list_objects(bucket: Bucket, prefix: str) -> list[Stored]:
         store = open_bucket(bucket.scheme, bucket.name, bucket.account)
         for chunk in store.list(prefix or None, chunk_size=1000):
             for each in chunk:
-                found.append(Stored(each["path"], each["size"], each["e_tag"] or ""))
+                # Consoles show a folder by an empty object of its name.
+                if each["size"] or "." in each["path"].rpartition("/")[2]:
+                    found.append(Stored(each["path"], each["size"], each["e_tag"] or ""))
             if len(found) > MOST_FILES:
                 raise FetchError(f"{where} holds more than {MOST_FILES} objects; name a prefix")
         if not found and prefix:
@@ -161,14 +173,27 @@ def why(error: Exception, where: str) -> FetchError:
         return error
     exceptions = needed("obstore.exceptions", "s3", where)
     text = " ".join(str(error).partition("\n\nDebug source:")[0].split())
-    if isinstance(error, FileNotFoundError | exceptions.NotFoundError):
-        return Lost(f"{where} is not there")
+    code = _CODE.search(text)
     if isinstance(error, exceptions.PreconditionError | exceptions.AlreadyExistsError):
-        return Lost(f"{where} changed since it was looked at")
-    if isinstance(error, PermissionError | exceptions.PermissionDeniedError):
-        return Denied(f"{where}: access is denied to these credentials")
-    if isinstance(error, exceptions.UnauthenticatedError):
-        return Denied(f"{where}: the credentials are missing or wrong; see docs/stores.md")
+        return Lost(f"{where} changed since it was looked at", changed=True)
+    if code is not None and code[1] in ("NoSuchBucket", "ContainerNotFound"):
+        return FetchError(f"{where}: there is no such bucket", final=True)
+    if isinstance(error, FileNotFoundError | exceptions.NotFoundError):
+        return Lost(f"{where} is not there", changed=True)
+    if (
+        isinstance(
+            error,
+            PermissionError | exceptions.PermissionDeniedError | exceptions.UnauthenticatedError,
+        )
+        or "status code: 403" in text
+    ):
+        told = f" ({code[1]})" if code is not None else ""
+        return Denied(
+            f"{where}: access is denied to these credentials{told}; see docs/stores.md", final=True
+        )
     if "redirect" in text.lower():
         return FetchError(f"{where}: the bucket is in another region; set AWS_REGION to its own")
-    return FetchError(f"{where} cannot be read: {printable(text, 400)}")
+    if "error sending request" in text:
+        return FetchError(f"{where} cannot be read: the store does not answer")
+    text = _NOISE.sub("", text) if code is None else f"{code[1]}: {code[2]}"
+    return FetchError(f"{where} cannot be read: {printable(text, 300)}")

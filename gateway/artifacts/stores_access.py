@@ -48,9 +48,7 @@ def open_bucket(scheme: str, name: str, account: str = "") -> Any:
 
 
 @lru_cache(maxsize=64)
-def _opened(
-    scheme: str, name: str, account: str, environment: tuple[tuple[str, str], ...]
-) -> Any:
+def _opened(scheme: str, name: str, account: str, environment: tuple[tuple[str, str], ...]) -> Any:
     stores = needed("obstore.store", scheme, f"{scheme}://{name}")
     given = dict(environment)
     common: dict[str, Any] = {"client_options": dict(CLIENT), "retry_config": dict(RETRY)}
@@ -127,11 +125,11 @@ def profile(given: Mapping[str, str]) -> dict[str, str]:
     """
     home = Path(given.get("HOME", "~")).expanduser() / ".aws"
     name = profile_name(given)
-    section = name if name == "default" else f"profile {name}"
+    in_config = name if name == "default" else f"profile {name}"
     values: dict[str, str] = {}
     found = False
     for variable, file, section in (
-        ("AWS_CONFIG_FILE", "config", section),
+        ("AWS_CONFIG_FILE", "config", in_config),
         ("AWS_SHARED_CREDENTIALS_FILE", "credentials", name),
     ):
         path = Path(given[variable]).expanduser() if given.get(variable) else home / file
@@ -139,7 +137,9 @@ def profile(given: Mapping[str, str]) -> dict[str, str]:
         try:
             parser.read(path, encoding="utf-8")
         except (configparser.Error, UnicodeDecodeError):
-            raise FetchError(f"the AWS file '{path.name}' cannot be read: it is malformed") from None
+            raise FetchError(
+                f"the AWS file '{path.name}' cannot be read: it is malformed"
+            ) from None
         if parser.has_section(section):
             found = True
             values.update(parser.items(section))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
+import socket
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote
@@ -11,6 +14,8 @@ import httpx
 from gateway.cli.exits import UNREACHABLE, USAGE, Failure
 
 TIMEOUT = 30.0
+LOAD_TIMEOUT = 3600.0
+"""Seconds for what waits until a model is loaded; the gateway's own limit is shorter."""
 
 
 class GatewayClient:
@@ -18,7 +23,9 @@ class GatewayClient:
 
     def __init__(self, url: str, token: str = "") -> None:
         self.url = base_url(url)
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        headers = {"x-sluice-actor": actor()}
+        if token:
+            headers["Authorization"] = f"Bearer {token}"
         # A proxy of the environment is not meant for the gateway on this machine.
         self._http = httpx.Client(
             base_url=self.url, headers=headers, timeout=TIMEOUT, trust_env=False
@@ -44,19 +51,33 @@ class GatewayClient:
         """One model."""
         return self._call("GET", f"/admin/v1/models/{quoted(name)}")
 
-    def split(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Stores a split and returns the model."""
-        return self._call("PUT", f"/admin/v1/models/{quoted(name)}/split", body)
+    def change(
+        self,
+        name: str,
+        what: str,
+        message: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        method: str = "POST",
+    ) -> dict[str, Any]:
+        """Makes a change (``split``, ``promote``, ``versions/2/load``, ...) with the reason for it,
+        and returns the model. It may take as long as a model takes to load."""
+        tree = {**(body or {}), **({"message": message} if message else {})}
+        path = f"/admin/v1/models/{quoted(name)}/{what}"
+        return self._call(method, path, tree, LOAD_TIMEOUT)
 
-    def promote(self, name: str, version: str) -> dict[str, Any]:
-        """Gives one version all traffic and returns the model."""
-        return self._call("POST", f"/admin/v1/models/{quoted(name)}/promote", {"version": version})
+    def history(self, name: str, **query: str) -> dict[str, Any]:
+        """The record of a model, or of all where the name is empty."""
+        path = f"/admin/v1/models/{quoted(name)}/history" if name else "/admin/v1/history"
+        return self._call("GET", str(httpx.URL(path, params=query)))
 
-    def _call(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
+    def _call(
+        self, method: str, path: str, body: Any = None, timeout: float = TIMEOUT
+    ) -> dict[str, Any]:
         try:
-            answer = self._http.request(method, path, json=body)
+            answer = self._http.request(method, path, json=body, timeout=timeout)
         except httpx.HTTPError as error:
-            raise unreachable(self.url, error) from None
+            raise unreachable(self.url, error, timeout) from None
         return content(answer, self.url)
 
 
@@ -77,10 +98,19 @@ def quoted(name: str) -> str:
     return quote(name, safe="")
 
 
-def unreachable(url: str, error: Exception) -> Failure:
+def actor() -> str:
+    """Who changes something, for the gateway's record: user@host."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError, ImportError):  # a user without a name, as in a container
+        name = "unknown"
+    return f"{name}@{socket.gethostname()}".encode("ascii", "replace").decode()
+
+
+def unreachable(url: str, error: Exception, timeout: float = TIMEOUT) -> Failure:
     """What to say when nobody answers."""
     if isinstance(error, httpx.TimeoutException):
-        return Failure(f"{url} did not answer in {TIMEOUT:g} s", UNREACHABLE)
+        return Failure(f"{url} did not answer in {timeout:g} s", UNREACHABLE)
     return Failure(
         f"no gateway answers at {url} ({reason(error)}); start one with 'sluice serve DIR', or "
         "name it with --url",

@@ -14,9 +14,14 @@ from gateway import __version__
 from gateway.cli import exits
 from gateway.cli.check import check
 from gateway.cli.config import config
+from gateway.cli.history import history
 from gateway.cli.infer import infer
+from gateway.cli.labels import label, labels
+from gateway.cli.load import load, unload
 from gateway.cli.models import models
+from gateway.cli.pause import pause, resume
 from gateway.cli.promote import promote
+from gateway.cli.rollback import rollback
 from gateway.cli.runtimes import runtimes
 from gateway.cli.serve import serve
 from gateway.cli.split import split
@@ -47,7 +52,7 @@ def sluice() -> None:
     """Serve models over HTTP and gRPC, and look after a gateway that does."""
 
 
-for command in (serve, models, infer, split, promote, check, config, runtimes):
+for command in (serve, models, infer, split, promote, rollback, label, labels, pause, resume, load, unload, history, check, config, runtimes):
     sluice.add_command(command)
 
 

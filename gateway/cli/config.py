@@ -56,9 +56,13 @@ def values(loaded: Any) -> dict[str, Any]:
     for key, value in flat.items():
         if isinstance(value, tuple):
             flat[key] = list(value)
-    if flat["admin.token"]:
-        flat["admin.token"] = "***"
+    for key in SECRETS:
+        if flat[key]:
+            flat[key] = "***"
     return flat
+
+
+SECRETS = ("admin.token", "control.token", "mlflow.webhook_secret")
 
 
 def nested(flat: dict[str, Any]) -> dict[str, Any]:

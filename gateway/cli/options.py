@@ -39,6 +39,17 @@ def json_option(command: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
 
 
+def message_option(command: F) -> F:
+    """``-m`` of the commands that change something."""
+    return click.option(
+        "-m",
+        "--message",
+        default="",
+        metavar="TEXT",
+        help="Why; kept in the history beside who and when.",
+    )(command)
+
+
 def parse_settings(settings: Iterable[str]) -> dict[str, str | list[str]]:
     """``KEY=VALUE`` words as flags for `load_config`."""
     flags: dict[str, str | list[str]] = {}

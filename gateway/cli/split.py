@@ -6,22 +6,30 @@ from typing import Any
 
 import click
 
-from gateway.cli.options import json_option, url_options
+from gateway.cli.options import json_option, message_option, url_options
 
 
 @click.command(short_help="Split a model's traffic over versions.")
 @click.argument("model")
 @click.argument("weights", nargs=-1, required=True, metavar="VERSION=WEIGHT...")
 @click.option("--stable", metavar="VERSION", help="Takes the share of versions not ready.")
+@message_option
 @url_options
 @json_option
 def split(
-    model: str, weights: tuple[str, ...], stable: str | None, url: str, token: str, as_json: bool
+    model: str,
+    weights: tuple[str, ...],
+    stable: str | None,
+    message: str,
+    url: str,
+    token: str,
+    as_json: bool,
 ) -> None:
     """Split MODEL's traffic over versions, such as 1=90 2=10.
 
-    Weights are relative; a version that is not named gets nothing. The split is stored in the
-    model's traffic.yaml. Without --stable the stable version stays, or is the heaviest.
+    Weights are relative; a version that is not named gets nothing. The split is stored where the
+    model comes from: in its traffic.yaml, in its registry, or, where that cannot be written, in
+    the gateway's state directory. Without --stable the stable version stays, or is the heaviest.
     """
     from gateway.cli.client import GatewayClient
 
@@ -29,7 +37,7 @@ def split(
     if stable is not None:
         body["stable"] = stable
     with GatewayClient(url, token) as gateway:
-        show_split(gateway.split(model, body), as_json)
+        show_split(gateway.change(model, "split", message, body, method="PUT"), as_json)
 
 
 def parse_weights(words: tuple[str, ...]) -> dict[str, float]:

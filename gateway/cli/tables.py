@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -49,6 +50,12 @@ def versions_of(models: Iterable[dict[str, Any]]) -> Iterable[tuple[str, dict[st
             yield model["name"], {"version": "", "state": model["state"]}
         for version in model["versions"]:
             yield model["name"], version
+        pause = model.get("paused")
+        if pause:
+            since = time.strftime("%Y-%m-%d %H:%M", time.localtime(pause["at"]))
+            why = f": {pause['message']}" if pause["message"] else ""
+            cause = f"since {since} by {pause['who']}{why}"
+            yield model["name"], {"version": "", "state": "paused", "cause": cause}
 
 
 def start_row(model: str, version: dict[str, Any]) -> list[str]:

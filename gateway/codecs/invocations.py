@@ -21,7 +21,7 @@ from gateway.codecs.json_data import check_depth, parse_json
 from gateway.config import LimitsConfig
 from gateway.contract import FOR_THE_GATEWAY, Contract
 from gateway.errors import InvalidRequest, printable
-from gateway.tensors import Buffer, InferenceRequest, Parameter, Tensor, TensorSpec
+from gateway.tensors import Buffer, InferenceRequest, Parameter, Tensor
 
 SPLIT: Final = "dataframe_split"
 RECORDS: Final = "dataframe_records"
@@ -121,8 +121,7 @@ def _json(body: Buffer, limits: LimitsConfig) -> dict[str, Any]:
         tree = json.loads(bytes(body), object_pairs_hook=_unique)
     except RecursionError:
         raise InvalidRequest(
-            "the JSON is nested deeper than limits.max_json_depth = "
-            f"{limits.max_json_depth} levels"
+            f"the JSON is nested deeper than limits.max_json_depth = {limits.max_json_depth} levels"
         ) from None
     except ValueError as error:
         raise InvalidRequest(f"the body is not JSON: {printable(error)}") from None
@@ -193,9 +192,7 @@ def _of_frame(model: str, frame: Frame, contract: Contract) -> list[Tensor]:
     raise _missing(model, frame.names or (), contract, "column")
 
 
-def _by_name(
-    model: str, named: Mapping[str, Any], contract: Contract, what: str
-) -> list[Tensor]:
+def _by_name(model: str, named: Mapping[str, Any], contract: Contract, what: str) -> list[Tensor]:
     """Those of the values that the model takes; others do no harm, as in MLflow."""
     if any(spec.name not in named and not spec.optional for spec in contract.inputs):
         raise _missing(model, named, contract, what)
@@ -205,13 +202,13 @@ def _by_name(
 
 
 def _only(model: str, value: object, contract: Contract) -> Tensor:
-    needed = [spec for spec in contract.inputs if not spec.optional] or [*contract.inputs]
-    if len(needed) != 1:
+    specs = contract.inputs
+    if len(specs) != 1:
         raise InvalidRequest(
-            f"model '{model}' has several inputs ({_names([s.name for s in needed])}): name them, "
-            f"as in {{'{INPUTS}': {{'{needed[0].name if needed else 'x'}': [...], ...}}}}"
+            f"model '{model}' has several inputs ({_names([s.name for s in specs])}): name them, "
+            f'as in {{"{INPUTS}": {{"{specs[0].name if specs else "x"}": [...], ...}}}}'
         )
-    return tensor_of(needed[0], value if type(value) is list else [value], "input")
+    return tensor_of(specs[0], value if type(value) is list else [value], "input")
 
 
 def _missing(
@@ -219,8 +216,9 @@ def _missing(
 ) -> InvalidRequest:
     names = frozenset(given)
     absent = [s.name for s in contract.inputs if s.name not in names and not s.optional]
+    are = f"{what} is" if len(absent) == 1 else f"{what}s are"
     return InvalidRequest(
-        f"{what} {_names([repr(printable(n)) for n in absent])} is missing; model '{model}' takes: "
+        f"{are} missing: {_names([repr(printable(n)) for n in absent])}; model '{model}' takes: "
         f"{_names([repr(spec) for spec in contract.inputs])}; the request has: "
         f"{_names(given) or f'no {what} names'}"
     )
@@ -236,5 +234,3 @@ def _kind(value: object) -> str:
     return {dict: "an object", list: "a list", type(None): "null", str: "a string"}.get(
         type(value), type(value).__name__
     )
-
-

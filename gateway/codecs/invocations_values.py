@@ -60,9 +60,8 @@ def tensor_of(spec: TensorSpec, value: object, what: str) -> Tensor:
     deepest = 1 if spec.content == "json" else MAX_RANK
     flat, shape = flatten(where, value, deepest)
     array = array_of(spec, flat, where, len(flat) // len(value))
-    return Tensor(spec.name, spec.datatype, fitted(spec, shape), array=array.reshape(
-        fitted(spec, shape)
-    ))
+    shape = fitted(spec, shape)
+    return Tensor(spec.name, spec.datatype, shape, array=array.reshape(shape))
 
 
 def flatten(where: str, value: list[Any], deepest: int) -> tuple[list[Any], Shape]:
@@ -102,7 +101,7 @@ def array_of(spec: TensorSpec, values: list[Any], where: str, row_size: int) -> 
     quick = _quick(kind, values)
     if quick is not None:
         return quick
-    convert = {"bool": _boolean, "int": _integer(kind), "float": _number(kind)}[kind.kind]
+    convert = {"bool": _boolean, "int": _integer, "float": _number}[kind.kind](kind)
     return np.array(_each(spec, values, where, row_size, convert), kind.dtype)
 
 
@@ -137,7 +136,7 @@ def _each(
         except (ValueError, TypeError, OverflowError) as error:
             place = len(found)
             element = f", element {place % row_size}" if row_size > 1 else ""
-            shown = printable(orjson_text(value), 60)
+            shown = printable(shown_value(value), 60)
             detail = str(error) if type(error) is ValueError else ""
             raise InvalidRequest(
                 f"{where}, row {place // max(row_size, 1)}{element}: {shown} "
@@ -146,16 +145,15 @@ def _each(
     return found
 
 
-def _boolean(value: Any) -> bool:
-    if type(value) is bool:
-        return value
-    if type(value) is Text:
-        return _BOOLEANS[value.strip().lower()] if value.strip().lower() in _BOOLEANS else _no("")
-    raise ValueError("send true or false")
+def _boolean(kind: Datatype) -> Callable[[Any], bool]:
+    def convert(value: Any) -> bool:
+        if type(value) is bool:
+            return value
+        if type(value) is Text and value.strip().lower() in _BOOLEANS:
+            return _BOOLEANS[value.strip().lower()]
+        raise ValueError("send true or false")
 
-
-def _no(text: str) -> Any:
-    raise ValueError(text)
+    return convert
 
 
 def _integer(kind: Datatype) -> Callable[[Any], int]:
@@ -248,7 +246,7 @@ def _kind_of(value: Any) -> str:
     return kinds.get(type(value), type(value).__name__)
 
 
-def orjson_text(value: Any) -> str:
+def shown_value(value: Any) -> str:
     """A value as JSON has it, for an error."""
     if isinstance(value, float | int) and not isinstance(value, bool):
         return repr(value)

@@ -71,9 +71,9 @@ class Controls:
     def is_loaded(self, model: str) -> bool:
         """Whether it is to be loaded, as far as people decide that."""
         loaded = self.of(model).loaded
-        return self._at_once(model) if loaded is None else loaded
+        return self.at_once(model) if loaded is None else loaded
 
-    def _at_once(self, model: str) -> bool:
+    def at_once(self, model: str) -> bool:
         return not self._explicit or bool({model, EVERYTHING} & self._at_start)
 
     # --- from the registries
@@ -111,7 +111,7 @@ class Controls:
             raw = AspiredModel(model, {})
         self._pin(raw, control)
         try:
-            wanted = overlaid(raw, control, explicit=not self._at_once(model), files=files)
+            wanted = overlaid(raw, control, explicit=not self.at_once(model), files=files)
         except InvalidModelSettings as error:  # it was accepted by another release
             wanted = replace(raw, error=str(error))
         if control.pause is not None:

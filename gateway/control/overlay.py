@@ -118,7 +118,7 @@ def uploaded(
         settings, versions=VersionPolicy(latest=1)
     )  # fmt: skip
     policy = msgspec.structs.replace(policy, labels={})
-    ordered = list(in_order({version: "" for version in files}))
+    ordered = list(in_order(dict.fromkeys(files, "")))
     chosen = wanted_versions(ordered, policy, Traffic(), frozenset(control.with_versions))
     versions = {
         version: AspiredVersion(
@@ -146,6 +146,4 @@ def with_settings(
     key = loading_key(after)
     if key == loading_key(before):
         return dict(versions)
-    return {
-        v: replace(each, fingerprint=(each.fingerprint, key)) for v, each in versions.items()
-    }
+    return {v: replace(each, fingerprint=(each.fingerprint, key)) for v, each in versions.items()}

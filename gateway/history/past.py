@@ -57,7 +57,8 @@ def past_of(
                 "it may not have answered any more"
             )
         for change, following in states[run.run]:
-            ends = [each for each in (following, run.end and run.end.at) if each is not None]
+            end = run.end.at if run.end is not None else None
+            ends = [each for each in (following, end) if each is not None]
             if not change.after.shares:
                 continue
             until = min(ends) if ends else None

@@ -102,11 +102,13 @@ def causes(before: Served, after: Served, model: ManagedModel | None) -> Iterato
             if old != new:
                 yield f"version {version} was loaded anew{from_where(old, new)}"
         elif new is not None:
-            same = before.traffic == after.traffic
+            same = before.traffic == after.traffic or not before.shares
             yield f"version {version} {'became ready' if same else 'takes traffic'}"
         else:
             yield why_gone(model, version)
-    if before.traffic != after.traffic and (before.shares or after.shares):
+    if not before.shares or not after.shares:
+        return
+    if before.traffic != after.traffic:
         yield "the split or the labels changed in the source"
     elif before.labels != after.labels and before.versions == after.versions:
         yield "the labels changed in the source"

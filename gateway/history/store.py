@@ -23,9 +23,23 @@ from gateway.history.past import Run, past_of
 from gateway.telemetry.logs import log
 
 SCHEMA: Final = 1
-BUSY_SECONDS: Final = 5.0
-"""How long one try waits for other writers of a sqlite file."""
-CONNECT_SECONDS: Final = 10
+LIBPQ: Final = {
+    "connect_timeout": 10,
+    "tcp_user_timeout": 10_000,
+    "options": "-c statement_timeout=10000 -c lock_timeout=5000",
+}
+MYSQL: Final = {"connect_timeout": 10, "read_timeout": 10, "write_timeout": 10}
+BOUNDS: Final[dict[str, dict[str, Any]]] = {
+    "sqlite": {"timeout": 5.0},
+    "pysqlite": {"timeout": 5.0},
+    "postgresql": LIBPQ,
+    "psycopg": LIBPQ,
+    "psycopg2": LIBPQ,
+    "mysql": MYSQL,
+    "mysqldb": MYSQL,
+    "pymysql": MYSQL,
+}
+"""By driver: bounds of one try, in its own words; what the URL says goes first."""
 
 _META = sa.MetaData()
 _TEXT = sa.Text()
@@ -78,13 +92,10 @@ class Store:
         self.name = url.render_as_string(hide_password=True)
         self._sqlite = url.get_backend_name() == "sqlite"
         self._ready = read_only
-        arguments: dict[str, Any] = {}
-        if self._sqlite:
-            arguments["timeout"] = BUSY_SECONDS
-        elif url.get_backend_name() in ("postgresql", "mysql", "mariadb"):
-            arguments["connect_timeout"] = CONNECT_SECONDS
+        driver = url.drivername.partition("+")[2] or url.get_backend_name()
+        bounds = {k: v for k, v in BOUNDS.get(driver, {}).items() if k not in url.query}
         try:
-            self._engine = sa.create_engine(url, connect_args=arguments, pool_pre_ping=True)
+            self._engine = sa.create_engine(url, connect_args=bounds, pool_pre_ping=True)
         except ModuleNotFoundError as error:
             raise ConfigError(
                 f"history.url '{self.name}' needs the Python package '{error.name}'; install it "
@@ -130,8 +141,10 @@ class Store:
     def open_runs(self) -> list[Row]:
         """The runs that began and have not ended: `gateway`, `run` and `last`, the time of their
         last entry. Raises like `add`."""
-        ended = sa.select(HISTORY.c.run).where(HISTORY.c.action.in_((STOP, CRASH)))
-        began = sa.select(HISTORY.c.run).where(HISTORY.c.action == START)
+        ended = sa.select(HISTORY.c.run).where(
+            HISTORY.c.model == "", HISTORY.c.action.in_((STOP, CRASH))
+        )
+        began = sa.select(HISTORY.c.run).where(HISTORY.c.model == "", HISTORY.c.action == START)
         query = (
             sa.select(
                 HISTORY.c.gateway, HISTORY.c.run, sa.func.max(HISTORY.c.happened_at).label("last")
@@ -183,7 +196,7 @@ class Store:
 
     def past(self, model: str, at: float) -> Past:
         """See `History.past`. Raises `RegistryError`."""
-        of_runs = sa.select(HISTORY).where(HISTORY.c.action.in_(RUNS))
+        of_runs = sa.select(HISTORY).where(HISTORY.c.model == "", HISTORY.c.action.in_(RUNS))
         runs = runs_of(change_of(row) for row in self._read(of_runs.order_by(HISTORY.c.id)))
         found: dict[str, list[tuple[Change, float | None]]] = {}
         for run in runs:

@@ -141,13 +141,13 @@ def error_of(told: Sequence[Any]) -> SluiceError:
 
 
 def tell_specs(specs: Sequence[TensorSpec]) -> list[Any]:
-    return [(s.name, s.datatype.name, s.shape, s.optional) for s in specs]
+    return [(s.name, s.datatype.name, s.shape, s.optional, s.content) for s in specs]
 
 
 def specs_of(told: Sequence[Sequence[Any]]) -> tuple[TensorSpec, ...]:
     return tuple(
-        TensorSpec(name, DATATYPES[kind], tuple(shape), optional=optional)
-        for name, kind, shape, optional in told
+        TensorSpec(name, DATATYPES[kind], tuple(shape), optional=optional, content=content)
+        for name, kind, shape, optional, content in told
     )
 
 

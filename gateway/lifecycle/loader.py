@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -14,6 +14,7 @@ from gateway.lifecycle.dispatchers import contract_of, make_dispatcher
 from gateway.lifecycle.loading import Loaded, inline_seconds, load_here
 from gateway.model_settings import ModelSettings
 from gateway.servable import Servable
+from gateway.telemetry.logs import log
 from gateway.trust import Trust
 from runtimes.discovery import choose
 from runtimes.interface import Artifact, Host, Runtime
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from gateway.config import BatchingConfig
     from gateway.isolation.nursery import Nursery
     from gateway.registries.base import AspiredVersion
+
+
+CHILD_BYTES: Final = 64 * 2**20
+"""What a child process takes besides its model."""
 
 
 class Loader:
@@ -47,6 +52,22 @@ class Loader:
         self._trust = trust
         self._host = host
         self._nursery = nursery
+
+    def estimate(self, name: str, aspired: AspiredVersion, settings: ModelSettings) -> int:
+        """Bytes of memory that loading it is thought to take, here or in a child; blocking, for a
+        thread."""
+        artifact = Artifact(name, aspired.version, aspired.path, settings, self._host)
+        try:
+            runtime = choose(artifact, self._runtimes)
+            size = runtime.estimate(artifact)
+            isolation = settings.isolation
+            alone = bool(runtime.executes_code(artifact)) if isolation == "code" else (
+                isolation != "none"
+            )
+        except Exception as error:  # loading it will say what is wrong
+            log.debug("%s/%s: no estimate: %s", name, aspired.version, error)
+            return 0
+        return size + CHILD_BYTES if alone else size
 
     def load(
         self,

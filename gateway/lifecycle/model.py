@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Final
 
-from gateway.lifecycle.policy import Versions, is_current, with_stand_in
+from gateway.lifecycle.logs import LoadLogs
+from gateway.lifecycle.policy import WORKING, Versions, is_current, with_stand_in
 from gateway.lifecycle.states import Record, State
 from gateway.registries.base import AspiredModel
 from gateway.registries.traffic import Traffic
 from gateway.servable import Servable
 
+DEFAULT: Final = ""
+"""Stands for whatever answers those who name no version."""
+LOADED_OR_LOADING: Final = (*WORKING, State.READY)
+
 
 class ManagedModel:
     """Owned by the manager."""
 
-    __slots__ = ("acting", "aspired", "lost", "records")
+    __slots__ = ("acting", "aspired", "demanded", "logs", "lost", "records", "refused", "used")
 
     def __init__(self, aspired: AspiredModel) -> None:
         self.aspired = aspired
@@ -23,6 +29,13 @@ class ManagedModel:
         """The version that was last the stable one, or acted for it."""
         self.lost: Mapping[str, float] = {}
         """Versions of the split that cannot answer, as last told to the log."""
+        self.refused: Mapping[str, str] = {}
+        """Version → why it gets nothing of the split although it is ready."""
+        self.demanded: set[str] = set()
+        """Versions (and `DEFAULT`) that somebody asked for, of a model loaded on demand."""
+        self.used: dict[str, float] = {}
+        """Version → when it was last used (Unix seconds), of those that were unloaded since."""
+        self.logs = LoadLogs()
 
     @property
     def name(self) -> str:
@@ -33,9 +46,42 @@ class ManagedModel:
         return self.aspired.traffic
 
     @property
+    def on_demand(self) -> bool:
+        return self.aspired.settings.on_demand
+
+    @property
     def desired(self) -> Versions:
         """What should be loaded now."""
-        return with_stand_in(self.aspired.versions, self.aspired.stand_ins, self.records)
+        aspired = self.aspired
+        versions = aspired.versions
+        if aspired.settings.on_demand:
+            wanted = self.demanded - {DEFAULT}
+            if DEFAULT in self.demanded:
+                wanted |= self.default_versions()
+            versions = {v: each for v, each in versions.items() if v in wanted}
+            if DEFAULT not in self.demanded:
+                return versions
+        return with_stand_in(versions, aspired.stand_ins, self.records)
+
+    def default_versions(self) -> set[str]:
+        """The versions that those who name none need: of the split, else the newest."""
+        versions, traffic = self.aspired.versions, self.traffic
+        named = {version for version, weight in traffic.weights.items() if weight}
+        stable = traffic.stable_version()
+        if stable is not None:
+            named.add(stable)
+        named &= versions.keys()
+        if not named and versions:
+            named.add(list(versions)[-1])
+        return named
+
+    @property
+    def active(self) -> Sequence[Record]:
+        """What the policy looks at: all but the failed loads that nobody asks for any more."""
+        if not self.on_demand:
+            return self.records
+        desired = self.desired
+        return [r for r in self.records if r.state != State.FAILED or r.version in desired]
 
     @property
     def settled(self) -> bool:
@@ -47,6 +93,19 @@ class ManagedModel:
     def ready(self) -> bool:
         return any(record.state == State.READY for record in self.records)
 
+    @property
+    def available(self) -> bool:
+        """Whether requests are answered: by what is loaded, or will be when one comes."""
+        return self.ready or (self.on_demand and bool(self.aspired.versions) and not self.failed())
+
+    def failed(self) -> bool:
+        """Whether the versions that those who name none need have all failed."""
+        current = self.current()
+        needed = self.default_versions()
+        return bool(needed) and all(
+            v in current and current[v].state == State.FAILED for v in needed
+        )
+
     def current(self) -> dict[str, Record]:
         """Version → its newest record that is not on its way out."""
         return {r.version: r for r in self.records if r.state != State.DRAINING}
@@ -57,3 +116,32 @@ class ManagedModel:
         ready = [r for r in self.records if r.state == State.READY]
         ready.sort(key=lambda record: is_current(record, desired))
         return {r.version: r.servable for r in ready if r.servable is not None}
+
+    # --- on demand
+
+    def needed(self, version: str) -> dict[str, Record | None]:
+        """The versions that a request for `version` (or `DEFAULT`) needs now, with their
+        records; stand-ins are among them once they are wanted."""
+        current = self.current()
+        if version != DEFAULT:
+            return {version: current.get(version)}
+        names = set(self.default_versions())
+        if DEFAULT in self.demanded:
+            names |= self.desired.keys() & self.aspired.stand_ins.keys()
+        return {name: current.get(name) for name in names}
+
+    def group(self, record: Record) -> list[Record]:
+        """The records that are used and unloaded together with this one: those of the split, so
+        that none of it is missing while others of it serve."""
+        if DEFAULT not in self.demanded:
+            return [record]
+        names = self.needed(DEFAULT).keys()
+        if record.version not in names:
+            return [record]
+        return [r for r in self.records if r.version in names and r.state in LOADED_OR_LOADING]
+
+    def forget(self, version: str) -> None:
+        """Nobody asks for this version any more."""
+        if version in self.needed(DEFAULT):
+            self.demanded.discard(DEFAULT)
+        self.demanded.discard(version)

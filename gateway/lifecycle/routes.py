@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from gateway.lifecycle.model import ManagedModel
+from gateway.lifecycle.model import DEFAULT, ManagedModel
+from gateway.lifecycle.signature import signature_differences
 from gateway.lifecycle.states import State
 from gateway.registries.traffic import Traffic
 from gateway.routing import DEFAULT_STICKY_HEADER, Route, Sticky
@@ -18,6 +19,9 @@ def route_of(model: ManagedModel) -> Route[Servable]:
     newest = newest_version(versions, model.desired)
     weights: Mapping[str, float] = traffic.weights
     stable = traffic.stable_version() or newest
+    if model.on_demand and not answers_default(model, versions):
+        # What is loaded was asked for by name: it does not answer those who name nothing.
+        weights, stable, newest = {}, None, None
     if not weights and stable is not None:
         weights = {stable: 1.0}
     if stable not in versions:
@@ -35,6 +39,7 @@ def route_of(model: ManagedModel) -> Route[Servable]:
         labels["canary"] = canary
     labels.update(aspired.settings.labels)
     labels.update(traffic.labels)
+    model.refused = refused_versions(model, versions, weights, stable)
     return Route(
         model.name,
         versions,
@@ -44,6 +49,53 @@ def route_of(model: ManagedModel) -> Route[Servable]:
         sticky_of(traffic),
         known_versions=tuple(sorted({*aspired.versions, *versions}, key=by_age)),
         reason="" if versions else why_not_ready(model),
+        on_demand=frozenset(aspired.versions) if model.on_demand else frozenset(),
+        refused=frozenset(model.refused),
+    )
+
+
+def answers_default(model: ManagedModel, versions: Mapping[str, Servable]) -> bool:
+    """Whether what is loaded of an on-demand model may answer those who name no version."""
+    stable = model.traffic.stable_version()
+    if stable in versions:
+        return True
+    needed = model.needed(DEFAULT)
+    record = needed.get(stable) if stable is not None else None
+    if stable not in model.aspired.versions or (record and record.state == State.FAILED):
+        if not needed.keys().isdisjoint(versions):
+            return True
+    # While what is needed is loading, or cannot be loaded, the version before goes on.
+    return DEFAULT in model.demanded and model.acting in versions
+
+
+def refused_versions(
+    model: ManagedModel,
+    versions: Mapping[str, Servable],
+    weights: Mapping[str, float],
+    stable: str | None,
+) -> dict[str, str]:
+    """Versions of the split that differ from the stable one in what they take or give, and how:
+    they get no share, unless the model's settings allow it."""
+    if stable is None or stable not in versions:
+        return {}
+    if model.aspired.settings.signature_change == "allow":
+        return {}
+    found: dict[str, str] = {}
+    for version, weight in weights.items():
+        if weight and version != stable and version in versions:
+            differences = signature_differences(
+                versions[stable].contract, versions[version].contract
+            )
+            if differences:
+                found[version] = refusal(stable, differences)
+    return found
+
+
+def refusal(stable: str, differences: Iterable[str]) -> str:
+    """Why a version gets no share of the split, and what to set if it should."""
+    return (
+        f"differs from stable version {stable}: {'; '.join(differences)}; it gets no share (set "
+        "signature_change: allow in model.yaml to give it one)"
     )
 
 
@@ -88,6 +140,8 @@ def why_not_ready(model: ManagedModel) -> str:
     causes = [r.cause for r in model.records if r.cause]
     if model.aspired.error or causes:
         return model.aspired.error or causes[0]
+    if model.aspired.unloaded:
+        return model.aspired.unloaded
     return "it is still loading" if model.records else "none is there"
 
 

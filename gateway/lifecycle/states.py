@@ -6,6 +6,7 @@ import time
 from enum import StrEnum
 
 from gateway.artifacts.base import Lease
+from gateway.lifecycle.logs import LoadLog
 from gateway.registries.base import AspiredVersion
 from gateway.servable import Servable
 
@@ -28,26 +29,39 @@ class Record:
     """One load of one version: its state, since when (Unix seconds), and why."""
 
     __slots__ = (
-        "aspired", "attempts", "cause", "lease", "retry_at", "runtime", "servable", "since",
-        "state",
+        "aspired", "attempts", "cause", "lease", "log", "model", "progress", "retry_at",
+        "runtime", "servable", "since", "state", "urgent",
     )  # fmt: skip
 
-    def __init__(self, aspired: AspiredVersion) -> None:
+    def __init__(self, aspired: AspiredVersion, model: str = "", log: LoadLog | None = None):
         self.aspired = aspired
+        self.model = model
+        self.log = log if log is not None else LoadLog()
         self.servable: Servable | None = None
         self.lease: Lease | None = None
         """Holds the fetched files where they are, until the version is unloaded."""
         self.state = State.KNOWN
         self.cause = ""
+        self.progress = ""
+        """What it is waiting for, or how far it has come; for people."""
         self.since = time.time()
         self.attempts = 0
         self.retry_at = 0.0
         """Monotonic seconds at which a failed load may be tried again."""
         self.runtime = ""
+        self.urgent = False
+        """Whether another model waits for it, perhaps one that is loading itself."""
 
     @property
     def version(self) -> str:
         return self.aspired.version
+
+    @property
+    def last_used(self) -> float:
+        """Unix seconds of the last answer, or since when it is ready."""
+        if self.servable is None:
+            return self.since
+        return max(self.servable.stats.last_inference / 1000, self.since)
 
     def release(self) -> None:
         """Gives fetched files back to the cache."""
@@ -59,3 +73,4 @@ class Record:
         self.state = state
         self.cause = cause
         self.since = time.time()
+        self.log.write(f"{state}: {cause}" if cause else str(state))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -56,6 +57,8 @@ class DirectoryRegistry:
         self._writes = 0
         self._hint = asyncio.Event()
         self._trouble = ""
+        self._scanning = threading.Lock()
+        """Somebody may ask for a look while `watch` has one."""
 
     @property
     def ignored(self) -> dict[str, str]:
@@ -66,6 +69,10 @@ class DirectoryRegistry:
 
     def scan(self) -> Snapshot:
         """See `Registry.scan`. What is found at the first look counts as settled."""
+        with self._scanning:
+            return self._scan()
+
+    def _scan(self) -> Snapshot:
         first = self._kind is None
         return self._catalogue.look(self._folders(), settle=not first)
 

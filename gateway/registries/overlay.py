@@ -63,9 +63,8 @@ class Overlays:
             raise RegistryError(f"{self._source} cannot be written, and there is no state_dir")
         digest = digest_of(declared)
         tree = {"model": model, "source": self._source, "over": digest}
-        tree["traffic"] = traffic_tree(traffic)
         text = "# A split over what the source declares; it holds until that changes.\n"
-        text += yaml.safe_dump(tree, sort_keys=False)
+        text += yaml.safe_dump({**tree, "traffic": traffic_tree(traffic)}, sort_keys=False)
         with self._lock:
             first = self._known.get(model) is None
             try:
@@ -107,4 +106,6 @@ class Overlays:
 
 def digest_of(traffic: Traffic) -> str:
     """Equal for documents that say the same."""
-    return sha256(msgspec.json.encode(traffic, order="deterministic")).hexdigest()
+    weights = {version: float(weight) for version, weight in traffic.weights.items()}
+    plain = msgspec.structs.replace(traffic, weights=weights)
+    return sha256(msgspec.json.encode(plain, order="deterministic")).hexdigest()

@@ -34,7 +34,7 @@ class Remembered:
         if self._state is None:
             return
         if content == self._last:
-            self._confirm()
+            self.confirm()
             return
         try:
             self._state.write(content, FOLDER, self._name)
@@ -59,10 +59,10 @@ class Remembered:
         except OSError:
             return None
 
-    def _confirm(self) -> None:
-        assert self._state is not None
+    def confirm(self) -> None:
+        """Notes that what was saved last still holds; cheap."""
         now = time.monotonic()
-        if now - self._confirmed < CONFIRM_SECONDS:
+        if self._state is None or now - self._confirmed < CONFIRM_SECONDS:
             return
         self._confirmed = now
         try:

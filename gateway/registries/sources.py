@@ -17,6 +17,8 @@ FILES: Final = (".onnx", ".pt2", ".py")
 
 STORES: Final = ("s3", "gs", "az", "hf", "http", "https", "oci")
 """Schemes of sources that are object stores, or files on a web server."""
+OTHER_NAMES: Final = ("s3a", "abfs", "abfss", "wasb", "wasbs", "oci+http")
+"""Other tools' names for them."""
 
 
 def open_registry(source: str, config: Config, state: StateDir | None = None) -> Registry:
@@ -29,7 +31,7 @@ def open_registry(source: str, config: Config, state: StateDir | None = None) ->
         from gateway.registries.mlflow.registry import MlflowRegistry
 
         return MlflowRegistry(source, config, state)
-    if "://" in source and scheme in STORES:
+    if "://" in source and scheme in (*STORES, *OTHER_NAMES):
         from gateway.registries.stores import StoreRegistry
 
         return StoreRegistry(source, config, state)

@@ -1,4 +1,4 @@
-"""The control API, ``/admin/v1``: what is served, and how the traffic is split.
+"""The control API, ``/admin/v1``: what is served, how the traffic is split, what is loaded.
 
 Loopback peers may use it; others need the token of ``admin.token``, and with a token set
 everybody does.
@@ -6,14 +6,9 @@ everybody does.
 
 from __future__ import annotations
 
-import asyncio
-import hmac
-import ipaddress
 from collections.abc import Awaitable, Callable
 from typing import Any
-from urllib.parse import urlsplit
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -21,12 +16,13 @@ from starlette.routing import BaseRoute, Route
 from gateway.codecs.json_data import parse_json
 from gateway.codecs.oip_rest import refuse_unknown
 from gateway.config import Config
-from gateway.errors import InvalidRequest, ModelNotReady, NotAllowed, UnknownModel, UnknownVersion
+from gateway.control import callers
+from gateway.control.changes import Changes, message_of
+from gateway.errors import InvalidRequest
 from gateway.facts import Facts
-from gateway.lifecycle.manager import Manager
-from gateway.registries.base import Registry
-from gateway.registries.traffic import Traffic, parse_traffic
+from gateway.registries.traffic import parse_traffic
 from gateway.servers.http_app import answer, read_body
+from gateway.servers.repository import caller_of
 
 MAX_BODY = 1024 * 1024
 
@@ -38,22 +34,18 @@ class Admin:
         self,
         config: Config,
         facts: Facts,
-        manager: Manager,
-        registry_of: Callable[[str], Registry],
+        changes: Changes,
         status: Callable[[], dict[str, Any]],
-        rescan: Callable[[Registry], Awaitable[None]],
     ) -> None:
         self._config = config
         self._facts = facts
-        self._manager = manager
-        self._registry_of = registry_of
+        self._changes = changes
         self._status = status
-        self._rescan = rescan
-        self._locks: dict[str, asyncio.Lock] = {}
 
     def routes(self) -> list[BaseRoute]:
         base = "/admin/v1"
         model = base + "/models/{model}"
+        version = model + "/versions/{version}"
         table: list[tuple[str, str, Callable[[Request], Awaitable[Response]]]] = [
             ("GET", base + "/status", self.status),
             ("GET", base + "/models", self.models),
@@ -61,6 +53,14 @@ class Admin:
             ("PUT", model + "/split", self.split),
             ("POST", model + "/promote", self.promote),
             ("PUT", model + "/labels", self.labels),
+            ("PATCH", model + "/labels", self.some_labels),
+            ("POST", model + "/rollback", self.rollback),
+            ("POST", model + "/pause", self.pause),
+            ("POST", model + "/resume", self.resume),
+            ("POST", model + "/load", self.load),
+            ("POST", model + "/unload", self.unload),
+            ("POST", version + "/load", self.load),
+            ("POST", version + "/unload", self.unload),
         ]
         return [Route(path, self._guarded(handler), methods=[m]) for m, path, handler in table]
 
@@ -73,6 +73,8 @@ class Admin:
 
         return guarded
 
+    # --- questions
+
     async def status(self, request: Request) -> Response:
         return answer(self._status())
 
@@ -82,123 +84,109 @@ class Admin:
     async def model(self, request: Request) -> Response:
         return answer(self._facts.status(request.path_params["model"]))
 
+    # --- changes: each takes `message` in its body, why it is made
+
     async def split(self, request: Request) -> Response:
         """Body: ``{"weights": {"1": 90, "2": 10}, "stable": "1", "sticky": {...}}``."""
-        name = request.path_params["model"]
-        tree = await self._body(request, "weights", "stable", "sticky")
+        name, tree, who, message = await self._asked(request, "weights", "stable", "sticky")
         weights = tree.get("weights")
         if type(weights) is not dict or not weights:
             raise InvalidRequest('the body needs \'weights\', such as {"1": 90, "2": 10}')
-        asked = parse_traffic(tree, "the request")
-        for version in (*asked.weights, *([asked.stable] if asked.stable is not None else [])):
-            self._check_version(name, version)
-
-        def change(old: Traffic) -> Traffic:
-            stable = asked.stable
-            if stable is None and old.stable in asked.weights:
-                stable = old.stable
-            return msgspec.structs.replace(
-                old, weights=asked.weights, stable=stable, sticky=asked.sticky or old.sticky
-            )
-
-        return await self._change(name, change)
+        await self._changes.split(name, parse_traffic(tree, "the request"), who, message)
+        return self._now(name)
 
     async def promote(self, request: Request) -> Response:
         """Body: ``{"version": "2"}``, a version or a label: it gets all traffic and is stable."""
-        name = request.path_params["model"]
-        tree = await self._body(request, "version")
+        name, tree, who, message = await self._asked(request, "version")
         version = str(tree.get("version") or "")
         if not version:
             raise InvalidRequest('the body needs \'version\', such as {"version": "2"}')
-        labels = self._facts.status(name)["labels"]
-        version = labels.get(version, version)
-        self._check_version(name, version)
-        if not any(r.version == version and r.state == "ready" for r in self._records(name)):
-            raise ModelNotReady(
-                f"version {version} of '{name}' is not ready; promote it when `sluice models` "
-                "shows it ready"
-            )
-        return await self._change(
-            name, lambda old: msgspec.structs.replace(old, weights={version: 100.0}, stable=version)
-        )
+        await self._changes.promote(name, version, who, message)
+        return self._now(name)
 
     async def labels(self, request: Request) -> Response:
         """Body: ``{"labels": {"blue": "2"}}``; replaces the labels that were set this way."""
-        name = request.path_params["model"]
-        tree = await self._body(request, "labels")
+        name, tree, who, message = await self._asked(request, "labels")
         if type(tree.get("labels")) is not dict:
             raise InvalidRequest('the body needs \'labels\', such as {"blue": "2"}')
         labels = parse_traffic(tree, "the request").labels
-        for label, version in labels.items():
-            self._check_version(name, version)
-            if label.isdigit() or not label:
-                raise InvalidRequest(f"label '{label}' looks like a version; use a word")
-        return await self._change(name, lambda old: msgspec.structs.replace(old, labels=labels))
+        await self._changes.labels(name, lambda old: labels, who, message)
+        return self._now(name)
 
-    def _records(self, name: str) -> list[Any]:
-        return self._facts.managed(name).records
+    async def some_labels(self, request: Request) -> Response:
+        """Body: ``{"labels": {"blue": "2", "green": null}}``; others stay, null takes one away."""
+        name, tree, who, message = await self._asked(request, "labels")
+        given = tree.get("labels")
+        if type(given) is not dict or not given:
+            raise InvalidRequest('the body needs \'labels\', such as {"blue": "2"}')
+        away = [label for label, version in given.items() if version is None]
+        kept = {label: version for label, version in given.items() if version is not None}
+        new = parse_traffic({"labels": kept}, "the request").labels
 
-    def _check_version(self, name: str, version: str) -> None:
-        model = self._facts.managed(name)
-        known = tuple(model.aspired.on_disk)
-        if version not in known:
-            raise UnknownVersion(name, version, known)
+        def change(old: Any) -> dict[str, str]:
+            for label in away:
+                if label not in old:
+                    raise InvalidRequest(
+                        f"'{name}' has no label '{label}' that was set this way; it has: "
+                        f"{', '.join(old) or 'none'}"
+                    )
+            return {k: v for k, v in {**old, **new}.items() if k not in away}
 
-    async def _body(self, request: Request, *keys: str) -> dict[str, Any]:
-        self._facts.managed(request.path_params["model"])
+        await self._changes.labels(name, change, who, message)
+        return self._now(name)
+
+    async def rollback(self, request: Request) -> Response:
+        """Body: ``{}``, or ``{"to": 17}``: as it was after entry 17 of the history."""
+        name, tree, who, message = await self._asked(request, "to")
+        to = tree.get("to")
+        if to is not None and type(to) is not int:
+            raise InvalidRequest("'to' must be the number of an entry of the history")
+        await self._changes.rollback(name, to, who, message)
+        return self._now(name)
+
+    async def pause(self, request: Request) -> Response:
+        name, _, who, message = await self._asked(request)
+        await self._changes.pause(name, who, message)
+        return self._now(name)
+
+    async def resume(self, request: Request) -> Response:
+        name, _, who, message = await self._asked(request)
+        await self._changes.resume(name, who, message)
+        return self._now(name)
+
+    async def load(self, request: Request) -> Response:
+        """Answers when the model, or its version, is ready."""
+        name, _, who, message = await self._asked(request, known=False)
+        await self._changes.load(name, request.path_params.get("version", ""), who, message)
+        return self._now(name)
+
+    async def unload(self, request: Request) -> Response:
+        """Answers when the model, or its version, is out of the routes."""
+        name, _, who, message = await self._asked(request)
+        await self._changes.unload(name, request.path_params.get("version", ""), who, message)
+        return self._now(name)
+
+    # --- parts
+
+    async def _asked(
+        self, request: Request, *keys: str, known: bool = True
+    ) -> tuple[str, dict[str, Any], str, str]:
+        """Model, body without its message, who asks, and the message."""
+        name = request.path_params["model"]
+        if known:
+            self._facts.managed(name)
         body = await read_body(request, MAX_BODY)
-        tree = parse_json(body, self._config.limits.max_json_depth)
-        refuse_unknown(tree, frozenset(keys), "the request")
-        return tree
+        tree = parse_json(body, self._config.limits.max_json_depth) if body.strip() else {}
+        refuse_unknown(tree, frozenset((*keys, "message")), "the request")
+        message = message_of(tree.pop("message", None))
+        return name, tree, caller_of(request).who, message
 
-    async def _change(self, name: str, change: Callable[[Traffic], Traffic]) -> Response:
-        """Stores new traffic in the registry, then lets it take effect; one at a time a model."""
-        async with self._locks.setdefault(name, asyncio.Lock()):
-            traffic = change(self._facts.managed(name).traffic)
-            try:
-                registry = self._registry_of(name)
-            except KeyError:  # gone from its registry, and still draining
-                raise UnknownModel(name) from None
-            await asyncio.to_thread(registry.write_traffic, name, traffic)
-            self._manager.set_traffic(name, traffic)
-            if not self._config.registry.watch:
-                # Nobody else would notice that a version is named now that is not loaded.
-                await self._rescan(registry)
+    def _now(self, name: str) -> Response:
+        if name not in self._facts.names():  # it was there by the files of a load alone
+            return answer({"name": name, "state": "unloaded"})
         return answer(self._facts.status(name))
 
 
 def check_caller(request: Request, token: str) -> None:
     """Raises `NotAllowed` unless the caller has the token, or is on loopback where none is set."""
-    if token:
-        given = request.headers.get("authorization", "")
-        if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
-            raise NotAllowed("the admin API needs the header 'Authorization: Bearer <admin.token>'")
-        return
-    if not is_this_machine(request.client.host if request.client is not None else ""):
-        raise NotAllowed("the admin API answers loopback peers only; set admin.token to open it")
-    if request.headers.get("x-forwarded-for") or request.headers.get("forwarded"):
-        raise NotAllowed("the admin API is not for forwarded requests; set admin.token to open it")
-    # A browser on this machine is a loopback peer too, whatever page it shows: neither a page of
-    # somebody else's nor a name that was made to lead here may use it.
-    for name, start in (("host", "//"), ("origin", "")):
-        value = request.headers.get(name)
-        if value and not is_this_machine(host_of(start + value)):
-            raise NotAllowed(
-                "the admin API is not for other hosts or their pages; set admin.token to open it"
-            )
-
-
-def host_of(url: str) -> str:
-    """The host in a URL; empty for what is none."""
-    try:
-        return urlsplit(url).hostname or ""
-    except ValueError:
-        return ""
-
-
-def is_this_machine(host: str) -> bool:
-    """Whether a host's name or address is one of loopback."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    callers.check_caller(caller_of(request), token, what="the admin API", key="admin.token")

@@ -60,10 +60,10 @@ class GenerateCall(AwaitableCall):
             self.deadline = self.arrived + timeout_ms(timeout.encode("latin-1")) / 1e3
         limits = self._shared.limits
         keys = parse_generate(self._body, limits)
-        self._body = b""
         # Only the version that will answer can say which keys are inputs.
         like = InferenceRequest(*self._target, (), parameters=plain_values(keys))
         self.chosen = self._shared.pipeline.choose(self, like)
+        self._body = b""
         return decode_generate(*self._target, keys, self.chosen[0].contract, limits)
 
 

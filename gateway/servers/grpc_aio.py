@@ -21,7 +21,7 @@ from gateway.errors import DeadlineExceeded, SluiceError, text_of
 from gateway.lifecycle.manager import Manager
 from gateway.pipeline import Pipeline
 from gateway.servers.grpc_call import GrpcioCall, told
-from gateway.servers.grpc_service import INFER, STREAM, GrpcService
+from gateway.servers.grpc_service import INFER, STREAM, GrpcService, Slow, grpc_caller
 from gateway.servers.grpc_stream import StreamInfer
 from gateway.servers.trailers import answer_trailers, error_trailers
 from gateway.telemetry.logs import log
@@ -69,6 +69,8 @@ class GrpcioServer:
         }
         for name, handler in service.handlers.items():
             handlers[name] = grpc.unary_unary_rpc_method_handler(self._control(handler))
+        for name, slow in service.slow.items():
+            handlers[name] = grpc.unary_unary_rpc_method_handler(self._slow(slow))
         self._server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(SERVICE, handlers),)
         )
@@ -118,7 +120,7 @@ class GrpcioServer:
                 await self._health.set(name, status.SERVICE_UNKNOWN)
             else:
                 self._names.add(name)
-                up = self._told_ready and model.ready
+                up = self._told_ready and model.available
                 await self._health.set(name, status.SERVING if up else status.NOT_SERVING)
 
     async def _infer(self, payload: bytes, context: Any) -> bytes:
@@ -137,7 +139,18 @@ class GrpcioServer:
     def _control(self, handler: Callable[[bytes], bytes]) -> Callable[[bytes, Any], Any]:
         async def handle(payload: bytes, context: Any) -> bytes:
             try:
-                return handler(payload)
+                return await self._pipeline.when_loaded(lambda: handler(payload))
+            except Exception as error:
+                await abort(context, told(error))
+                raise AssertionError("abort raises") from None
+
+        return handle
+
+    def _slow(self, handler: Slow) -> Callable[[bytes, Any], Any]:
+        async def handle(payload: bytes, context: Any) -> bytes:
+            caller = grpc_caller(context.invocation_metadata() or (), context.peer())
+            try:
+                return await handler(payload, caller)
             except Exception as error:
                 await abort(context, told(error))
                 raise AssertionError("abort raises") from None

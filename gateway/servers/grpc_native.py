@@ -20,9 +20,10 @@ from gateway.codecs.messages import METHODS
 from gateway.codecs.oip_grpc import GrpcCodec
 from gateway.codecs.statuses import UNAVAILABLE, grpc_status
 from gateway.config import LimitsConfig
-from gateway.errors import Draining, InferenceFailed, SluiceError, text_of
+from gateway.control.callers import Caller
+from gateway.errors import Draining, InferenceFailed, NotLoaded, SluiceError, text_of
 from gateway.pipeline import Pipeline
-from gateway.servers.grpc_service import INFER, GrpcService
+from gateway.servers.grpc_service import INFER, GrpcService, grpc_caller
 from gateway.servers.trailers import answer_trailers, error_trailers
 from gateway.telemetry.logs import log
 from gateway.tensors import InferenceRequest, InferenceResponse
@@ -118,8 +119,10 @@ class NativeGrpcServer:
     ) -> None:
         self.pipeline = pipeline
         self.codec = codec
-        names = [INFER, *service.handlers]
+        names = [INFER, *service.handlers, *service.slow]
         self._handlers = dict(enumerate(service.handlers.values(), start=1))
+        self._slow = dict(enumerate(service.slow.values(), start=1 + len(self._handlers)))
+        self._tasks: dict[int, asyncio.Task[None]] = {}
         self._calls: dict[int, NativeCall] = {}
         self._poll_seconds = poll_us / 1e6
         self._look_until = 0.0
@@ -212,8 +215,12 @@ class NativeGrpcServer:
                     calls[call_id] = call
                     admission.in_flight += 1
                     serve(call)
-                else:
+                elif method in self._handlers:
                     self._control(call_id, method, payload)
+                else:
+                    metadata, peer, _ = details
+                    work = self._answer(call_id, method, payload, grpc_caller(metadata, peer))
+                    self._tasks[call_id] = self._loop.create_task(work)
             except Exception:  # the others of the burst have nothing to do with it
                 log.exception("unexpected error on the native gRPC server")
 
@@ -222,12 +229,38 @@ class NativeGrpcServer:
         try:
             self.pipeline.admission.check_size(len(payload))
             self.front.respond(call_id, self._handlers[method](payload))
-        except SluiceError as error:
-            self.front.fail(call_id, grpc_status(error), text_of(error), error_trailers(error))
+        except NotLoaded:
+            self._tasks[call_id] = self._loop.create_task(
+                self._answer_loaded(call_id, method, payload)
+            )
         except Exception as error:
-            log.exception("unexpected error in a control call")
-            failure = InferenceFailed(f"internal error: {type(error).__name__}")
-            self.front.fail(call_id, grpc_status(failure), text_of(failure))
+            self._refuse(call_id, error)
+
+    async def _answer_loaded(self, call_id: int, method: int, payload: bytes) -> None:
+        """Answers once the model in question is loaded."""
+        try:
+            answer = await self.pipeline.when_loaded(lambda: self._handlers[method](payload))
+            self.front.respond(call_id, answer)
+        except Exception as error:
+            self._refuse(call_id, error)
+        finally:
+            del self._tasks[call_id]
+
+    async def _answer(self, call_id: int, method: int, payload: bytes, caller: Caller) -> None:
+        """Answers what takes its time; the event loop goes on meanwhile."""
+        try:
+            self.pipeline.admission.check_size(len(payload))
+            self.front.respond(call_id, await self._slow[method](payload, caller))
+        except Exception as error:
+            self._refuse(call_id, error)
+        finally:
+            del self._tasks[call_id]
+
+    def _refuse(self, call_id: int, error: Exception) -> None:
+        if not isinstance(error, SluiceError):
+            log.error("unexpected error in a control call", exc_info=error)
+            error = InferenceFailed(f"internal error: {type(error).__name__}")
+        self.front.fail(call_id, grpc_status(error), text_of(error), error_trailers(error))
 
     def ended(self, call_id: int) -> None:
         """A call is over; forgets it."""
@@ -238,6 +271,9 @@ class NativeGrpcServer:
         """Ends the calls that are still there with UNAVAILABLE; on the event loop."""
         for call_id, call in list(self._calls.items()):
             call.cancel()
+            self.front.fail(call_id, UNAVAILABLE, str(Draining()))
+        for call_id, task in list(self._tasks.items()):
+            task.cancel()
             self.front.fail(call_id, UNAVAILABLE, str(Draining()))
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ from typing import Final
 from gateway.codecs.messages import ModelStreamInferResponse
 from gateway.codecs.oip_grpc import GrpcCodec
 from gateway.errors import InvalidRequest, SluiceError, text_of
-from gateway.pipeline import Answers, Pipeline
+from gateway.pipeline import Answers, Late, Pipeline
 from gateway.servers.grpc_call import GrpcioCall, told
 from gateway.telemetry.logs import log
 from gateway.tensors import InferenceResponse
@@ -87,11 +87,23 @@ class StreamInfer:
     def _start(self, call: GrpcioCall) -> None:
         self._under_way += 1
         answers = self._pipeline.serve(call, many=True)
-        if answers is None:
+        if answers is None or isinstance(answers, Late):
             self._in_order.append(call)
             call.future.add_done_callback(self._answered)
+            if answers is not None:
+                answers.then(lambda found: self._loaded(call, found))
             return
         self._streamed[call] = self._loop.create_task(self._forward(call, answers))
+
+    def _loaded(self, call: GrpcioCall, answers: Answers | None) -> None:
+        """The model of a call was not loaded, and is now: only now it is known to be decoupled,
+        if there are `answers`."""
+        if answers is None or call not in self._in_order:
+            return
+        self._in_order.remove(call)
+        call.future.remove_done_callback(self._answered)
+        self._streamed[call] = self._loop.create_task(self._forward(call, answers))
+        self._answered(call.future)  # those behind it wait for it no longer
 
     # --- out
 

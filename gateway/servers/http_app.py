@@ -20,7 +20,7 @@ from gateway.codecs.json_data import parse_json
 from gateway.codecs.statuses import http_status, retry_after
 from gateway.codecs.v1_rest import decode_v1, encode_v1
 from gateway.errors import Draining, InvalidRequest, RequestTooLarge, SluiceError, without_folders
-from gateway.facts import EXTENSIONS, NAME, Facts, statistics_json, tensor_json
+from gateway.facts import NAME, Facts, statistics_json, tensor_json
 from gateway.pipeline import AwaitableCall
 from gateway.registries.config_pbtxt_message import to_json
 from gateway.servers.http_answer import error_body
@@ -106,7 +106,7 @@ class HttpApp:
         return answer({"status": "alive"})
 
     async def server_metadata(self, request: Request) -> Response:
-        return answer({"name": NAME, "version": __version__, "extensions": EXTENSIONS})
+        return answer({"name": NAME, "version": __version__, "extensions": self._facts.extensions})
 
     async def live(self, request: Request) -> Response:
         return answer({"live": self._facts.live})
@@ -138,7 +138,9 @@ class HttpApp:
     # --- one model
 
     async def model_metadata(self, request: Request) -> Response:
-        metadata = self._facts.metadata(*target(request))
+        metadata = await self._shared.pipeline.when_loaded(
+            lambda: self._facts.metadata(*target(request))
+        )
         return answer(
             {
                 "name": metadata.name,
@@ -155,7 +157,10 @@ class HttpApp:
         return answer({"name": model, "ready": ready}, 200 if ready else 503)
 
     async def model_config(self, request: Request) -> Response:
-        return answer(to_json(self._facts.config(*target(request))))
+        config = await self._shared.pipeline.when_loaded(
+            lambda: self._facts.config(*target(request))
+        )
+        return answer(to_json(config))
 
     async def statistics(self, request: Request) -> Response:
         servables = self._facts.servables(*target(request))

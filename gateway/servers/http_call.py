@@ -240,8 +240,11 @@ class HttpCall(Call):
                 "Inference-Header-Content-Length must be a whole number of at least 0"
             )
         if int(length) == 0:
-            # Only the version that will answer can say what the bytes are.
+            # Only the version that will answer can say what the bytes are. Should it have to be
+            # loaded first, they are needed again.
+            self._body = body
             self.chosen = shared.pipeline.choose(self, InferenceRequest(model, version, ()))
+            self._body = b""
             contract = self.chosen[0].contract
             request, self._form = shared.codec.decode_raw(model, version, body, contract)
             return request

@@ -196,7 +196,7 @@ def test_a_directory_that_cannot_be_written_changes_nothing(
     def test(client: Client, gateway: Gateway) -> None:
         status, answer = client.admin("PUT", "/models/m/split", {"weights": {"2": 1}})
         assert status == 503
-        assert "Read-only file system; make the directory writable" in answer["error"]
+        assert "Read-only file system" in answer["error"]
         assert client.versions() == {"1": 40}
 
     serving(test, root)

@@ -63,13 +63,15 @@ class Serving:
     def __init__(self, *words: str | Path) -> None:
         self.out = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in __exit__
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in __exit__
+        # Most are killed in the end, and what they leave goes with it.
+        self.folder = tempfile.TemporaryDirectory(prefix="cli-")
         self.process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "gateway", "serve", *map(str, words)),
                 *("--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"),
             ],
             cwd=ROOT,
-            env=environment(),
+            env=environment(TMPDIR=self.folder.name),
             stdin=subprocess.DEVNULL,
             stdout=self.out,
             stderr=self.errors,
@@ -112,6 +114,7 @@ class Serving:
             self.process.wait(PATIENCE)
         self.out.close()
         self.errors.close()
+        self.folder.cleanup()
 
 
 def content(file: IO[str]) -> str:

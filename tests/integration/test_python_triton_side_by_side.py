@@ -43,9 +43,10 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TritonProce
     """A tritonserver and a gateway over the same folder of files."""
     folder = tmp_path_factory.mktemp("side")
     repository = write_repository(folder / "repository")
-    with TritonProcess(folder, ()) as theirs:
+    with TritonProcess(folder, (), wait=False) as theirs:
         ours = GatewayProcess(folder, [repository])
         try:
+            theirs.wait_ready()
             yield theirs, ours
         finally:
             assert ours.stop() == 0

@@ -26,6 +26,7 @@ def test_v1_is_read_by_the_version_that_answers(tmp_path: Path) -> None:
     write(tmp_path / "m" / "1", adding(1.0))
     write(tmp_path / "m" / "2", renamed(2.0))
     (tmp_path / "m" / "traffic.yaml").write_text("weights: {1: 50, 2: 50}\nstable: '1'\n")
+    (tmp_path / "m" / "model.yaml").write_text("signature_change: allow\n")
 
     def test(client: Client, gateway: Gateway) -> None:
         found: Counter[float] = Counter()

@@ -7,12 +7,13 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
+
+from tests.support import warm
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 30.0
@@ -22,7 +23,7 @@ _LISTENING = re.compile(r"listening: HTTP (\S+), gRPC (\S+?);")
 
 
 class GatewayProcess:
-    """``python -m gateway serve`` on free ports of the loopback interface.
+    """``python -m gateway serve`` on free ports of the loopback interface (see `warm`).
 
     `sources` are model directories, `settings` configuration keys. With `ready`, the
     constructor waits until the gateway is. It is stopped with Ctrl-C's signal.
@@ -40,18 +41,16 @@ class GatewayProcess:
     ) -> None:
         self.grpc_server = grpc_server
         self.log_path = folder / f"gateway-{time.monotonic_ns()}.log"
-        command = [
-            sys.executable, "-m", "gateway", "serve", *map(str, sources),
+        arguments = [
+            "serve", *map(str, sources),
             "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--grpc-server", grpc_server,
         ]  # fmt: skip
         for key, value in (settings or {}).items():
-            command += ["--set", f"{key}={value}"]
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("SLUICE_")}
+            arguments += ["--set", f"{key}={value}"]
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLUICE_", "PYTEST_"))}
         kept |= {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(environment or {})}
         with self.log_path.open("wb") as log:
-            self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=kept, cwd=folder
-            )
+            self.process = warm.start(arguments, kept, folder, log.fileno())
         try:
             match = self.wait_for(_LISTENING)
             self.http, self.grpc = match.groups()

@@ -49,12 +49,13 @@ def save_function(
 ) -> Path:
     """A python_function model whose `predict(data, params)` is given."""
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    def method(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+        return predict(model_input, params)
 
-        class Function(mlflow.pyfunc.PythonModel):
-            def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-                return predict(model_input, params)
+    # Without a type mlflow warns wherever the model is loaded. This one changes nothing; it is put
+    # here as itself, because a name could not be looked up there.
+    method.__annotations__["model_input"] = pd.DataFrame
+    function = type("Function", (mlflow.pyfunc.PythonModel,), {"predict": method})
 
     schema = None if params is None else ParamSchema([ParamSpec(n, t, d) for n, t, d in params])
     signature = ModelSignature(inputs=inputs, outputs=outputs, params=schema) if inputs else None
@@ -62,7 +63,7 @@ def save_function(
         warnings.simplefilter("ignore")
         mlflow.pyfunc.save_model(
             folder,
-            python_model=Function(),
+            python_model=function(),
             signature=signature,
             input_example=example,
             pip_requirements=[],

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import time
 import urllib.request
 from collections.abc import Iterable
 from functools import cache
@@ -162,11 +161,18 @@ def triton() -> Environment:
     return find(environment("triton"))
 
 
+def scratch() -> set[Path]:
+    """The folders that Python backends have made, which are left where one is killed."""
+    return set(Path("/tmp").glob("python_env_*"))
+
+
 class TritonProcess:
     """A running tritonserver that holds `models`; `folder` is its own. It can be killed and
     started again on the same ports."""
 
-    def __init__(self, folder: Path, models: Iterable[str] = tuple(MODELS)) -> None:
+    def __init__(
+        self, folder: Path, models: Iterable[str] = tuple(MODELS), *, wait: bool = True
+    ) -> None:
         self.folder = folder
         self.log_path = folder / "triton.log"
         self._prefix = f"tests{os.getpid()}_{id(self)}_"
@@ -180,8 +186,9 @@ class TritonProcess:
         copy_backend(triton(), folder / "backends")
         self.http_port, self.grpc_port = free_port(), free_port()
         self.process: subprocess.Popen[bytes] | None = None
+        self._scratch: set[Path] = set()
         try:
-            self.start()
+            self.start(wait=wait)
         except BaseException:
             self.kill()
             raise
@@ -204,6 +211,7 @@ class TritonProcess:
     def start(self, *, wait: bool = True) -> None:
         """Starts the server, which takes seconds."""
         env = triton()
+        self._before = scratch()
         command = [
             str(env.server / "bin" / "tritonserver"),
             f"--model-repository={self._repository}",
@@ -232,6 +240,7 @@ class TritonProcess:
     def wait_ready(self) -> None:
         """Until every model is."""
         wait_until(self._is_ready, "tritonserver to be ready", PATIENCE)
+        self._scratch |= scratch() - self._before
 
     def _is_ready(self) -> bool:
         assert self.process is not None
@@ -256,6 +265,10 @@ class TritonProcess:
         self.process = None
         for left in Path("/dev/shm").glob(f"{self._prefix}*"):
             left.unlink(missing_ok=True)
+        for folder in self._scratch:
+            with contextlib.suppress(OSError):  # not empty: somebody else's, and in use
+                folder.rmdir()
+        self._scratch.clear()
 
     def pause(self) -> None:
         """Stops the server without ending it: it hangs, as far as its callers can tell."""
@@ -280,17 +293,8 @@ class TritonProcess:
         """Removes a note."""
         (self.folder / name).unlink(missing_ok=True)
 
-    def stop(self) -> None:
-        """Asks it to end, and kills what has not ended."""
-        if self.process is not None and self.process.poll() is None:
-            self.process.terminate()
-            end = time.monotonic() + 10
-            while self.process.poll() is None and time.monotonic() < end:
-                time.sleep(0.02)
-        self.kill()
-
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.stop()
+        self.kill()  # nobody is interested in how it would end by itself, which takes seconds

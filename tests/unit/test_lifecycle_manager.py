@@ -29,6 +29,8 @@ PATIENCE = 20.0
 
 
 class FakeModel:
+    elsewhere = False
+
     def __init__(self) -> None:
         self.closed = 0
 
@@ -42,6 +44,8 @@ class FakeServable:
         self.model = model
         self.idle = True
         self.dispatcher = SimpleNamespace(on_broken=None)
+        self.stats = SimpleNamespace(last_inference=0)
+        self.contract = SimpleNamespace(inputs=(), outputs=())
 
     def close(self) -> None:
         assert self.idle, "closed while a request held it"

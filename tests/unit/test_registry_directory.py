@@ -239,7 +239,7 @@ def test_documents_complete_each_other(tmp_path: Path) -> None:
         ("model.yaml", "declared: nothing", "unknown key 'declared'"),
         ("model.yaml", "max_batch_size: many", "max_batch_size"),
         ("model.yaml", "max_batch_size: 4", "is set in config.pbtxt too"),
-        ("model.yaml", "on_demand: true", "not supported yet"),
+        ("model.yaml", "on_demand: sometimes", "on_demand"),
         ("model.yaml", "inputs: [{name: x, datatype: FLOAT, dims: [4]}]", "datatype 'FLOAT'"),
         ("model.yaml", "a: [", "is not YAML"),
         ("traffic.yaml", "weight: {1: 1}", "did you mean 'weights'"),

@@ -1,0 +1,404 @@
+"""Every change that a person makes, whichever edge it came in by.
+
+One change of a model at a time: checked, stored (registry or state directory) first, then in
+effect, and recorded with who made it and why. A change goes on when its caller goes away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from gateway.config import ControlConfig
+from gateway.control import rollback
+from gateway.control.controls import Controls
+from gateway.control.documents import Control, Pause
+from gateway.control.loading import Loading, Look
+from gateway.errors import (
+    Conflict,
+    InvalidRequest,
+    ModelNotReady,
+    UnknownModel,
+    UnknownVersion,
+    printable,
+)
+from gateway.facts import Facts
+from gateway.history.base import History
+from gateway.lifecycle.manager import Manager
+from gateway.lifecycle.states import State
+from gateway.registries.base import Registry
+from gateway.registries.traffic import Traffic
+
+LONGEST_MESSAGE = 1000
+HISTORY = 1000
+"""Entries among which a rollback looks."""
+
+T = TypeVar("T")
+
+
+class Changes:
+    """The service behind admin API, repository API and command line. For the event loop.
+
+    Every method raises `Conflict` while the model is paused, `UnknownModel`, and what its own
+    text names; who and message are recorded.
+    """
+
+    def __init__(
+        self,
+        config: ControlConfig,
+        controls: Controls,
+        facts: Facts,
+        manager: Manager,
+        history: History,
+        registry_of: Callable[[str], Registry],
+        look: Look,
+    ) -> None:
+        self._controls = controls
+        self._facts = facts
+        self._manager = manager
+        self._history = history
+        self._registry_of = registry_of
+        self._look = look
+        self._loading = Loading(manager, controls, registry_of, look, config.load_seconds)
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def close(self) -> None:
+        """Gives up what has not ended; what is stored stays."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # --- traffic
+
+    async def split(self, model: str, asked: Traffic, who: str, message: str) -> None:
+        """Sets weights, and stable version and sticky key where given. Raises `UnknownVersion`,
+        `RegistryError`, and `Conflict` for a version whose signature differs."""
+
+        async def work() -> None:
+            self._check_known(model, asked.weights)
+            if asked.stable is not None:
+                self._check_known(model, [asked.stable])
+            old = self._facts.managed(model).traffic
+            stable = asked.stable
+            if stable is None and old.stable in asked.weights:
+                stable = old.stable
+            traffic = msgspec.structs.replace(
+                old, weights=asked.weights, stable=stable, sticky=asked.sticky or old.sticky
+            )
+            with self._history.because(model, "split", who, message):
+                await self._declare(model, traffic)
+
+        await self._one(model, work)
+
+    async def promote(self, model: str, version: str, who: str, message: str) -> None:
+        """Gives a version, or what a label stands for, everything, and makes it stable. Raises
+        `UnknownVersion`, `ModelNotReady`, `RegistryError`."""
+
+        async def work() -> None:
+            found = self._facts.status(model)["labels"].get(version, version)
+            self._check_known(model, [found])
+            if not self._is_ready(model, found):
+                raise ModelNotReady(
+                    f"version {found} of '{model}' is not ready; promote it when `sluice models` "
+                    "shows it ready"
+                )
+            old = self._facts.managed(model).traffic
+            traffic = msgspec.structs.replace(old, weights={found: 100.0}, stable=found)
+            with self._history.because(model, "promote", who, message):
+                await self._declare(model, traffic)
+
+        await self._one(model, work)
+
+    async def labels(
+        self, model: str, change: Callable[[Mapping[str, str]], dict[str, str]], who: str,
+        message: str,
+    ) -> None:  # fmt: skip
+        """Sets the labels that were set this way, given as a function of those before. Raises
+        `InvalidRequest`, `UnknownVersion`, `RegistryError`."""
+
+        async def work() -> None:
+            old = self._facts.managed(model).traffic
+            labels = change(old.labels)
+            self._check_known(model, labels.values())
+            for label in labels:
+                if label.isdigit() or not label:
+                    raise InvalidRequest(
+                        f"label '{printable(label)}' looks like a version; use a word"
+                    )
+            with self._history.because(model, "labels", who, message):
+                await self._declare(model, msgspec.structs.replace(old, labels=labels))
+
+        await self._one(model, work)
+
+    async def rollback(self, model: str, to: int | None, who: str, message: str) -> None:
+        """Declares again what was declared before the latest change of split or labels, or what
+        was after entry `to` of the history. Waits until every version that it needs is ready, so
+        that its answer means that they answer. Raises `NotFound`, `Conflict`, `ModelLoadError`
+        for a version that cannot be loaded, `RegistryError`."""
+
+        async def work() -> None:
+            if not self._history.enabled:
+                raise Conflict(
+                    "there is no history to roll back by: history.enabled is false; use "
+                    "'sluice split' or 'sluice promote'"
+                )
+            changes = await self._history.changes(model, limit=HISTORY)
+            traffic = rollback.target(model, changes, self._known(model), to)
+            if traffic == self._facts.managed(model).traffic:
+                raise Conflict(f"there is nothing to roll back: '{model}' is declared that way now")
+            control = self._controls.of(model)
+            needed = {v for v, weight in traffic.weights.items() if weight}
+            needed |= {traffic.stable} if traffic.stable is not None else set()
+            left_out = sorted(needed & set(control.without_versions))
+            if left_out or not self._controls.is_loaded(model):
+                raise Conflict(
+                    f"cannot roll '{model}' back to what is unloaded; first "
+                    f"'sluice load {' '.join([model, *left_out[:1]])}'"
+                )
+            with self._history.because(model, "rollback", who, message):
+                more = msgspec.structs.replace(
+                    control, with_versions=tuple(sorted({*control.with_versions, *needed}))
+                )
+                await self._loading.until_ready(model, more, sorted(needed))
+                try:
+                    await self._declare(model, traffic)
+                finally:  # the split names them now
+                    self._loading.apply(model, control)
+
+        await self._one(model, work)
+
+    # --- pause
+
+    async def pause(self, model: str, who: str, message: str) -> None:
+        """From now on nothing changes this model but `resume`: neither its registry nor people.
+        Raises `ConfigError` where the state directory cannot be written."""
+
+        async def work() -> None:
+            managed = self._facts.managed(model)
+            aspired = managed.aspired
+            pause = Pause(
+                who=who,
+                message=message,
+                at=time.time(),
+                versions=tuple(aspired.versions),
+                settings=aspired.settings,
+                traffic=aspired.traffic,
+            )
+            control = msgspec.structs.replace(self._controls.of(model), pause=pause)
+            with self._history.because(model, "pause", who, message):
+                await self._store(control)
+                self._controls.hold(aspired)
+                self._controls.put(control)
+
+        await self._one(model, work)
+
+    async def resume(self, model: str, who: str, message: str) -> None:
+        """Ends a pause; what the registry wants by now is applied. Raises `Conflict` for a model
+        that is not paused."""
+
+        async def work() -> None:
+            control = self._controls.of(model)
+            if control.pause is None:
+                raise Conflict(f"'{model}' is not paused")
+            control = msgspec.structs.replace(control, pause=None)
+            with self._history.because(model, "resume", who, message):
+                await self._store(control)
+                self._loading.apply(model, control)
+            await self._loading.look(model)
+
+        await self._one(model, work, paused=True)
+
+    # --- loading by hand
+
+    async def load(
+        self,
+        model: str,
+        version: str,
+        who: str,
+        message: str,
+        *,
+        config: str = "",
+        files: Mapping[str, bytes] | None = None,
+    ) -> None:
+        """Loads a model, or one more version of it, and waits until it is ready.
+
+        `config` is a ``ModelConfig`` in text form, in the place of the registry's settings;
+        `files`, checked, take the place of its versions. Without them a load of the model goes
+        back to what the registry says. A load that fails changes nothing. Raises
+        `ModelLoadError`, `UnknownVersion`, `ModelNotReady` when it takes too long.
+        """
+
+        async def work() -> None:
+            await self._loading.find(model, version)
+            before = self._controls.of(model)
+            if not files:
+                self._facts.managed(model)
+            with self._history.because(model, "load", who, message):
+                if version:
+                    self._check_known(model, [version])
+                    control = msgspec.structs.replace(
+                        before,
+                        loaded=True if not self._controls.is_loaded(model) else before.loaded,
+                        with_versions=with_one(before.with_versions, version),
+                        without_versions=without_one(before.without_versions, version),
+                    )
+                    await self._loading.load(model, control, [version])
+                else:
+                    await self._loading.load_model(model, config, files)
+
+        await self._one(model, work, known=False)
+
+    async def unload(self, model: str, version: str, who: str, message: str) -> None:
+        """Takes a model, or one version of it, out of the routes; what it has begun it finishes.
+        Raises `UnknownVersion`, and `Conflict` for a version that has traffic."""
+
+        async def work() -> None:
+            before = self._controls.of(model)
+            if version:
+                self._check_known(model, [version])
+                self._check_spare(model, version)
+                control = msgspec.structs.replace(
+                    before,
+                    with_versions=without_one(before.with_versions, version),
+                    without_versions=with_one(before.without_versions, version),
+                )
+            else:
+                control = self._loading.unloaded(model)
+            with self._history.because(model, "unload", who, message):
+                await self._store(control)
+                self._loading.apply(model, control)
+            await self._loading.tidy(model)
+
+        await self._one(model, work)
+
+    # --- for others that change models
+
+    async def exclusively(self, model: str, work: Callable[[], Awaitable[T]]) -> T:
+        """`work` as one change of a model, which need not exist. Raises `Conflict` while the
+        model is paused, and what `work` does."""
+        return await self._one(model, work, known=False)
+
+    # --- parts
+
+    async def _one(
+        self,
+        model: str,
+        work: Callable[[], Awaitable[T]],
+        *,
+        paused: bool = False,
+        known: bool = True,
+    ) -> T:
+        """One change at a time; it ends in order even if nobody waits for it any more."""
+
+        async def run() -> T:
+            async with self._locks.setdefault(model, asyncio.Lock()):
+                if known:
+                    self._facts.managed(model)
+                if not paused:
+                    self._check_not_paused(model)
+                return await work()
+
+        if known:
+            self._facts.managed(model)
+        task = asyncio.get_running_loop().create_task(run())
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # nobody has to be there to hear it
+
+    def _check_not_paused(self, model: str) -> None:
+        pause = self._controls.of(model).pause
+        if pause is not None:
+            since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(pause.at))
+            why = f": {pause.message}" if pause.message else ""
+            raise Conflict(
+                f"'{model}' is paused since {since} by {pause.who}{why}; "
+                f"'sluice resume {model}' ends that"
+            )
+
+    def _known(self, model: str) -> tuple[str, ...]:
+        return tuple(self._facts.managed(model).aspired.on_disk)
+
+    def _check_known(self, model: str, versions: Any) -> None:
+        known = self._known(model)
+        for version in versions:
+            if version not in known:
+                raise UnknownVersion(model, version, known)
+
+    def _is_ready(self, model: str, version: str) -> bool:
+        records = self._facts.managed(model).records
+        return any(r.version == version and r.state == State.READY for r in records)
+
+    def _check_spare(self, model: str, version: str) -> None:
+        """Raises `Conflict` for a version that callers would miss."""
+        managed = self._facts.managed(model)
+        traffic = managed.traffic
+        total = sum(traffic.weights.values()) or 1.0
+        share = traffic.weights.get(version, 0.0) / total * 100
+        if share or traffic.stable_version() == version:
+            what = f"has {share:.4g} % of the traffic" if share else "is the stable one"
+            raise Conflict(
+                f"version {version} of '{model}' {what}; give it to others first, with "
+                f"'sluice split' or 'sluice promote', or unload the whole model"
+            )
+        ready = {v for v in managed.servables() if v not in self._left_out(model)}
+        if ready == {version}:
+            raise Conflict(
+                f"version {version} is the only one of '{model}' that is ready; unload the whole "
+                f"model: 'sluice unload {model}'"
+            )
+
+    def _left_out(self, model: str) -> tuple[str, ...]:
+        return self._controls.of(model).without_versions
+
+    async def _declare(self, model: str, traffic: Traffic) -> None:
+        """Stores new traffic in the registry, then lets it take effect."""
+        if self._controls.of(model).files:
+            raise Conflict(
+                f"'{model}' is served from the files of a load request, whose newest version "
+                f"takes everything; 'sluice load {model}' goes back to its registry"
+            )
+        self._check_signatures(model, traffic)
+        try:
+            registry = self._registry_of(model)
+        except KeyError:  # gone from its registry, and still draining
+            raise UnknownModel(model) from None
+        await asyncio.to_thread(registry.write_traffic, model, traffic)
+        self._controls.set_traffic(model, traffic)
+        self._manager.set_traffic(model, traffic)
+        # Versions may be named now that are not loaded.
+        await self._look(registry)
+
+    def _check_signatures(self, model: str, traffic: Traffic) -> None:
+        """Raises `Conflict` for a version whose inputs or outputs differ from the stable one's."""
+
+    async def _store(self, control: Control) -> None:
+        await asyncio.to_thread(self._controls.documents.write, control)
+
+
+def message_of(text: object) -> str:
+    """A message as it is recorded. Raises `InvalidRequest`."""
+    if text is None:
+        return ""
+    if type(text) is not str:
+        raise InvalidRequest("'message' must be text")
+    if len(text) > LONGEST_MESSAGE:
+        raise InvalidRequest(f"'message' is longer than {LONGEST_MESSAGE} characters")
+    return " ".join(text.split())
+
+
+def with_one(versions: tuple[str, ...], version: str) -> tuple[str, ...]:
+    return versions if version in versions else (*versions, version)
+
+
+def without_one(versions: tuple[str, ...], version: str) -> tuple[str, ...]:
+    return tuple(each for each in versions if each != version)

@@ -1,0 +1,226 @@
+"""Writes down what changes: watches the routes, and hears from those who change them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from gateway.config import HistoryConfig
+from gateway.errors import RegistryError
+from gateway.history.base import SERVED, START, STOP, Change, Past, Served
+from gateway.history.served import cause, differs, served_by, without_secrets
+from gateway.history.throttle import Held, Throttle
+from gateway.lifecycle.manager import Manager
+from gateway.routing import Router
+from gateway.servable import Servable
+from gateway.state import StateDir
+from gateway.telemetry.logs import log
+
+if TYPE_CHECKING:
+    from gateway.history.writer import Writer
+
+FILE: Final = "history.db"
+FOLDER: Final = "history"
+"""Of the state directory: the journals of the gateways that use it."""
+READ_AFTER: Final = 2.0
+"""Seconds that a reader waits for entries which are just being written."""
+
+T = TypeVar("T")
+
+
+class Recorder:
+    """See `History`. `source_of` gives the source that declares a model, or raises `KeyError`; `clock`
+    gives Unix seconds."""
+
+    def __init__(
+        self,
+        config: HistoryConfig,
+        state: StateDir,
+        manager: Manager,
+        router: Router[Servable],
+        source_of: Callable[[str], str],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.enabled = True
+        self._config = config
+        self._state = state
+        self._manager = manager
+        self._router = router
+        self._source_of = source_of
+        self._clock = clock
+        self._sources: dict[str, str] = {}
+        self._writer: Writer | None = None
+        self._gateway = ""
+        self._seq = 0
+        self._latest = 0.0
+        self._last: dict[str, Served] = {}
+        self._asked: Counter[str] = Counter()
+        """Models of which somebody changes something right now."""
+        self._throttles: dict[str, Throttle] = {}
+        self._held: dict[str, Held] = {}
+
+    # --- from start to stop
+
+    async def start(self, gateway: str) -> None:
+        """See `History.start`. Without a place to write to there is no history, and a warning."""
+        self._gateway = gateway
+        started = self._now()
+        try:
+            self._writer = await asyncio.to_thread(self._open, started)
+        except OSError as error:
+            self.enabled = False
+            log.warning(
+                "there is no history: '%s' cannot be written (%s); give another place with "
+                "--state-dir or history.url",
+                self._state.path, error.strerror or error,
+            )  # fmt: skip
+            return
+        self._manager.on_change.append(self.changed)
+        self._put(Change("", START, gateway, "", Served(), Served(), started))
+        for name in list(self._manager.models):
+            self.changed(name)
+
+    def _open(self, started: float) -> Writer:
+        """Raises `OSError` where there is no place for it, and `ConfigError` for a bad URL."""
+        from gateway.history.store import open_file, open_store
+        from gateway.history.writer import Writer
+
+        url = self._config.url
+        store = open_store(url) if url else open_file(self._state.path / FILE)
+        folder = self._state.path / FOLDER
+        own = None if url else self._state.path / FILE
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return Writer(store, self._gateway, folder, own, started)
+        except OSError as error:
+            if not url:
+                raise
+            log.warning(
+                "history: '%s' cannot be written (%s); while the database is away, entries are in "
+                "memory alone",
+                self._state.path, error.strerror or error,
+            )  # fmt: skip
+            return Writer(store, self._gateway, None, None, started)
+
+    async def close(self) -> None:
+        """See `History.close`."""
+        writer = self._writer
+        if writer is None:
+            return
+        with suppress(ValueError):
+            self._manager.on_change.remove(self.changed)
+        for name in list(self._held):
+            self._release(name)
+        self._put(Change("", STOP, self._gateway, "", Served(), Served(), self._now()))
+        self._writer = None
+        await asyncio.to_thread(writer.close)
+
+    # --- what changes
+
+    @contextmanager
+    def because(self, model: str, action: str, who: str, message: str) -> Iterator[None]:
+        """See `History.because`."""
+        self._asked[model] += 1
+        try:
+            yield
+        except BaseException:
+            self._done(model)
+            self.changed(model)
+            raise
+        self._done(model)
+        self._release(model)
+        before, after = self._last.get(model, Served()), self._served(model)
+        self._last[model] = after
+        self._put(Change(model, action, who, message, before, after, self._now()))
+
+    def _done(self, model: str) -> None:
+        self._asked[model] -= 1
+        if not self._asked[model]:
+            del self._asked[model]
+
+    def changed(self, model: str) -> None:
+        """Hears that a model's route may have changed."""
+        if model in self._asked:
+            return  # told when that is done
+        before, after = self._last.get(model, Served()), self._served(model)
+        if not differs(before, after) or self._only_put_away(model, after):
+            return
+        self._last[model] = after
+        why = cause(before, after, self._manager.models.get(model))
+        who, now = self._source(model), self._now()
+        held = self._held.get(model)
+        if held is None:
+            throttle = self._throttles.setdefault(model, Throttle(now))
+            if throttle.allow(now):
+                self._put(Change(model, SERVED, who, why, before, after, now))
+                return
+            held = self._held[model] = Held(before, after, now, now)
+            loop = asyncio.get_running_loop()
+            loop.call_later(throttle.wait(), self._release, model, held)
+        held.take(after, now, who, why)
+
+    def _release(self, model: str, expected: Held | None = None) -> None:
+        """Makes one entry of the changes that were held."""
+        held = self._held.get(model)
+        if held is None or (expected is not None and held is not expected):
+            return
+        del self._held[model]
+        self._throttles[model].allow(self._now())
+        many = Change(model, SERVED, held.who, held.message(), held.before, held.after, held.at)
+        self._put(replace(many, since=held.since, count=held.count))
+
+    def _served(self, model: str) -> Served:
+        return served_by(self._router.table.get(model), self._manager.models.get(model))
+
+    def _only_put_away(self, model: str, after: Served) -> bool:
+        """Whether a model answers as before, but has to be loaded again for it."""
+        managed = self._manager.models.get(model)
+        if managed is None or not managed.on_demand:
+            return False
+        return not after.shares and managed.available
+
+    def _source(self, model: str) -> str:
+        """Where a model is declared, or was."""
+        with suppress(KeyError):
+            self._sources[model] = without_secrets(self._source_of(model))
+        return self._sources.get(model, "")
+
+    def _now(self) -> float:
+        """Never before the last entry, whatever happens to the system's clock."""
+        self._latest = max(self._latest, self._clock())
+        return self._latest
+
+    def _put(self, change: Change) -> None:
+        writer = self._writer
+        if writer is None:
+            return
+        self._seq += 1
+        writer.add(replace(change, gateway=self._gateway, run=writer.run, seq=self._seq))
+
+    # --- what was
+
+    async def changes(
+        self, model: str, *, limit: int = 50, until: float | None = None
+    ) -> Sequence[Change]:
+        """See `History.changes`."""
+        return await self._ask(lambda writer: writer.store.changes(model, limit, until))
+
+    async def past(self, model: str, at: float) -> Past:
+        """See `History.past`."""
+        return await self._ask(lambda writer: writer.store.past(model, at))
+
+    async def _ask(self, question: Callable[[Writer], T]) -> T:
+        writer = self._writer
+        if writer is None:
+            raise RegistryError("there is no history: it has not begun, or cannot be written")
+
+        def ask() -> T:
+            writer.wait_written(READ_AFTER)
+            return question(writer)
+
+        return await asyncio.to_thread(ask)
