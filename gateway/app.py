@@ -22,9 +22,9 @@ from gateway.codecs.oip_rest import RestCodec
 from gateway.config import Config, is_loopback, split_address
 from gateway.control.changes import Changes
 from gateway.control.controls import Controls
+from gateway.control.deploying import Deploying
 from gateway.control.repository import UNLOAD_DEPENDENTS, Repository
 from gateway.errors import ConfigError, ModelLoadError
-from gateway.control.deploying import Deploying
 from gateway.facts import Facts
 from gateway.history.base import History
 from gateway.history.off import NoHistory
@@ -35,10 +35,10 @@ from gateway.lifecycle.loader import Loader
 from gateway.lifecycle.manager import Manager
 from gateway.pipeline import Pipeline
 from gateway.registries.base import Registry, Snapshot
-from gateway.registries.directory import DirectoryRegistry
-from gateway.registries.files import SETTLE_SECONDS
 from gateway.registries.deployment_mlflow import MlflowUris
 from gateway.registries.deployments import DeploymentsRegistry
+from gateway.registries.directory import DirectoryRegistry
+from gateway.registries.files import SETTLE_SECONDS
 from gateway.registries.merged import Merged
 from gateway.registries.sources import open_registry
 from gateway.routing import Router
@@ -54,8 +54,8 @@ from gateway.servers.hooks import Hooks
 from gateway.servers.http import HttpServer, MetricsServer
 from gateway.servers.http_app import make_app
 from gateway.servers.http_state import HttpState
-from gateway.servers.repository import RepositoryRoutes
 from gateway.servers.invocations import Invocations
+from gateway.servers.repository import RepositoryRoutes
 from gateway.state import StateDir, state_path
 from gateway.telemetry.access import access_log
 from gateway.telemetry.logs import log
@@ -139,7 +139,7 @@ class Gateway:
         )
         repository = Repository(config, self.changes)
         admin = Admin(config, self.facts, self.changes, self.status)
-        deploying = Deploying(
+        self.deploying = Deploying(
             self.deployments,
             self.controls,
             self.changes,
@@ -151,8 +151,17 @@ class Gateway:
             in_mlflow.resolve,
             config.control.load_seconds,
         )
-        deployments = Deployments(config, deploying)
-        more = [*Generate(shared).routes(), *Invocations(shared).routes(), *admin.routes(), *deployments.routes(), *RepositoryRoutes(shared, repository).routes(), *HistoryApi(config, self.facts, self.history).routes(), *Hooks(config.mlflow.webhook_secret, self._hint_mlflow).routes(), *documentation_routes()]
+        deployments = Deployments(config, self.deploying)
+        more = [
+            *Generate(shared).routes(),
+            *Invocations(shared).routes(),
+            *admin.routes(),
+            *deployments.routes(),
+            *RepositoryRoutes(shared, repository).routes(),
+            *HistoryApi(config, self.facts, self.history).routes(),
+            *Hooks(config.mlflow.webhook_secret, self._hint_mlflow).routes(),
+            *documentation_routes(),
+        ]
         app = make_app(shared, more)
         self.http = HttpServer(shared, app)
         self.metrics = (
@@ -187,6 +196,7 @@ class Gateway:
         for registry, snapshot in zip(self.registries, first, strict=True):
             self._apply(registry, snapshot)
         self.manager.apply(*self.controls.uploaded_alone())
+        self.deploying.started = True
         if announce is not None:
             announce()
         if self.config.registry.watch:
@@ -251,20 +261,20 @@ class Gateway:
         """Hands a registry's wanted state to the lifecycle."""
         self.manager.apply(*self.controls.take(*self._models.take(registry, snapshot)))
 
-    async def look(self, registry: Registry | None, *, settled: bool = False) -> None:
+    async def look(self, registry: Registry | None, *, settled: bool = False) -> bool:
         """See `gateway.control.loading.Look`."""
         if registry is None:
-            await asyncio.gather(*(self.look(each, settled=settled) for each in self.registries))
-            return
+            looks = (self.look(each, settled=settled) for each in self.registries)
+            return all(await asyncio.gather(*looks))
         if self.config.registry.watch and not (settled and isinstance(registry, DirectoryRegistry)):
             registry.hint()
-            return
+            return False
         end = time.monotonic() + SETTLING
         while True:
             self._apply(registry, await asyncio.to_thread(registry.scan))
             unsettled = isinstance(registry, DirectoryRegistry) and registry.unsettled
             if not (settled and unsettled) or time.monotonic() > end:
-                return
+                return True
             await asyncio.sleep(SETTLE_SECONDS / 2)
 
     def _hint_mlflow(self) -> None:
@@ -364,6 +374,7 @@ class Gateway:
 
     async def close(self) -> None:
         """Closes ports and models."""
+        self.cache.close()
         for watcher in self._watchers:
             watcher.cancel()
         await self.changes.close()

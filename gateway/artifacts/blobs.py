@@ -36,6 +36,9 @@ class Blobs:
         target = self.path(digest)
         target.parent.mkdir(parents=True, exist_ok=True)
         os.chmod(file, MODE)
+        if target.exists() and digest_of(target) == digest:
+            file.unlink()  # the trees that have it already share that one
+            return
         os.replace(file, target)
         sync_folder(target.parent)
 

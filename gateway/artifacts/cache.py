@@ -62,8 +62,11 @@ class Cache:
         layout, _, _ = self._open()
         try:
             # Equal origins at the same time: the second finds what the first has fetched.
-            with layout.lock("origin", short(origin.key)):
-                return self._fetch(origin, told)
+            with layout.lock("origin", short(origin.key)) as lock:
+                try:
+                    return self._fetch(origin, told)
+                finally:
+                    lock.forget()
         except OSError as error:
             raise disk_error(error, layout.root) from None
 

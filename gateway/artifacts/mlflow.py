@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Final, Protocol
 from urllib.parse import unquote, urlsplit
@@ -61,7 +62,7 @@ class Rules:
         return any(root == real or root in real.parents for root in self.local)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MlflowOrigin:
     """The files of one version in MLflow's registry. See `gateway.artifacts.base.Origin`."""
 
@@ -73,8 +74,8 @@ class MlflowOrigin:
     """When the version was created: another one may have its number later."""
     model: str
     version: str
-    server: Server = field(compare=False, repr=False)
-    rules: Rules = field(compare=False, repr=False)
+    server: Server = field(repr=False)
+    rules: Rules = field(repr=False)
 
     @property
     def folder(self) -> str:
@@ -83,10 +84,22 @@ class MlflowOrigin:
 
     @property
     def uri(self) -> str:
-        """See `Origin.uri`; with what tells two versions of one name and number apart."""
-        logged = _LOGGED.fullmatch(self.source)
-        mark = logged[1] if logged else self.created
-        return f"{self.place}/models:/{self.model}/{self.version}#{mark}"
+        """See `Origin.uri`."""
+        return f"{self.place}/{self.name}"
+
+    @property
+    def key(self) -> str:
+        """See `Origin.key`. Versions of one logged model, which has a name for ever, share it."""
+        if _LOGGED.fullmatch(self.source):
+            return "\0".join((self.place, self.source))
+        own = (self.place, self.source, self.created, self.model, self.version)
+        return "\0".join(own)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, MlflowOrigin) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
 
     def files(self) -> Sequence[RemoteFile]:
         """See `Origin.files`."""
@@ -141,7 +154,9 @@ class MlflowOrigin:
         try:
             parts = urlsplit(uri)
         except ValueError:
-            raise FetchError(f"{self.name}: '{printable(uri, 200)}' is no URI") from None
+            raise FetchError(
+                f"{self.name}: '{printable(uri, 200)}' is no URI", final=True
+            ) from None
         if scheme == "mlflow-artifacts":
             self._check_host(uri, parts.netloc)
             return safe_path(unquote(parts.path), uri)
@@ -149,7 +164,9 @@ class MlflowOrigin:
             self._check_host(uri, parts.netloc)
             _, found, path = parts.path.partition("/mlflow-artifacts/artifacts/")
             if not found:
-                raise FetchError(f"{self.name}: '{printable(uri, 200)}' is no artifact of MLflow's")
+                raise FetchError(
+                    f"{self.name}: '{printable(uri, 200)}' is no artifact of MLflow's", final=True
+                )
             return safe_path(unquote(path), uri)
         if scheme in STORES and "://" in uri:
             return origin_of(uri, folder=FOLDER)
@@ -158,13 +175,15 @@ class MlflowOrigin:
             if parts.netloc not in ("", "localhost") or not here.is_absolute():
                 raise FetchError(
                     f"{self.name}: the registry says its files are at '{printable(uri, 200)}', "
-                    "which is no absolute path; start MLflow with --serve-artifacts"
+                    "which is no absolute path; start MLflow with --serve-artifacts",
+                    final=True,
                 )
             self._check_local(here)
             return LocalOrigin(here, FOLDER)
         raise FetchError(
             f"{self.name}: the registry says its files are at '{printable(uri, 200)}', and "
-            f"'{printable(scheme)}' cannot be read; start MLflow with --serve-artifacts"
+            f"'{printable(scheme)}' cannot be read; start MLflow with --serve-artifacts",
+            final=True,
         )
 
     @property
@@ -176,7 +195,8 @@ class MlflowOrigin:
         if host and not self.server.serves(host):
             raise FetchError(
                 f"{self.name}: the registry sends us to another server, '{printable(uri, 200)}'; "
-                "only its own is asked for artifacts"
+                "only its own is asked for artifacts",
+                final=True,
             )
 
     def _check_local(self, path: Path) -> None:
@@ -185,7 +205,8 @@ class MlflowOrigin:
             raise FetchError(
                 f"{self.name}: the registry says its files are in '{printable(path, 200)}' of this "
                 f"machine; if that is meant, set mlflow.local_artifacts: ['{printable(path.parent)}"
-                "'], or start MLflow with --serve-artifacts"
+                "'], or start MLflow with --serve-artifacts",
+                final=True,
             )
 
     # --- behind the server's proxy
@@ -201,13 +222,13 @@ class MlflowOrigin:
                 path = f"{folder}/{name}" if folder else name
                 count += 1
                 if count > MOST_FILES or depth > DEEPEST:
-                    raise FetchError(f"{self.name} has more than {MOST_FILES} files")
+                    raise FetchError(f"{self.name} has more than {MOST_FILES} files", final=True)
                 if entry.is_dir:
                     folders.append((path, depth + 1))
                 else:
                     yield path, size_of(entry)
         if not count:
-            raise FetchError(f"{self.name} has no files in MLflow")
+            raise FetchError(f"{self.name} has no files in MLflow", final=True)
 
     def _entries(self, path: str) -> Sequence[Entry]:
         try:
@@ -222,9 +243,9 @@ class MlflowOrigin:
             raise FetchError(f"{self.name}: {error}") from None
 
     def _remote(self, root: str, path: str, size: int) -> RemoteFile:
-        # MLflow names no digest. A version's files are never written again, so their place (and
-        # the version's own) says which content it is.
-        identity = f"{self.source}@{self.created}:{size}"
+        # MLflow names no digest. A version's files are never written again: what they belong to
+        # says which content it is.
+        identity = sha256(f"{self.key}\0{size}".encode()).hexdigest()[:32]
         whole = f"{root}/{path}" if root else path
         return RemoteFile(f"{FOLDER}/{path}", size, identity, locator=f"mlflow-artifacts:{whole}")
 
@@ -242,7 +263,9 @@ def safe_path(path: str, shown: str) -> str:
     path = path.strip("/")
     parts = path.split("/")
     if not path.isprintable() or "\\" in path or (path and {"", ".", ".."} & set(parts)):
-        raise FetchError(f"'{printable(shown, 200)}' in MLflow's answer is no path of an artifact")
+        raise FetchError(
+            f"'{printable(shown, 200)}' in MLflow's answer is no path of an artifact", final=True
+        )
     return path
 
 

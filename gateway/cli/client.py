@@ -51,6 +51,12 @@ class GatewayClient:
         """One model."""
         return self._call("GET", f"/admin/v1/models/{quoted(name)}")
 
+    def log(self, name: str, version: str) -> str:
+        """What happened in the last loads of a version."""
+        path = f"/admin/v1/models/{quoted(name)}/versions/{quoted(version)}/log"
+        text: str = self._call("GET", path)["log"]
+        return text
+
     def change(
         self,
         name: str,

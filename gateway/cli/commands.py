@@ -12,12 +12,14 @@ import click
 
 from gateway import __version__
 from gateway.cli import exits
+from gateway.cli.cache import cache
 from gateway.cli.check import check
 from gateway.cli.config import config
 from gateway.cli.history import history
 from gateway.cli.infer import infer
 from gateway.cli.labels import label, labels
 from gateway.cli.load import load, unload
+from gateway.cli.log import log
 from gateway.cli.models import models
 from gateway.cli.pause import pause, resume
 from gateway.cli.promote import promote
@@ -52,7 +54,10 @@ def sluice() -> None:
     """Serve models over HTTP and gRPC, and look after a gateway that does."""
 
 
-for command in (serve, models, infer, split, promote, rollback, label, labels, pause, resume, load, unload, history, check, config, runtimes):
+for command in (
+    serve, models, infer, split, promote, rollback, label, labels, pause, resume, load, unload,
+    log, history, cache, check, config, runtimes,
+):  # fmt: skip
     sluice.add_command(command)
 
 

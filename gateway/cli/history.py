@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ def show_changes(changes: list[dict[str, Any]], model: str) -> None:
             change["who"],
             change["action"],
             moved(change),
-            change["message"],
+            change["message"] if change["model"] else with_local_times(change["message"]),
         ]
         for change in changes
     ]
@@ -164,7 +165,7 @@ def show_past(tree: dict[str, Any], model: str) -> None:
     if rows:
         print_table(columns, rows)
     if tree["note"]:
-        click.echo(tree["note"])
+        click.echo(with_local_times(tree["note"]))
 
 
 def moved(change: dict[str, Any]) -> str:
@@ -197,3 +198,8 @@ def local(text: str) -> str:
     from datetime import datetime
 
     return datetime.fromisoformat(text).astimezone().isoformat(" ", "seconds")
+
+
+def with_local_times(text: str) -> str:
+    """A text of the gateway's own, with its times in this machine's zone."""
+    return re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", lambda found: local(found[0]), text)

@@ -17,6 +17,12 @@ import click
     "--config", "file", type=click.Path(path_type=Path), metavar="FILE", help="YAML configuration."
 )
 @click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Where fetched files, history and the like are kept.",
+)
+@click.option(
     "--grpc-server",
     type=click.Choice(["auto", "native", "grpcio"]),
     help="Which server carries unary gRPC calls.",
@@ -39,6 +45,7 @@ def serve(
     http: str | None,
     grpc: str | None,
     file: Path | None,
+    state_dir: Path | None,
     grpc_server: str | None,
     log_level: str | None,
     strict: bool,
@@ -64,6 +71,7 @@ def serve(
         "http.address": http,
         "grpc.address": grpc,
         "grpc.server": grpc_server,
+        "state_dir": str(state_dir) if state_dir is not None else None,
         "telemetry.log_level": log_level,
         "strict": strict,
     }

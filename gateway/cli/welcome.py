@@ -11,6 +11,7 @@ import click
 
 from gateway.cli.examples import Example, curl_line, infer_line, python_line
 from gateway.cli.tables import print_start
+from gateway.errors import ModelNotReady
 from gateway.facts import tensor_json
 
 if TYPE_CHECKING:
@@ -75,8 +76,11 @@ def smallest_example(gateway: Gateway, ready: list[str]) -> Example | None:
     """A request to the ready model that takes the fewest values."""
     found = []
     for name in ready[:MOST_MODELS]:
-        if gateway.facts.servable(name).decoupled:
-            continue  # these lines ask for one answer
+        try:
+            if gateway.facts.servable(name).decoupled:
+                continue  # these lines ask for one answer
+        except ModelNotReady:
+            continue  # loaded on demand: nobody knows yet what it takes
         metadata = gateway.facts.metadata(name)
         inputs = tuple(tensor_json(spec) for spec in metadata.inputs if not spec.optional)
         example = Example(name, inputs, metadata.outputs[0].name if metadata.outputs else "")

@@ -51,4 +51,4 @@ def read_csv(body: Buffer) -> Frame:
         ) from None
     if names is None:
         raise InvalidRequest("the CSV is empty; the first line must name the columns")
-    return Frame(names, rows=rows)  # type: ignore[arg-type]
+    return Frame(names, rows=rows)

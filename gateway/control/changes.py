@@ -29,6 +29,7 @@ from gateway.errors import (
 from gateway.facts import Facts
 from gateway.history.base import History
 from gateway.lifecycle.manager import Manager
+from gateway.lifecycle.routes import refused_versions
 from gateway.lifecycle.states import State
 from gateway.registries.base import Registry
 from gateway.registries.traffic import Traffic
@@ -379,7 +380,15 @@ class Changes:
         await self._look(registry)
 
     def _check_signatures(self, model: str, traffic: Traffic) -> None:
-        """Raises `Conflict` for a version whose inputs or outputs differ from the stable one's."""
+        """Raises `Conflict` for a version whose inputs or outputs differ from the stable one's,
+        as far as they are loaded; the others are compared when they are, before they get
+        anything."""
+        managed = self._facts.managed(model)
+        weights = {version: weight for version, weight in traffic.weights.items() if weight}
+        loaded = managed.servables()
+        refused = refused_versions(managed, loaded, weights, traffic.stable_version())
+        for version, why in refused.items():
+            raise Conflict(f"version {version} of '{model}' {why}")
 
     async def _store(self, control: Control) -> None:
         await asyncio.to_thread(self._controls.documents.write, control)

@@ -78,6 +78,9 @@ class Deploying:
         self._apply = apply
         self._resolve = resolve
         self._seconds = seconds
+        self.started = False
+        """Whether the other sources have said what they have; before that no name is known to be
+        free."""
 
     # --- asking
 
@@ -122,6 +125,8 @@ class Deploying:
         if uri is None:
             raise InvalidRequest("the body needs 'uri', such as models:/iris/1")
 
+        self._check_started()
+
         async def work() -> dict[str, Any]:
             if self._registry.get(name) is not None:
                 raise Conflict(f"there is a deployment '{name}' already; update it, or delete it")
@@ -153,6 +158,8 @@ class Deploying:
                 "create another one"
             )
 
+        self._check_started()
+
         async def work() -> dict[str, Any]:
             old = self._get(name)
             versions, number = dict(old.versions), None
@@ -180,6 +187,8 @@ class Deploying:
     async def delete(self, name: str, who: str, message: str) -> None:
         """Unloads a deployment and forgets it; what it has begun it finishes."""
 
+        self._check_started()
+
         async def work() -> None:
             self._get(name)
             with self._history.because(name, "unload", who, message or "deployment deleted"):
@@ -191,6 +200,10 @@ class Deploying:
         await self._changes.exclusively(name, work)
 
     # --- parts
+
+    def _check_started(self) -> None:
+        if not self.started:
+            raise ModelNotReady("the gateway is starting; try again in a moment")
 
     def _get(self, name: str) -> Deployment:
         deployment = self._registry.get(name)

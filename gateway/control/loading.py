@@ -33,7 +33,8 @@ class Look(Protocol):
     """Looks at a registry (`None`: at all of them) for what is new; with `settled`, until what
     was just written there is believed, as far as the registry can be asked so."""
 
-    async def __call__(self, registry: Registry | None, *, settled: bool = False) -> None: ...
+    async def __call__(self, registry: Registry | None, *, settled: bool = False) -> bool:
+        """Whether it has looked; else it will as soon as it can."""
 
 
 class Loading:
@@ -75,8 +76,8 @@ class Loading:
 
         if known() or self._controls.of(model).files:
             return
-        await self._look(None, settled=True)
-        await wait(known, FIND_SECONDS)
+        if not await self._look(None, settled=True):
+            await wait(known, FIND_SECONDS)
 
     async def load(self, model: str, control: Control, versions: Sequence[str]) -> None:
         """Applies `control`, waits until these versions are ready, then stores it."""

@@ -34,8 +34,11 @@ T = TypeVar("T")
 
 
 class Recorder:
-    """See `History`. `source_of` gives the source that declares a model, or raises `KeyError`; `clock`
-    gives Unix seconds."""
+    """See `History`.
+
+    `source_of` gives the source that declares a model, or raises `KeyError`; `clock` gives Unix
+    seconds.
+    """
 
     def __init__(
         self,
@@ -191,8 +194,9 @@ class Recorder:
         return self._sources.get(model, "")
 
     def _now(self) -> float:
-        """Never before the last entry, whatever happens to the system's clock."""
-        self._latest = max(self._latest, self._clock())
+        """Never before the last entry, whatever happens to the system's clock; in whole
+        microseconds, so that an entry's time as it is told finds the entry."""
+        self._latest = max(self._latest, round(self._clock(), 6))
         return self._latest
 
     def _put(self, change: Change) -> None:

@@ -48,26 +48,29 @@ def described(record: Record) -> dict[str, str]:
     """Where the files of a version come from, what runs them, and which ones they are."""
     aspired = record.aspired
     source = aspired.source or (
-        aspired.origin.uri if aspired.origin is not None else str(aspired.path)
+        aspired.origin.uri if aspired.origin is not None else str(aspired.path.absolute())
     )
     return {
         "source": without_secrets(source),
         "runtime": record.runtime,
-        "digest": digest_of(aspired.fingerprint),
+        "digest": digest_of(aspired.fingerprint, str(aspired.path)),
     }
 
 
-def digest_of(fingerprint: Hashable) -> str:
-    """A short text that is the same for the same fingerprint, in every process."""
-    return sha256(plain(fingerprint).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+def digest_of(fingerprint: Hashable, folder: str = "") -> str:
+    """A short text that is the same for the same fingerprint, in every process, and wherever the
+    gateway was started (`folder` is where the files are)."""
+    return sha256(plain(fingerprint, folder).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def plain(value: object) -> str:
+def plain(value: object, folder: str = "") -> str:
     """A text of a fingerprint in which nothing depends on the process."""
     if isinstance(value, tuple | list):
-        return f"({','.join(plain(part) for part in value)})"
+        return f"({','.join(plain(part, folder) for part in value)})"
     if isinstance(value, set | frozenset):
-        return f"{{{','.join(sorted(plain(part) for part in value))}}}"
+        return f"{{{','.join(sorted(plain(part, folder) for part in value))}}}"
+    if isinstance(value, str):
+        return repr(value.removeprefix(folder))
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 

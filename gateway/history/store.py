@@ -161,6 +161,15 @@ class Store:
         """Makes the tables where they are missing, and refuses those of a later release."""
         if self._ready:
             return
+        try:
+            self._make()
+        except DBAPIError:
+            if not sa.inspect(self._engine).has_table(VERSIONS.name):
+                raise
+            self._make()  # a gateway that starts at the same time made them just now
+        self._ready = True
+
+    def _make(self) -> None:
         with self._engine.begin() as connection:
             if self._sqlite:
                 found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
@@ -181,7 +190,6 @@ class Store:
                 raise Unusable(
                     f"its tables are of a later release (schema {version}, known here is {SCHEMA})"
                 )
-        self._ready = True
 
     # --- reading
 

@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ TRIM_SECONDS = 5.0
 METRICS_SECONDS = 1.0
 """How often a model's own numbers are sent, if they have changed."""
 NO_BOUND = 1 << 60
+MOST_TOLD = 16_000
+"""Most characters of a traceback that the gateway is sent; the end says most."""
 
 
 class Child:
@@ -135,10 +138,13 @@ class Child:
                 findings = Findings(known[0], curve, list(known[1]))
                 warm_again(model, findings, settings, artifact.path.parent)
         except ModelLoadError as error:
+            story = traceback.format_exc()
             failure: SluiceError = ModelLoadError(with_install_line(error, order))
         except SluiceError as error:
+            story = traceback.format_exc()
             failure = error
         except BaseException as error:
+            story = traceback.format_exc()
             text = with_install_line(error, order)
             failure = ModelLoadError(
                 text if isinstance(error, ImportError) else f"{type(error).__name__}: {text}"
@@ -146,7 +152,7 @@ class Child:
         else:
             self._tell(self._loaded, order, settings, model, findings)
             return
-        self._tell(self._channel.send, (m.LOAD_FAILED, m.tell_error(failure)))
+        self._tell(self._channel.send, (m.LOAD_FAILED, m.tell_error(failure), story[-MOST_TOLD:]))
 
     def _warming(self, runtime: str) -> None:
         self._tell(self._channel.send, (m.WARMING,))
@@ -180,7 +186,8 @@ class Child:
             self._channel.send((m.LOADED, facts, found))
         except Exception as error:
             failure = ModelLoadError(f"{type(error).__name__}: {one_line(error)}")
-            self._channel.send((m.LOAD_FAILED, m.tell_error(failure)))
+            story = traceback.format_exc()[-MOST_TOLD:]
+            self._channel.send((m.LOAD_FAILED, m.tell_error(failure), story))
 
     # --- the end
 

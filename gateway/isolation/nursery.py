@@ -206,14 +206,21 @@ class Nursery:
             elif kind == m.LOADED and not loaded.done():
                 loaded.set_result((message[1], message[2]))
             elif kind == m.LOAD_FAILED and not loaded.done():
-                loaded.set_exception(m.error_of(message[1]))
+                error = m.error_of(message[1])
+                error.add_note(f"In the child process:\n{message[2]}")
+                if child.said:
+                    error.add_note(f"It wrote last:\n{child.said}")
+                loaded.set_exception(error)
             else:
                 errands.take(message)
 
         def died(cause: str) -> None:
             errands.close()
             if not loaded.done():
-                loaded.set_exception(ModelLoadError(cause))
+                error = ModelLoadError(cause)
+                if child.said:
+                    error.add_note(f"It wrote last:\n{child.said}")
+                loaded.set_exception(error)
 
         child.on_message, child.on_died = heard, died
         child.errands = errands

@@ -116,6 +116,11 @@ class ChildProcess:
             target=self._keep, name=f"sluice-child-{self.pid}", daemon=True
         )
 
+    @property
+    def said(self) -> str:
+        """The last lines that it wrote to its standard error."""
+        return "\n".join(self._words.lines)
+
     def begin(self) -> None:
         """Listens from now on; on the event loop."""
         self.channel = Channel(self._loop, self._ours, self._messages, self._lost)

@@ -81,6 +81,8 @@ class Loads:
             raise FetchError(f"{origin.uri} cannot be fetched: there is no cache")
 
         def told(here: int, all_of_it: int) -> None:
+            if record.state == State.UNLOADED:
+                raise Dropped  # nobody wants it any more
             record.progress = (
                 f"{mib(here)} of {mib(all_of_it)}" if all_of_it >= here > 0 else mib(here)
             )

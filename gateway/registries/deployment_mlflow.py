@@ -10,14 +10,15 @@ import os
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from gateway.artifacts.mlflow import Entry, MlflowOrigin
 from gateway.config import Config
 from gateway.errors import FetchError, InvalidRequest, NotFound, RegistryError, printable
-from gateway.registries.mlflow.client import Client
-from gateway.registries.mlflow.registry import open_client, rules
 from gateway.registries.mlflow.uri import Place, parse_place, parse_source
+
+if TYPE_CHECKING:
+    from gateway.registries.mlflow.client import Client
 
 HOW: Final = (
     "write models:/NAME/VERSION, models:/NAME@ALIAS, models:/NAME/latest, models:/m-ID or "
@@ -104,6 +105,8 @@ class MlflowUris:
 
     def origin(self, source: str, created: float) -> MlflowOrigin:
         """Where the files of a URI from `resolve` are; asks nobody. Raises `FetchError`."""
+        from gateway.registries.mlflow.registry import rules
+
         match = _PINNED.fullmatch(source)
         assert match is not None
         name, uri = match.groups()
@@ -155,6 +158,8 @@ class MlflowUris:
         )
 
     def _client(self, place: Place) -> Client:
+        from gateway.registries.mlflow.registry import open_client
+
         with self._lock:
             client = self._clients.get(place.name)
             if client is None:

@@ -48,13 +48,13 @@ class StoreRegistry:
         now: Callable[[], float] = time.monotonic,
         shelf: Shelf | None = None,
     ) -> None:
-        self.source = source
-        self._poll_seconds = config.registry.poll_seconds
         self._shelf = shelf if shelf is not None else shelf_of(source)
-        self._place = StorePlace(source, self._shelf)
-        self._overlays = Overlays(state, source)
+        self.source = self._shelf.uri
+        self._poll_seconds = config.registry.poll_seconds
+        self._place = StorePlace(self._shelf)
+        self._overlays = Overlays(state, self.source)
         self._catalogue = Catalogue(self._place, self._overlays, now)
-        self._remembered = Remembered(state, source)
+        self._remembered = Remembered(state, self.source)
         self._lock = Lock()
         self._writes = 0
         self._last: Snapshot | None = None

@@ -6,7 +6,7 @@ import os
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -54,9 +54,9 @@ class Seen:
 class StorePlace:
     """See `gateway.registries.catalogue.Place`."""
 
-    def __init__(self, source: str, shelf: Shelf) -> None:
-        self.source = source
-        self._uri = source.rstrip("/")
+    def __init__(self, shelf: Shelf) -> None:
+        self.source = shelf.uri
+        self._uri = shelf.uri
         self._shelf = shelf
         self._name = model_name(shelf.name)
         self._seen = Seen()
@@ -165,8 +165,7 @@ class StorePlace:
 
     def version(self, version: str, path: str, key: object) -> AspiredVersion:
         """See `Place.version`."""
-        folder, _, last = path.rpartition("/")
-        model = self._model(folder)
+        model = self._model(path.rpartition("/")[0])
         files = model.versions.get(version, [])
         tree = model.tree(version, self._sums(files))
         mark: object = digest_of(tree)
@@ -174,7 +173,7 @@ class StorePlace:
             mark = self._looks  # it is being put there: never the same twice
         uri = path if self._seen.kind in ("model", "models") else self._uri
         origin = self._shelf.origin(uri, version, tree) if tree else None
-        return AspiredVersion(version, NOWHERE / last, (key, mark), uri, origin)
+        return AspiredVersion(version, NOWHERE / version, (key, mark), uri, origin)
 
     # --- parts
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Final, Protocol
-from urllib.parse import unquote, urlsplit
 
 from gateway.artifacts.base import Origin, RemoteFile
 from gateway.artifacts.origins import BUCKETS, origin_of
@@ -19,6 +18,8 @@ EXTERNAL: Final = ("_data", ".data")
 class Shelf(Protocol):
     """One store, at one place in it. All of it blocks."""
 
+    uri: str
+    """The place as people know it, without secrets."""
     name: str
     """What a model is called that has no folder of its own."""
     writable: bool
@@ -55,7 +56,7 @@ class BucketShelf:
 
         origin_of(uri)
         self._stores = stores
-        self._uri = uri.rstrip("/")
+        self.uri = uri.rstrip("/")
         self._bucket, self._prefix = stores.bucket_of(uri)
         self.name = (self._prefix or self._bucket.name).rpartition("/")[2]
         self._companions = self._prefix.endswith(".onnx")
@@ -105,7 +106,7 @@ class HubShelf:
 
         origin_of(uri)
         self._hf = hf
-        self._uri = uri
+        self.uri = uri
         self._repo = hf.repo_of(uri)
         self._commit = ""
         self._files: Files = ()
@@ -126,15 +127,15 @@ class HubShelf:
 
     def read(self, file: RemoteFile) -> bytes:
         """See `Shelf.read`."""
-        return self._hf.read_small(self._uri, file)
+        return self._hf.read_small(self.uri, file)
 
     def write(self, name: str, content: bytes, etag: str) -> str:
         """See `Shelf.write`."""
-        raise FetchError(f"{self._uri} cannot be written")
+        raise FetchError(f"{self.uri} cannot be written")
 
     def origin(self, uri: str, folder: str, files: Files) -> Origin:
         """See `Shelf.origin`."""
-        return self._hf.HfOrigin(self._uri, folder, files)
+        return self._hf.HfOrigin(self.uri, folder, files)
 
 
 class ImageShelf:
@@ -149,7 +150,7 @@ class ImageShelf:
 
         origin_of(uri)
         self._oci = oci
-        self._uri = uri
+        self.uri = uri
         self._image = oci.image_of(uri)
         self._layers: dict[str, Files] = {}
         self.name = self._image.repo.rpartition("/")[2]
@@ -179,15 +180,15 @@ class ImageShelf:
 
     def read(self, file: RemoteFile) -> bytes:
         """See `Shelf.read`."""
-        return b"".join(self._oci.OciOrigin(self._uri).read(file, 0))
+        return b"".join(self._oci.OciOrigin(self.uri).read(file, 0))
 
     def write(self, name: str, content: bytes, etag: str) -> str:
         """See `Shelf.write`."""
-        raise FetchError(f"{self._uri} cannot be written")
+        raise FetchError(f"{self.uri} cannot be written")
 
     def origin(self, uri: str, folder: str, files: Files) -> Origin:
         """See `Shelf.origin`."""
-        return self._oci.OciOrigin(self._uri, folder, files)
+        return self._oci.OciOrigin(self.uri, folder, files)
 
 
 class WebShelf:
@@ -197,12 +198,11 @@ class WebShelf:
     loose = True
 
     def __init__(self, uri: str) -> None:
-        self._uri = uri
-        self._origin = origin_of(uri)
-        path = unquote(urlsplit(uri).path).rstrip("/")
-        self.name = path.rpartition("/")[2]
-        if not self.name:
-            raise RegistryError(f"source '{uri}' names no file; give the URL of a model's file")
+        from gateway.artifacts.http import HttpOrigin
+
+        self._origin = HttpOrigin(uri)
+        self.uri = self._origin.uri
+        self.name = self._origin.file_name
 
     def files(self) -> Files:
         """See `Shelf.files`."""
@@ -219,7 +219,7 @@ class WebShelf:
 
     def write(self, name: str, content: bytes, etag: str) -> str:
         """See `Shelf.write`."""
-        raise FetchError(f"{self._uri} cannot be written")
+        raise FetchError(f"{self.uri} cannot be written")
 
     def origin(self, uri: str, folder: str, files: Files) -> Origin:
         """See `Shelf.origin`."""
@@ -238,4 +238,4 @@ def shelf_of(uri: str) -> Shelf:
             return ImageShelf(uri)
         return WebShelf(uri)
     except FetchError as error:
-        raise RegistryError(f"source '{uri}': {error}") from None
+        raise RegistryError(str(error)) from None

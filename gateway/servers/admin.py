@@ -59,6 +59,7 @@ class Admin:
             ("POST", model + "/resume", self.resume),
             ("POST", model + "/load", self.load),
             ("POST", model + "/unload", self.unload),
+            ("GET", version + "/log", self.load_log),
             ("POST", version + "/load", self.load),
             ("POST", version + "/unload", self.unload),
         ]
@@ -83,6 +84,12 @@ class Admin:
 
     async def model(self, request: Request) -> Response:
         return answer(self._facts.status(request.path_params["model"]))
+
+    async def load_log(self, request: Request) -> Response:
+        """What happened in the last loads of a version."""
+        model, version = request.path_params["model"], request.path_params["version"]
+        text = self._facts.load_log(model, version)
+        return answer({"model": model, "version": version, "log": text})
 
     # --- changes: each takes `message` in its body, why it is made
 

@@ -17,7 +17,7 @@ from starlette.routing import BaseRoute, Route
 from gateway.codecs.invocations import Payload, decode_invocations, parse_invocations
 from gateway.codecs.invocations_answer import encode_predictions, error_json, mlflow_error
 from gateway.codecs.statuses import retry_after
-from gateway.errors import InferenceFailed, InvalidRequest, SluiceError, UnknownModel, printable
+from gateway.errors import InferenceFailed, InvalidRequest, ModelNotReady, SluiceError, printable
 from gateway.pipeline import AwaitableCall
 from gateway.servable import Servable
 from gateway.servers.generate import route_headers
@@ -184,7 +184,7 @@ class Invocations:
         if len(names) == 1:
             return names[0], ""
         if not names:
-            raise UnknownModel("(none)")
+            raise ModelNotReady("this gateway has no model yet")
         listed = ", ".join(printable(name) for name in names[:_LISTED])
         more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
         raise InvalidRequest(

@@ -34,6 +34,7 @@ def _list(items: Json) -> Json:
 _STRING: Json = {"type": "string"}
 _BOOL: Json = {"type": "boolean"}
 _NUMBER: Json = {"type": "number"}
+_MESSAGE: Json = {"type": "string", "description": "Why; kept in the history."}
 _PARAMETERS: Json = {
     "type": "object",
     "additionalProperties": {"oneOf": [_STRING, _NUMBER, _BOOL]},
@@ -85,11 +86,44 @@ SCHEMAS: Json = {
             "weights": {"type": "object", "additionalProperties": _NUMBER},
             "stable": _STRING,
             "sticky": _object({"header": _STRING, "parameter": _STRING}),
+            "message": _MESSAGE,
         },
         "weights",
     ),
-    "Promote": _object({"version": _STRING}, "version"),
-    "Labels": _object({"labels": {"type": "object", "additionalProperties": _STRING}}, "labels"),
+    "Promote": _object({"version": _STRING, "message": _MESSAGE}, "version"),
+    "Labels": _object(
+        {"labels": {"type": "object", "additionalProperties": _STRING}, "message": _MESSAGE},
+        "labels",
+    ),
+    "SomeLabels": _object(
+        {
+            "labels": {"type": "object", "additionalProperties": {**_STRING, "nullable": True}},
+            "message": _MESSAGE,
+        },
+        "labels",
+        text="null takes a label away; others stay.",
+    ),
+    "Rollback": _object(
+        {
+            "to": {
+                "type": "integer",
+                "description": "Entry of the history to go back to, as it was after it.",
+            },
+            "message": _MESSAGE,
+        }
+    ),
+    "Change": _object({"message": _MESSAGE}),
+    "RepositoryRequest": _object(
+        {
+            "parameters": {
+                "type": "object",
+                "additionalProperties": {"oneOf": [_STRING, _NUMBER, _BOOL]},
+                "description": "Load: config (a ModelConfig as JSON text), file:<version>/<name> "
+                "(base64), version. Unload: unload_dependents, version.",
+            }
+        }
+    ),
+    "RepositoryAnswer": _object({"name": _STRING, "load": _BOOL, "unload": _BOOL}),
     "V1Request": _object({"instances": _list({}), "inputs": {}}, text="One of the two."),
     "V1Response": _object({"predictions": {}}),
     "GenerateRequest": {
@@ -146,13 +180,20 @@ _STATUSES = {
     400: "Something in the request is wrong",
     403: "Not allowed",
     404: "No such model or version",
+    409: "It does not fit the state that the model is in, such as paused",
     413: "Too large",
     429: "Too much work; see Retry-After",
     501: "Not supported",
     503: "Not ready",
     504: "The deadline passed in the queue",
 }
+_HISTORY_QUERY = (
+    ("limit", "Most entries, from 1 to 1000; 50 unless given."),
+    ("until", "Leaves out what came later: ISO 8601, or words such as '2 hours ago'."),
+    ("at", "Answers what was served at that moment instead; not with the other two."),
+)
 _INFER = (400, 404, 413, 429, 501, 503, 504)
+_CHANGE = (400, 403, 404, 409)
 
 
 def _paths() -> Json:
@@ -178,18 +219,66 @@ def _paths() -> Json:
         "/admin/v1/status": {"get": _operation("admin", "The gateway", statuses=(403,))},
         "/admin/v1/models": {"get": _operation("admin", "Every model", statuses=(403,))},
         "/admin/v1/models/{model}": {"get": _operation("admin", "One model", statuses=(403, 404))},
+        "/admin/v1/models/{model}/versions/{version}/log": {
+            "get": _operation(
+                "admin", "What happened in a version's last loads", statuses=(403, 404)
+            )
+        },
         "/admin/v1/models/{model}/split": {
-            "put": _operation("admin", "Set the split", body="Split", statuses=(400, 403, 404))
+            "put": _operation("admin", "Set the split", body="Split", statuses=_CHANGE)
         },
         "/admin/v1/models/{model}/promote": {
             "post": _operation(
-                "admin", "Give one version everything", body="Promote", statuses=(403, 404, 503)
+                "admin", "Give one version everything", body="Promote", statuses=(*_CHANGE, 503)
             )
         },
         "/admin/v1/models/{model}/labels": {
-            "put": _operation("admin", "Set the labels", body="Labels", statuses=(400, 403, 404))
+            "put": _operation("admin", "Set the labels", body="Labels", statuses=_CHANGE),
+            "patch": _operation("admin", "Set some labels", body="SomeLabels", statuses=_CHANGE),
+        },
+        "/admin/v1/models/{model}/rollback": {
+            "post": _operation(
+                "admin",
+                "Take the latest change of split or labels back",
+                body="Rollback",
+                statuses=(*_CHANGE, 503),
+            )
         },
     }
+    for path, summary in (
+        ("/admin/v1/history", "Who changed what of any model, when and why"),
+        ("/admin/v1/models/{model}/history", "Who changed what of a model, when and why"),
+    ):
+        operation = _operation("admin", summary, statuses=(400, 403, 404, 503))
+        operation["parameters"] = [
+            {"name": name, "in": "query", "schema": _STRING, "description": text}
+            for name, text in _HISTORY_QUERY
+        ]
+        paths[path] = {"get": operation}
+    admin = "/admin/v1/models/{model}"
+    for what, text in (
+        ("pause", "Keep it as it is, whatever its registry says"),
+        ("resume", "End a pause"),
+        ("load", "Load it, and wait until it is ready"),
+        ("unload", "Take it out of the routes"),
+        ("versions/{version}/load", "Load one version, and wait until it is ready"),
+        ("versions/{version}/unload", "Take one version out of the routes"),
+    ):
+        change = _operation("admin", text, body="Change", statuses=(*_CHANGE, 503))
+        change["requestBody"]["required"] = False
+        paths[f"{admin}/{what}"] = {"post": change}
+    repository = "/v2/repository/models/{model}"
+    for prefix in (repository, f"{repository}/versions/{{version}}"):
+        for what, text in (("load", "Load"), ("unload", "Unload")):
+            change = _operation(
+                "models",
+                f"{text} (if control.enabled)",
+                "RepositoryAnswer",
+                "RepositoryRequest",
+                (*_CHANGE, 413, 503),
+            )
+            change["requestBody"]["required"] = False
+            paths[f"{prefix}/{what}"] = {"post": change}
     for prefix in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
         paths[prefix] = {
             "get": _operation("models", "Metadata", "ModelMetadata", statuses=(404, 503))

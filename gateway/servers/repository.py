@@ -16,7 +16,7 @@ from gateway.codecs.oip_rest import refuse_unknown
 from gateway.control.callers import Caller
 from gateway.control.files import PREFIX
 from gateway.control.repository import Parameter, Repository
-from gateway.errors import Draining, InvalidRequest, Unsupported, printable
+from gateway.errors import Draining, InvalidRequest, printable
 from gateway.servers.http_app import answer, read_body
 from gateway.servers.http_call import IN_THREAD
 from gateway.servers.http_state import HttpState
@@ -34,13 +34,9 @@ class RepositoryRoutes:
     def routes(self) -> list[BaseRoute]:
         model = "/v2/repository/models/{model}"
         version = model + "/versions/{version}"
-        other = "/v2/repository/{repository}/models/{model}"
         return [
             *(Route(f"{path}/load", self.load, methods=["POST"]) for path in (model, version)),
             *(Route(f"{path}/unload", self.unload, methods=["POST"]) for path in (model, version)),
-            Route(f"{other}/load", self.load, methods=["POST"]),
-            Route(f"{other}/unload", self.unload, methods=["POST"]),
-            Route("/v2/repository/{repository}/index", self.no_index, methods=["POST"]),
         ]
 
     async def load(self, request: Request) -> Response:
@@ -50,10 +46,6 @@ class RepositoryRoutes:
     async def unload(self, request: Request) -> Response:
         """Body: nothing, or ``{"parameters": {"unload_dependents": false}}``."""
         return await self._change(request, "unload")
-
-    async def no_index(self, request: Request) -> Response:
-        name = printable(request.path_params["repository"])
-        raise Unsupported(f"repository '{name}': repositories cannot be named; leave the name out")
 
     async def _change(self, request: Request, what: str) -> Response:
         caller = caller_of(request)
@@ -71,7 +63,6 @@ class RepositoryRoutes:
                 path["model"],
                 parameters,
                 version=path.get("version", ""),
-                repository=path.get("repository", ""),
             )
         except asyncio.CancelledError:
             me.uncancel()  # the caller is told, and the task ends in order

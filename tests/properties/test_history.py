@@ -56,7 +56,7 @@ def act(world: World, recorder: Any, change: tuple[Any, ...]) -> None:
 
 
 @given(steps)
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_any_moment_is_told_as_it_was(steps: list[tuple[tuple[Any, ...], float]]) -> None:
     async def main(state: Path) -> None:
         world, clock = World(), Clock()

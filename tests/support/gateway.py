@@ -47,10 +47,10 @@ class GatewayProcess:
         ]  # fmt: skip
         for key, value in (settings or {}).items():
             arguments += ["--set", f"{key}={value}"]
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLUICE_", "PYTEST_"))}
-        kept |= {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(environment or {})}
+        usual = {k: v for k, v in os.environ.items() if not k.startswith(("SLUICE_", "PYTEST_"))}
+        usual |= {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
         with self.log_path.open("wb") as log:
-            self.process = warm.start(arguments, kept, folder, log.fileno())
+            self.process = warm.start(arguments, folder, log.fileno(), usual, environment or {})
         try:
             match = self.wait_for(_LISTENING)
             self.http, self.grpc = match.groups()

@@ -46,7 +46,8 @@ class World:
         self._drop(model, version)
         aspired = AspiredVersion(version, Path("/m") / version, files, f"{SOURCE}/{name}/{version}")
         record = Record(aspired)
-        servable: Any = SimpleNamespace(version=version)
+        contract = SimpleNamespace(inputs=(), outputs=())
+        servable: Any = SimpleNamespace(version=version, contract=contract)
         record.servable, record.runtime = servable, "onnx"
         record.move(State.READY)
         model.records.append(record)

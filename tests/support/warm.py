@@ -1,9 +1,9 @@
 """Processes that begin as ``python -m gateway`` with everything imported already.
 
 A gateway takes a second to start, most of it for imports, and tests start a hundred of them. One
-process imports all that a gateway needs and makes nothing; each gateway is a fork of it that goes
-on as any other process: its own environment of signals, its own end. Where that cannot be (another
-environment, another system), and in the tests of the command line, a process is started as usual.
+process imports what every gateway needs and does nothing else; each gateway is a fork of it, which
+goes on as ``python -m gateway`` does. Where that cannot be (variables that count from the start,
+another system), and in the tests of the command line, a process is started as users start it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,6 +47,7 @@ class Warm:
                 env=self.environment,
                 pass_fds=[theirs.fileno()],
             )
+        self._lock = threading.Lock()
         self._rest = b""
         self._ended: dict[int, int] = {}
         self._started: list[int] = []
@@ -63,16 +65,17 @@ class Warm:
 
     def listen(self, seconds: float = 0.0) -> None:
         """Hears what has started and ended, for up to so many seconds."""
-        while select.select([self._socket], [], [], seconds)[0]:
-            data = self._socket.recv(65536)
-            assert data, "the warm process is gone"
-            *lines, self._rest = (self._rest + data).split(b"\n")
-            for kind, pid, code in map(json.loads, lines):
-                if kind == "started":
-                    self._started.append(pid)
-                else:
-                    self._ended[pid] = code
-            seconds = 0.0
+        with self._lock:
+            while select.select([self._socket], [], [], seconds)[0]:
+                data = self._socket.recv(65536)
+                assert data, "the warm process is gone"
+                *lines, self._rest = (self._rest + data).split(b"\n")
+                for kind, pid, code in map(json.loads, lines):
+                    if kind == "started":
+                        self._started.append(pid)
+                    else:
+                        self._ended[pid] = code
+                seconds = 0.0
 
     def code(self, pid: int) -> int | None:
         """The exit code of a fork that has ended."""
@@ -122,19 +125,18 @@ _warm: list[Warm] = []
 
 
 def start(
-    arguments: list[str], environment: Mapping[str, str], cwd: Path, log: int
+    arguments: list[str], cwd: Path, log: int, usual: Mapping[str, str], more: Mapping[str, str]
 ) -> Fork | subprocess.Popen[bytes]:
-    """``python -m gateway ARGUMENTS`` in `environment`; `log` takes its output."""
-    if sys.platform == "linux":
+    """``python -m gateway ARGUMENTS``; `log` takes its output. Its environment is the `usual` one,
+    the same for all, and `more`."""
+    if sys.platform == "linux" and all(name.startswith("SLUICE_") for name in more):
         if not _warm:
-            usual = {k: v for k, v in environment.items() if not k.startswith("SLUICE_")}
             _warm.append(Warm(usual))
-        ours = {k: v for k, v in environment.items() if k.startswith("SLUICE_")}
-        if _warm[0].environment == {k: v for k, v in environment.items() if k not in ours}:
-            return _warm[0].start(arguments, cwd, log, ours)
+        if _warm[0].environment == usual:
+            return _warm[0].start(arguments, cwd, log, more)
     return subprocess.Popen(
         [sys.executable, "-m", "gateway", *arguments],
-        stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=cwd,
+        stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**usual, **more}, cwd=cwd,
     )  # fmt: skip
 
 
@@ -146,7 +148,8 @@ def main(number: int) -> None:
     import importlib
 
     for name in MODULES:
-        importlib.import_module(name)
+        with contextlib.suppress(Exception):  # a fork will fail on it, and say so in its log
+            importlib.import_module(name)
     tests = socket.socket(fileno=number)
     wake_up, woken = os.pipe()
     os.set_blocking(woken, False)

@@ -106,9 +106,7 @@ def refuse_writing(patch: pytest.MonkeyPatch, number: int) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
-def test_a_directory_that_may_not_be_written(
-    number: int, tmp_path: Path, state: StateDir
-) -> None:
+def test_a_directory_that_may_not_be_written(number: int, tmp_path: Path, state: StateDir) -> None:
     root = two_versions(tmp_path / "models")
     without = DirectoryRegistry(root, RegistryConfig())
     registry = open_registry(str(root), Config(), state)

@@ -15,6 +15,7 @@ import pytest
 from gateway.errors import ModelLoadError
 from gateway.registries.files import fingerprint
 from runtimes.python.modules import PREFIX, ModelModules, import_file
+from tests.support.gateway import wait_until
 
 
 def write(folder: Path, **files: str) -> Path:
@@ -112,8 +113,12 @@ def test_reloads_leave_nothing_behind(tmp_path: Path) -> None:
         assert module.Big().f() is module.helper
         modules.close()
         del modules, module
-    gc.collect()
-    assert [ref() for ref in seen if ref() is not None] == []
+
+    def gone() -> bool:
+        gc.collect()
+        return all(ref() is None for ref in seen)
+
+    wait_until(gone, "all of it to be gone")
     assert not [name for name in sys.modules if name.startswith(PREFIX)]
     assert len(sys.meta_path) == finders
 

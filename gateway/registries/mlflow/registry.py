@@ -74,7 +74,7 @@ class MlflowRegistry:
         self._told: set[tuple[str, str]] = set()
         self._pinned: dict[str, frozenset[str]] = {}
         self._pins_changed = False
-        self._content: bytes | None = None
+        self._saved = False
         self._written: dict[str, Registered] = {}
 
     # --- reading
@@ -98,9 +98,11 @@ class MlflowRegistry:
             if new or self._snapshot is None or self._pins_changed:
                 self._pins_changed = False
                 self._snapshot = self._build()
-            if new or self._content is None:
-                self._content = self._reader.remembered()
-            self._remembered.save(self._content)
+            if new or not self._saved:
+                self._saved = True
+                self._remembered.save(self._reader.remembered())
+            else:
+                self._remembered.confirm()
             return self._snapshot
 
     def _stand_in(self, error: RegistryError) -> Snapshot:

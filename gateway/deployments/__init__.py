@@ -1,0 +1,1 @@
+"""The ``mlflow deployments`` plugin: target ``sluicegate``. Needs mlflow, and not the gateway."""

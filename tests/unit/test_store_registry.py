@@ -1,0 +1,492 @@
+"""The registry of object stores: layout, what is read when, what is believed, what is written."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from hashlib import md5, sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.artifacts.base import Origin, RemoteFile
+from gateway.artifacts.stores import Denied, Lost, StoreOrigin
+from gateway.config import Config, RegistryConfig
+from gateway.errors import Conflict, FetchError, RegistryError
+from gateway.registries.base import AspiredModel, Snapshot
+from gateway.registries.files import GONE_SECONDS, SETTLE_SECONDS
+from gateway.registries.remembered import FOLDER
+from gateway.registries.stores import StoreRegistry
+from gateway.registries.stores_place import Seen, dump, load
+from gateway.registries.stores_shelves import Files
+from gateway.registries.traffic import Traffic
+from gateway.state import StateDir, file_name
+
+PATIENCE = 20.0
+
+
+class Shelf:
+    """A store in memory that counts what is asked of it."""
+
+    uri = "s3://b/models"
+    writable = True
+
+    def __init__(self, *, loose: bool = False, name: str = "models", one: bool = False) -> None:
+        self.loose, self.name, self.one = loose, name, one
+        self.objects: dict[str, bytes] = {}
+        self.lists = 0
+        self.reads: list[str] = []
+        self.error: FetchError | None = None
+        self.read_error: FetchError | None = None
+        self.write_error: FetchError | None = None
+
+    def put(self, *names: str, data: bytes | str = b"x") -> None:
+        for name in names:
+            self.objects[name] = data.encode() if isinstance(data, str) else data
+
+    def files(self) -> Files:
+        self.lists += 1
+        if self.error is not None:
+            raise self.error
+        return tuple(
+            RemoteFile(name, len(data), md5(data).hexdigest(), locator=f"models/{name}")
+            for name, data in sorted(self.objects.items())
+        )
+
+    def is_file(self, files: Files) -> bool:
+        return self.one
+
+    def read(self, file: RemoteFile) -> bytes:
+        self.reads.append(file.name)
+        if self.read_error is not None:
+            raise self.read_error
+        return self.objects[file.locator.removeprefix("models/")]
+
+    def write(self, name: str, content: bytes, etag: str) -> str:
+        if self.write_error is not None:
+            raise self.write_error
+        there = self.objects.get(name)
+        if etag != ("" if there is None else md5(there).hexdigest()):
+            raise Lost("it changed")
+        self.objects[name] = content
+        return md5(content).hexdigest()
+
+    def origin(self, uri: str, folder: str, files: Files) -> Origin:
+        return StoreOrigin(uri, folder, files)
+
+
+class Watched:
+    """A registry over a store, under a clock of its own."""
+
+    def __init__(self, shelf: Shelf, state: StateDir | None = None) -> None:
+        self.shelf = shelf
+        self.time = 100.0
+        self.registry = StoreRegistry(
+            shelf.uri, Config(), state, now=lambda: self.time, shelf=shelf
+        )
+
+    def look(self, after: float = 0.0) -> Snapshot:
+        self.time += after + 0.001
+        return self.registry.scan()
+
+    def settle(self) -> Snapshot:
+        self.look()
+        self.look(SETTLE_SECONDS)
+        return self.look(GONE_SECONDS)
+
+
+def scan(shelf: Shelf) -> Snapshot:
+    return Watched(shelf).look()
+
+
+def names(model: AspiredModel, version: str) -> list[str]:
+    origin = model.versions[version].origin
+    assert origin is not None and origin.folder == version
+    return [file.name for file in origin.files()]
+
+
+@pytest.fixture
+def shelf() -> Shelf:
+    return Shelf()
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> StateDir:
+    return StateDir(tmp_path)
+
+
+# --- layout
+
+
+def test_the_layout_of_directories(shelf: Shelf) -> None:
+    shelf.put("a/1/model.onnx", "a/2/model.onnx", "a/10/deep/er/model.onnx", "b/3/model.py")
+    shelf.put("a/model.yaml", data="versions: {all: true}\nmax_batch_size: 3")
+    shelf.put("a/config.pbtxt", data='backend: "onnxruntime"')
+    shelf.put("a/traffic.yaml", data="weights: {2: 5}")
+    shelf.put("a/labels.txt", "a/warmup/x", "a/01/model.onnx", "a/.hidden/y", "README.md")
+    shelf.put("b/3/__pycache__/model.pyc", "bad name/1/model.onnx", "empty/notes.txt")
+    watched = Watched(shelf)
+    snapshot = watched.look()
+    assert list(snapshot) == ["a", "b"]
+    a, b = snapshot["a"], snapshot["b"]
+    assert list(a.versions) == ["1", "2", "10"] == list(a.on_disk)
+    assert (a.settings.max_batch_size, a.settings.runtime) == (3, "onnx")
+    assert a.traffic == Traffic(weights={"2": 5})
+    assert names(a, "10") == ["10/deep/er/model.onnx", "labels.txt", "warmup/x"]
+    assert names(b, "3") == ["3/model.py"]
+    assert a.versions["2"].source == "s3://b/models/a/2" and not a.error
+    ignored = watched.registry._catalogue.ignored
+    assert set(ignored) == {"bad name", "a/01", "empty"}
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (["1/model.onnx", "2/model.onnx", "model.yaml"], {"models": ["2"]}),
+        (["1/model.onnx"], {"models": ["1"]}),
+        (["model.onnx"], {"models": ["1"]}),
+        (["model.yaml", "model.onnx"], {"models": ["1"]}),
+        (["1/1/model.onnx", "m/2/model.onnx"], {"m": ["2"]}),
+        (["m/1/model.onnx", "README.md"], {"m": ["1"]}),
+        (["m/model.onnx"], {}),
+        ([], {}),
+    ],
+)
+def test_what_a_prefix_is(files: list[str], expected: dict[str, list[str]], shelf: Shelf) -> None:
+    shelf.put(*[name for name in files if name != "model.yaml"])
+    if "model.yaml" in files:
+        shelf.put("model.yaml", data="max_batch_size: 2")
+    found = {
+        name: list(model.versions) for name, model in scan(shelf).items() if name.isidentifier()
+    }
+    assert found == expected
+
+
+def test_what_it_is_stays(shelf: Shelf) -> None:
+    watched = Watched(shelf)
+    assert watched.look() == {}
+    shelf.put("m/1/model.onnx")
+    watched.settle()
+    shelf.put("1/model.onnx")
+    assert list(watched.settle()) == ["m"]
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "file"),
+    [
+        ("net.onnx", "net", "net.onnx"),
+        ("net.tar.gz", "net", None),
+        ("net.v2.zip", "net.v2", None),
+        ("plus.py", "plus", "plus.py"),
+    ],
+)
+def test_one_file_is_one_model(name: str, model: str, file: str | None) -> None:
+    shelf = Shelf(name=name, one=True)
+    shelf.put(name)
+    (only,) = scan(shelf).values()
+    assert (only.name, only.settings.file, list(only.versions)) == (model, file, ["1"])
+    assert only.versions["1"].source == shelf.uri
+    watched = Watched(shelf)
+    watched.look()
+    with pytest.raises(RegistryError, match="single file"):
+        watched.registry.write_traffic(model, Traffic())
+
+
+@pytest.mark.parametrize(
+    ("files", "file"),
+    [
+        (["model.onnx", "other.onnx"], None),
+        (["onnx/model.onnx", "onnx/model_fp16.onnx", "config.json"], "onnx/model.onnx"),
+        (["net.onnx", "config.json"], "net.onnx"),
+        (["a.onnx", "b.onnx"], None),
+        (["pytorch_model.bin"], None),
+        (["MLmodel", "data/net.onnx"], None),
+    ],
+)
+def test_the_file_that_is_meant(files: list[str], file: str | None) -> None:
+    shelf = Shelf(loose=True, name="bert")
+    shelf.put(*files)
+    (only,) = scan(shelf).values()
+    assert (only.name, only.settings.file) == ("bert", file)
+
+
+def test_a_document_says_which_file(shelf: Shelf) -> None:
+    shelf.put("a.onnx", "b.onnx")
+    shelf.put("model.yaml", data="file: b.onnx")
+    assert scan(shelf)["models"].settings.file == "b.onnx"
+
+
+def test_a_model_on_another_server_needs_no_versions(shelf: Shelf) -> None:
+    shelf.put("r/model.yaml", data="runtime: oip\nremote: {url: 'http://127.0.0.1:1'}")
+    version = scan(shelf)["r"].versions["1"]
+    assert version.origin is None and not version.path.exists()
+
+
+# --- what is asked for
+
+
+def test_nothing_is_read_where_nothing_changed(shelf: Shelf) -> None:
+    for number in range(20):
+        shelf.put(f"m{number}/1/model.onnx", f"m{number}/2/model.onnx")
+        shelf.put(f"m{number}/model.yaml", data=f"max_batch_size: {number + 1}")
+    watched = Watched(shelf)
+    first = watched.look()
+    assert len(shelf.reads) == 20 and shelf.lists == 1
+    assert watched.look(5) is first and shelf.lists == 2
+    shelf.put("m3/model.yaml", data="max_batch_size: 99")
+    assert watched.look()["m3"].settings.max_batch_size == 99
+    assert len(shelf.reads) == 21 and shelf.lists == 3
+
+
+def test_a_document_that_cannot_be_read_keeps_everything_as_it_was(shelf: Shelf) -> None:
+    shelf.put("m/1/model.onnx")
+    watched = Watched(shelf)
+    before = watched.look()
+    shelf.put("m/model.yaml", data="max_batch_size: 9")
+    shelf.put("n/1/model.onnx")
+    shelf.read_error = FetchError("denied")
+    with pytest.raises(RegistryError, match="denied"):
+        watched.look()
+    assert watched.registry._last is before
+    shelf.read_error = None
+    assert watched.settle()["m"].settings.max_batch_size == 9
+
+
+def test_wrong_documents_keep_what_was_good(shelf: Shelf) -> None:
+    shelf.put("m/1/model.onnx")
+    shelf.put("m/model.yaml", data="max_batch_size: 4")
+    shelf.put("m/traffic.yaml", data="weights: {1: 3}")
+    watched = Watched(shelf)
+    good = watched.look()["m"]
+    for name, text in (
+        ("model.yaml", "max_batch_sise: 4"), ("model.yaml", "["), ("model.yaml", "- a"),
+        ("model.yaml", b"\xff"), ("traffic.yaml", "weights: {1: -1}"), ("traffic.yaml", ""),
+    ):  # fmt: skip
+        shelf.put(f"m/{name}", data=text)
+        model = watched.look()["m"]
+        assert f"m/{name}" in model.error and "\n" not in model.error
+        assert (model.versions, model.settings) == (good.versions, good.settings)
+        assert model.traffic == good.traffic
+        shelf.put("m/model.yaml", data="max_batch_size: 4")
+        shelf.put("m/traffic.yaml", data="weights: {1: 3}")
+        assert watched.look()["m"] == good
+
+
+# --- what is believed
+
+
+def test_an_upload_in_progress_is_left_alone(shelf: Shelf) -> None:
+    shelf.put("m/1/model.onnx")
+    watched = Watched(shelf)
+    watched.look()
+    for number in range(4):  # file after file
+        shelf.put(f"m/2/part{number}")
+        assert list(watched.look(SETTLE_SECONDS)["m"].versions) == ["1"]
+        assert watched.registry._catalogue.unsettled
+    model = watched.look(SETTLE_SECONDS)["m"]
+    assert list(model.versions) == ["2"] and len(names(model, "2")) == 4
+
+
+def test_declared_digests(shelf: Shelf) -> None:
+    shelf.put("m/1/model.onnx", "m/1/deep/data")
+    digest = sha256(b"x").hexdigest()
+    shelf.put("m/1/SHA256SUMS", data=f"{digest}  ./model.onnx\n{digest} *deep/data\n")
+    origin = scan(shelf)["m"].versions["1"].origin
+    assert origin is not None
+    assert {f.name: f.sha256 for f in origin.files()} == {
+        "1/model.onnx": digest, "1/deep/data": digest, "1/SHA256SUMS": "",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("at_first", [True, False])
+def test_a_version_whose_declared_files_are_not_there_yet(at_first: bool, shelf: Shelf) -> None:
+    shelf.put("m/1/model.onnx")
+    watched = Watched(shelf)
+    if not at_first:
+        watched.look()
+    shelf.put("m/2/SHA256SUMS", data=f"{sha256(b'x').hexdigest()}  model.onnx")
+    for _ in range(3):
+        assert list(watched.look(GONE_SECONDS)["m"].versions) == ["1"]
+    shelf.put("m/2/model.onnx")
+    assert list(watched.settle()["m"].versions) == ["2"]
+    # While it is put there anew, what was there holds.
+    before = watched.look()["m"].versions
+    del shelf.objects["m/2/model.onnx"]
+    assert watched.settle()["m"].versions == before
+
+
+def test_what_changes_a_fingerprint(shelf: Shelf) -> None:
+    shelf.put("m/1/model.onnx", "m/labels.txt")
+    watched = Watched(shelf)
+    marks = [watched.look()["m"].versions["1"].fingerprint]
+    for name in ("m/1/model.onnx", "m/labels.txt", "m/1/more"):
+        shelf.put(name, data=f"new {name}")
+        marks.append(watched.settle()["m"].versions["1"].fingerprint)
+    assert len(set(marks)) == 4
+    shelf.put("m/traffic.yaml", data="weights: {1: 1}")
+    shelf.put("other/1/model.onnx")
+    assert watched.settle()["m"].versions["1"].fingerprint == marks[-1]
+
+
+def test_pins(shelf: Shelf) -> None:
+    shelf.put("m/1/model.onnx", "m/2/model.onnx", "m/3/model.onnx")
+    watched = Watched(shelf)
+    assert list(watched.look()["m"].versions) == ["3"]
+    watched.registry.pin("m", frozenset(("1", "7")))
+    assert list(watched.settle()["m"].versions) == ["1", "3"]
+    watched.registry.pin("m", frozenset())
+    assert list(watched.settle()["m"].versions) == ["3"]
+
+
+# --- splits
+
+
+def test_a_split_is_written_where_it_stands(shelf: Shelf) -> None:
+    shelf.put("m/1/model.onnx")
+    watched = Watched(shelf)
+    watched.look()
+    for weight in (1, 2):  # the second stands on the first, which was not read yet
+        watched.registry.write_traffic("m", Traffic(weights={"1": weight}))
+    assert b"'1': 2" in shelf.objects["m/traffic.yaml"]
+    assert watched.look()["m"].traffic == Traffic(weights={"1": 2})
+    shelf.put("m/traffic.yaml", data="weights: {1: 5}")
+    with pytest.raises(Conflict, match="changed in s3://b/models meanwhile"):
+        watched.registry.write_traffic("m", Traffic(weights={"1": 3}))
+    assert watched.look()["m"].traffic == Traffic(weights={"1": 5})
+    watched.registry.write_traffic("m", Traffic(weights={"1": 3}))
+    assert watched.look()["m"].traffic == Traffic(weights={"1": 3})
+
+
+def test_a_split_that_may_not_be_written_is_kept(shelf: Shelf, state: StateDir) -> None:
+    shelf.put("m/1/model.onnx")
+    shelf.put("m/traffic.yaml", data="weights: {1: 5}")
+    watched = Watched(shelf, state)
+    watched.look()
+    shelf.write_error = Denied("no")
+    watched.registry.write_traffic("m", Traffic(weights={"1": 3}))
+    for each in (watched, Watched(shelf, state)):
+        assert each.look()["m"].traffic == Traffic(weights={"1": 3})
+    shelf.write_error = FetchError("it does not answer")
+    with pytest.raises(RegistryError, match="cannot be stored: it does not answer"):
+        watched.registry.write_traffic("m", Traffic(weights={"1": 4}))
+    without = Watched(shelf)
+    without.look()
+    shelf.write_error = Denied("no")
+    with pytest.raises(RegistryError, match="no state_dir"):
+        without.registry.write_traffic("m", Traffic(weights={"1": 4}))
+    # What is declared anew wins.
+    shelf.put("m/traffic.yaml", data="weights: {1: 6}")
+    assert watched.look()["m"].traffic == Traffic(weights={"1": 6})
+
+
+# --- when it is gone
+
+
+def test_what_is_remembered_serves_a_start(
+    shelf: Shelf, state: StateDir, caplog: pytest.LogCaptureFixture
+) -> None:
+    shelf.put("m/1/model.onnx", "m/2/model.onnx")
+    shelf.put("m/model.yaml", data="max_batch_size: 4\nversions: {all: true}")
+    shelf.put("m/traffic.yaml", data="weights: {1: 5}")
+    before = Watched(shelf, state).look()
+    shelf.error = FetchError("the store does not answer")
+    watched = Watched(shelf, state)
+    with caplog.at_level(logging.ERROR):
+        assert watched.look() == before
+    assert caplog.text.count("starting with what was there on 20") == 1
+    with pytest.raises(RegistryError, match="does not answer"):
+        watched.look()
+    shelf.error = None
+    shelf.put("m/3/model.onnx")
+    assert list(watched.settle()["m"].versions) == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"kind": "models", "files": [[]]}'])
+def test_what_is_remembered_may_be_broken(content: bytes, shelf: Shelf, state: StateDir) -> None:
+    state.write(content, FOLDER, file_name(shelf.uri))
+    shelf.error = FetchError("the store does not answer")
+    with pytest.raises(RegistryError, match="does not answer"):
+        Watched(shelf, state).look()
+
+
+def test_a_look_survives_being_written_down() -> None:
+    file = RemoteFile("m/é", 3, '"e"', "ab", "k", archive=True)
+    seen = Seen("models", (file,), {"k": ('"e"', bytes(range(256)))})
+    assert load(dump(seen)) == seen
+
+
+# --- watching
+
+
+class Follower:
+    """A watch that runs, with what it told."""
+
+    def __init__(self, registry: StoreRegistry) -> None:
+        self.told: list[Snapshot] = []
+        self.task = asyncio.create_task(registry.watch(self.changed))
+
+    async def changed(self, snapshot: Snapshot) -> None:
+        self.told.append(snapshot)
+
+    async def until(self, condition: Any) -> None:
+        async with asyncio.timeout(PATIENCE):
+            while not condition():
+                await asyncio.sleep(0.005)
+
+    async def __aenter__(self) -> Follower:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.registries.stores.SETTLE_SECONDS", 0.01)
+
+
+def polled(shelf: Shelf, seconds: float) -> StoreRegistry:
+    config = Config(registry=RegistryConfig(poll_seconds=seconds))
+    return StoreRegistry(shelf.uri, config, None, shelf=shelf)
+
+
+def test_trouble_is_said_once_and_its_end_too(
+    shelf: Shelf, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        shelf.put("m/1/model.onnx")
+        registry = polled(shelf, 0.01)
+        registry.scan()
+        with caplog.at_level(logging.INFO):
+            async with Follower(registry) as follower:
+                await follower.until(lambda: follower.told)
+                shelf.error = FetchError("gone for now")
+                lists = shelf.lists
+                await follower.until(lambda: shelf.lists >= lists + 4)
+                shelf.error = None
+                await follower.until(lambda: "can be read again" in caplog.text)
+        assert caplog.text.count("serving goes on with what is loaded") == 1
+        assert len(follower.told) == 1  # nothing had changed
+
+    asyncio.run(run())
+
+
+def test_a_hint_is_followed_at_once(shelf: Shelf, quick: None) -> None:
+    async def run() -> None:
+        shelf.put("m/1/model.onnx")
+        registry = polled(shelf, 3600)
+        registry.scan()
+        async with Follower(registry) as follower:
+            await follower.until(lambda: follower.told)
+            shelf.put("m/2/model.onnx")
+            registry.hint()
+            await follower.until(lambda: list(follower.told[-1]["m"].versions) == ["2"])
+            # A lost race is a reason to look, too.
+            shelf.put("m/traffic.yaml", data="weights: {2: 8}")
+            with pytest.raises(Conflict):
+                await asyncio.to_thread(registry.write_traffic, "m", Traffic(weights={"2": 1}))
+            await follower.until(lambda: follower.told[-1]["m"].traffic.weights == {"2": 8})
+
+    asyncio.run(run())
