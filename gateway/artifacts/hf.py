@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -63,7 +63,7 @@ class HfOrigin:
         hub = needed("huggingface_hub", "hf", self.uri)
         commit, _, path = file.locator.partition(":")
         name = repo_of(self.uri).name
-        url = hub.hf_hub_url(name, path, revision=commit)
+        url = hub.hf_hub_url(name, path, revision=commit, endpoint=_endpoint())
         headers = dict(hub.utils.build_hf_headers())
         if start:
             headers["range"] = f"bytes={start}-"
@@ -158,9 +158,13 @@ def read_small(uri: str, file: RemoteFile) -> bytes:
     return b"".join(HfOrigin(uri).read(file, 0))
 
 
-@lru_cache(maxsize=1)
+def _endpoint() -> str | None:
+    return os.environ.get("HF_ENDPOINT") or None
+
+
 def _api() -> Any:
-    return needed("huggingface_hub", "hf", "hf://").HfApi(library_name="sluicegate")
+    hub = needed("huggingface_hub", "hf", "hf://")
+    return hub.HfApi(endpoint=_endpoint(), library_name="sluicegate")
 
 
 def _why(error: Exception, repo: Repo) -> FetchError:

@@ -15,8 +15,6 @@ from gateway.artifacts.base import RemoteFile
 from gateway.artifacts.http_client import request, shown
 from gateway.errors import FetchError, printable
 
-PIECE: Final = 1024 * 1024
-
 _SHA256 = re.compile(r"sha256=([0-9a-fA-F]{64})")
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _DENIED: Final = (401, 403, 407)
@@ -126,7 +124,7 @@ class HttpOrigin:
                 if found is None or int(found[1]) > start:
                     raise FetchError(f"{self.uri} was answered with another range than asked for")
                 skip = start - int(found[1])
-            for piece in answer.iter_raw(PIECE):
+            for piece in answer.iter_raw():  # larger ones would be lost in part when it breaks
                 if skip >= len(piece):
                     skip -= len(piece)
                     continue

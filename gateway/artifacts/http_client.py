@@ -123,7 +123,7 @@ def redirected(url: httpx.URL, aim: str, first: httpx.URL) -> httpx.URL:
     """Where a redirect leads. Raises `FetchError` where that is nowhere to go."""
     try:
         target = url.join(aim)
-    except httpx.InvalidURL:
+    except (httpx.InvalidURL, ValueError):
         target = httpx.URL()
     if not aim or target.scheme not in ("http", "https") or not target.host:
         raise FetchError(f"{shown(first)} redirects to what is no http(s) URL", final=True)

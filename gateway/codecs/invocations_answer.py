@@ -15,7 +15,7 @@ import orjson
 from gateway.codecs.invocations_values import MADE_UP
 from gateway.codecs.statuses import http_status
 from gateway.errors import InferenceFailed, SluiceError, Unsupported, text_of
-from gateway.tensors import BYTES, InferenceResponse, Tensor, TensorSpec
+from gateway.tensors import BYTES, InferenceResponse, Tensor, TensorSpec, as_bytes
 
 ERROR_CODES: Final = {
     400: "BAD_REQUEST",
@@ -69,7 +69,7 @@ def _told(name: str, value: Any, content: str) -> Any:
     """(Nested lists of) elements as JSON has them."""
     if isinstance(value, list):
         return [_told(name, each, content) for each in value]
-    raw = value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogateescape")
+    raw = bytes(as_bytes(value))
     if content == "binary":
         return base64.b64encode(raw).decode()
     if content == "json":

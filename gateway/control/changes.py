@@ -67,12 +67,26 @@ class Changes:
         self._loading = Loading(manager, controls, registry_of, look, config.load_seconds)
         self._locks: dict[str, asyncio.Lock] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._started = time.time()
+        self._settled: dict[str, float] = {}
+        """When each model was first as it should be."""
+        manager.on_change.append(self._changed)
 
     async def close(self) -> None:
         """Gives up what has not ended; what is stored stays."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _changed(self, model: str) -> None:
+        managed = self._manager.models.get(model)
+        if model not in self._settled and managed is not None and managed.settled:
+            self._settled[model] = 0.0
+            # Once the history has heard of it as well.
+            asyncio.get_running_loop().call_soon(self._settle, model)
+
+    def _settle(self, model: str) -> None:
+        self._settled[model] = time.time()
 
     # --- traffic
 
@@ -149,7 +163,8 @@ class Changes:
                     "'sluice split' or 'sluice promote'"
                 )
             changes = await self._history.changes(model, limit=HISTORY)
-            traffic = rollback.target(model, changes, self._known(model), to)
+            start = rollback.Start(self._started, self._settled.get(model, time.time()))
+            traffic = rollback.target(model, changes, self._known(model), to, start)
             if traffic == self._facts.managed(model).traffic:
                 raise Conflict(f"there is nothing to roll back: '{model}' is declared that way now")
             control = self._controls.of(model)

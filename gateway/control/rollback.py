@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
 
@@ -12,7 +13,25 @@ from gateway.lifecycle.routes import by_age
 from gateway.registries.traffic import Traffic
 
 
-def target(model: str, changes: Sequence[Change], known: Sequence[str], to: int | None) -> Traffic:
+STARTING = 30.0
+"""Seconds of a start, for entries of which nothing better is known."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """When this gateway started, and when the model was first as it should be; Unix seconds."""
+
+    at: float = 0.0
+    settled: float = 0.0
+
+
+def target(
+    model: str,
+    changes: Sequence[Change],
+    known: Sequence[str],
+    to: int | None,
+    start: Start = Start(),  # noqa: B008 (it is frozen)
+) -> Traffic:
     """The split and the labels to declare again.
 
     `changes` are the entries of the model, the newest first, `known` the versions that are
@@ -30,7 +49,7 @@ def target(model: str, changes: Sequence[Change], known: Sequence[str], to: int 
             )
         served = entry.after
     else:
-        entry = next((change for change in changes if moved(change)), None)
+        entry = next((c for i, c in enumerate(changes) if moved(c, changes[i + 1 :], start)), None)
         if entry is None:
             raise Conflict(
                 f"there is nothing to roll back: the history of '{model}' has no change of its "
@@ -40,14 +59,25 @@ def target(model: str, changes: Sequence[Change], known: Sequence[str], to: int 
     return declared(model, served, known)
 
 
-def moved(change: Change) -> bool:
-    """Whether an entry changed what is declared, or which version answers where nothing is."""
+def moved(change: Change, older: Sequence[Change], start: Start) -> bool:
+    """Whether an entry changed what is declared, or which version answers where nothing is.
+
+    (While a gateway starts, an older version may answer for a moment before the newest one is
+    ready: that is nothing to go back to.)
+    """
     before, after = change.before, change.after
     if before.traffic != after.traffic:
         return True
     if before.traffic.weights or not before.shares or not after.shares:
         return False
-    return set(before.shares) != set(after.shares)
+    if set(before.shares) == set(after.shares):
+        return False
+    if change.at >= start.at:
+        return change.at > start.settled
+    return not any(
+        not each.before.shares and each.after.shares and change.at - each.at < STARTING
+        for each in older
+    )
 
 
 def declared(model: str, served: Served, known: Sequence[str]) -> Traffic:

@@ -41,5 +41,6 @@ def config_text(document: str, model: str) -> str:
     if tree.get("max_batch_size", tree.get("maxBatchSize")) == 0:
         # Protobuf forgets a zero, and here it says "never batch".
         text = f"max_batch_size: 0\n{text}"
+    text = text or "# nothing\n"  # an empty text would be no configuration
     parse_config_pbtxt(text, model, file="config")
     return text

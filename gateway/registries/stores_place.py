@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Final
 
 import msgspec
@@ -62,6 +63,7 @@ class StorePlace:
         self._seen = Seen()
         self._models: dict[str, Shelved] = {}
         self._looks = 0
+        self._lock = Lock()
         self._written: dict[str, tuple[str, int]] = {}
         """Model → ETag of the split that was written, and the look that was the last before."""
 
@@ -83,7 +85,6 @@ class StorePlace:
         was before."""
         self._looks += 1
         files = self._shelf.files()
-        self._written = {n: w for n, w in self._written.items() if w[1] >= self._looks}
         if files == self._seen.files and self._seen.kind is not None:
             return False
         shown = visible(files)
@@ -92,7 +93,12 @@ class StorePlace:
             is_file = self._shelf.is_file(files)
             kind = "file" if is_file else kind_of(shown, loose=self._shelf.loose)
         models = {} if kind is None else shelve(shown, kind, self._name)
-        self.seen = Seen(kind, files, self._read_all(models))
+        seen = Seen(kind, files, self._read_all(models))
+        with self._lock:
+            self.seen = seen
+            # What was written before this look began is in it.
+            for name in [n for n, (_, look) in self._written.items() if look < self._looks]:
+                del self._written[name]
         return True
 
     def _read_all(self, models: Mapping[str, Shelved]) -> dict[str, tuple[str, bytes]]:
@@ -227,12 +233,15 @@ class StorePlace:
 
         Raises `FetchError`.
         """
-        known = self._models.get(name, Shelved()).documents.get(TRAFFIC_YAML)
-        etag = known.identity if known is not None else ""
-        if name in self._written:
-            etag, _ = self._written[name]
+        with self._lock:
+            known = self._models.get(name, Shelved()).documents.get(TRAFFIC_YAML)
+            etag = known.identity if known is not None else ""
+            if name in self._written:
+                etag, _ = self._written[name]
         at = f"{name}/{TRAFFIC_YAML}" if self._seen.kind == "models" else TRAFFIC_YAML
-        self._written[name] = (self._shelf.write(at, content, etag), self._looks)
+        written = self._shelf.write(at, content, etag)
+        with self._lock:
+            self._written[name] = (written, self._looks)
 
 
 def dump(seen: Seen) -> bytes:

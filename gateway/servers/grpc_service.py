@@ -66,12 +66,14 @@ class GrpcService:
         return handle
 
     async def _load(self, payload: bytes, caller: Caller) -> bytes:
+        self._repository.check(caller)
         request = parsed("RepositoryModelLoad", payload)
         model, repository = model_of(request)
         await self._repository.load(caller, model, parameters_of(request), repository=repository)
         return answered("RepositoryModelLoad", request, isLoaded=True)
 
     async def _unload(self, payload: bytes, caller: Caller) -> bytes:
+        self._repository.check(caller)
         request = parsed("RepositoryModelUnload", payload)
         model, repository = model_of(request)
         await self._repository.unload(caller, model, parameters_of(request), repository=repository)

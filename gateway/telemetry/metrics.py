@@ -21,12 +21,14 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.samples import Sample
 
 from gateway import __version__
+from gateway.errors import UnknownModel
 from gateway.facts import Facts
 from gateway.lifecycle.manager import Manager
 from gateway.lifecycle.states import State
 from gateway.pipeline import Pipeline
 from gateway.servable import Servable
 from gateway.telemetry import custom
+from gateway.telemetry.counted import Counted, Counts
 from gateway.telemetry.stats import Histogram
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -53,6 +55,14 @@ class Collector:
         self._facts = facts
         self._manager = manager
         self._pipeline = pipeline
+        self._counts = Counts(self._answering, manager.models)
+        manager.on_change.append(self._counts.changed)
+
+    def _answering(self, model: str) -> list[Servable]:
+        try:
+            return self._facts.servables(model)
+        except UnknownModel:
+            return []
 
     def register(self) -> None:
         for old in list(_registry._collector_to_names):
@@ -63,9 +73,9 @@ class Collector:
         return []
 
     def collect(self) -> Iterator[Metric]:
-        servables = self._facts.servables()
-        yield from own_metrics(servables)
-        yield from triton_metrics(servables)
+        counted = list(self._counts.all())
+        yield from own_metrics(counted)
+        yield from triton_metrics(counted)
         yield from self._gateway_metrics()
         yield from custom.families()
 
@@ -105,7 +115,7 @@ class Collector:
         yield info
 
 
-def own_metrics(servables: Iterable[Servable]) -> Iterator[Metric]:
+def own_metrics(counted: Iterable[Counted]) -> Iterator[Metric]:
     """Requests, latencies, batches and queues by model and version, in base units."""
     labels = ["model", "version"]
     requests = CounterMetricFamily(
@@ -134,10 +144,10 @@ def own_metrics(servables: Iterable[Servable]) -> Iterator[Metric]:
         "sluice_first_answer_seconds", "From arrival to the first of several answers.",
         labels=labels,
     )  # fmt: skip
-    for servable in servables:
-        key = [servable.name, servable.version]
-        stats = servable.stats
-        if servable.decoupled:
+    for each in counted:
+        key = [each.name, each.version]
+        stats = each.stats
+        if each.decoupled:
             answers.add_metric(key, stats.streamed)
             add_histogram(first, key, stats.first_answer_seconds)
         for (protocol, code), count in list(stats.requests.items()):
@@ -149,13 +159,14 @@ def own_metrics(servables: Iterable[Servable]) -> Iterator[Metric]:
         add_histogram(rows, key, stats.batch_rows)
         for reason, count in list(stats.closed.items()):
             closed.add_metric([*key, reason], count)
-        waiting.add_metric(key, servable.dispatcher.waiting)
-        waiting_rows.add_metric(key, servable.dispatcher.waiting_rows)
+        if each.servable is not None:
+            waiting.add_metric(key, each.servable.dispatcher.waiting)
+            waiting_rows.add_metric(key, each.servable.dispatcher.waiting_rows)
     yield from (requests, latency, queue, execute, rows, closed, waiting, waiting_rows)
     yield from (answers, first)
 
 
-def triton_metrics(servables: Iterable[Servable]) -> Iterator[Metric]:
+def triton_metrics(counted: Iterable[Counted]) -> Iterator[Metric]:
     """Triton's counters under their exact names, which have no ``_total``."""
     durations = (
         ("request", "success", "Cumulative inference request duration in microseconds"),
@@ -173,15 +184,16 @@ def triton_metrics(servables: Iterable[Servable]) -> Iterator[Metric]:
         name: Metric(f"nv_inference_{name}_duration_us", text, "counter")
         for name, _, text in durations
     }
-    for servable in servables:
-        stats = servable.stats
-        labels = {"model": servable.name, "version": servable.version}
+    for each in counted:
+        stats = each.stats
+        labels = {"model": each.name, "version": each.version}
         add(success, labels, stats.success.count)
         for reason in REASONS:
             add(failure, {**labels, "reason": reason}, stats.failures[reason])
         add(count, labels, stats.inference_count)
         add(execs, labels, stats.execution_count)
-        add(pending, labels, servable.dispatcher.waiting)
+        if each.servable is not None:
+            add(pending, labels, each.servable.dispatcher.waiting)
         for name, attribute, _ in durations:
             add(families[name], labels, getattr(stats, attribute).ns // 1000)
     yield from (success, failure, count, execs, pending, *families.values())

@@ -16,6 +16,7 @@ SECONDS: Final = (
 )  # fmt: skip
 MAX_ANSWERS: Final = 256
 """Places in a stream of answers that are counted apart."""
+DURATIONS: Final = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
 ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -52,6 +53,11 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += times
         self.total += value * times
 
+    def take(self, other: Histogram) -> None:
+        """Adds another one's observations."""
+        self.counts = [mine + its for mine, its in zip(self.counts, other.counts, strict=True)]
+        self.total += other.total
+
     @property
     def count(self) -> int:
         return sum(self.counts)
@@ -83,6 +89,11 @@ class Duration:
     def add(self, count: int, seconds: float) -> None:
         self.count += count
         self.ns += int(seconds * 1e9)
+
+    def take(self, other: Duration) -> None:
+        """Adds another one's counts."""
+        self.count += other.count
+        self.ns += other.ns
 
 
 class BatchSizeStats:
@@ -182,3 +193,18 @@ class ServableStats:
         self.failures[reason] += 1
         self.requests[protocol, code] += 1
         self.request_seconds[protocol].observe(seconds)
+
+    def take(self, other: ServableStats) -> None:
+        """Adds another load's numbers, but for those by batch size and by place in a stream."""
+        for name in DURATIONS:
+            getattr(self, name).take(getattr(other, name))
+        for name in ("queue_seconds", "execute_seconds", "batch_rows", "first_answer_seconds"):
+            getattr(self, name).take(getattr(other, name))
+        for name in ("closed", "failures", "requests"):
+            getattr(self, name).update(dict(getattr(other, name)))
+        for protocol, histogram in list(other.request_seconds.items()):
+            self.request_seconds[protocol].take(histogram)
+        self.inference_count += other.inference_count
+        self.execution_count += other.execution_count
+        self.streamed += other.streamed
+        self.last_inference = max(self.last_inference, other.last_inference)

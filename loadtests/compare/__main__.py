@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import os
 import shlex
 import signal
 import sys
@@ -12,6 +11,8 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
+
+from loadtests.commands import add_sluice_option, add_triton_option
 
 from . import figures, load, machine, sluice, summary, triton
 from .cells import Cell, all_cells
@@ -43,20 +44,8 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--many", type=int, metavar="N", help="also: a directory of N models")
     parser.add_argument("--only", choices=["sluicegate", "triton"], help="one side, no ratios")
-    parser.add_argument(
-        "--sluice",
-        default=sluice.default_command(),
-        metavar="CMD",
-        help="what starts the gateway; DIR --http ADDRESS --grpc ADDRESS is added",
-    )
-    venv = os.environ.get("TRITON_VENV")
-    parser.add_argument(
-        "--triton-venv",
-        type=Path,
-        default=Path(venv) if venv else None,
-        metavar="DIR",
-        help="environment with nvidia-pytriton (default: $TRITON_VENV)",
-    )
+    add_sluice_option(parser)
+    add_triton_option(parser)
     parser.add_argument("--threads", type=int, default=1, help="threads of every session")
     parser.add_argument("--out", type=Path, default=ROOT / "loadtests" / "results", metavar="DIR")
     parser.add_argument("--list", action="store_true", help="print the cells and stop")

@@ -30,13 +30,13 @@ import grpc
 import numpy as np
 
 from gateway.codecs.messages import METHODS, ModelInferRequest, ModelInferResponse
+from loadtests.commands import add_sluice_option, show
 from loadtests.compare import sluice
 from loadtests.compare.cells import Goal
 from loadtests.compare.errors import BenchError
 from loadtests.compare.processes import Server
 from loadtests.compare.summary import Figure
 from loadtests.runtimes.torch_cnn import import_torch
-from loadtests.runtimes.triton import show
 
 WIDE: Final = 2**20
 """Elements of one row of 4 MB."""
@@ -60,7 +60,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m loadtests.runtimes.isolation")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--duration", type=float, default=3.0, help="seconds a run")
-    parser.add_argument("--sluice", default=sluice.default_command(), metavar="CMD")
+    add_sluice_option(parser)
     return parser
 
 

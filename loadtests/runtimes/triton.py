@@ -8,7 +8,6 @@ forms the batches. The figures are medians of the rounds' ratios (or differences
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Final
 
+from loadtests.commands import add_sluice_option, add_triton_option, show
 from loadtests.compare import load, sluice, triton
 from loadtests.compare.cells import Cell, Goal
 from loadtests.compare.errors import BenchError
@@ -47,20 +47,8 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m loadtests.runtimes.triton")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--duration", type=float, default=5.0, help="seconds a run, about")
-    parser.add_argument(
-        "--sluice",
-        default=sluice.default_command(),
-        metavar="CMD",
-        help="what starts the gateway; DIR --http ADDRESS --grpc ADDRESS is added",
-    )
-    venv = os.environ.get("TRITON_VENV")
-    parser.add_argument(
-        "--triton-venv",
-        type=Path,
-        default=Path(venv) if venv else None,
-        metavar="DIR",
-        help="environment with nvidia-pytriton (default: $TRITON_VENV)",
-    )
+    add_sluice_option(parser)
+    add_triton_option(parser)
     return parser
 
 
@@ -129,16 +117,6 @@ def _figure(name: str, values: list[float], unit: str, goal: Goal) -> Figure:
         return Figure(name, None, unit, goal, "a run does not count")
     detail = f"{min(values):.2f} to {max(values):.2f}"
     return Figure(name, median(values), unit, goal, detail)
-
-
-def show(found: Sequence[Figure]) -> str:
-    """A Markdown table."""
-    lines = ["| figure | value | min to max | at least | verdict |", "|---|---|---|---|---|"]
-    for each in found:
-        value = "-" if each.value is None else f"{each.value:.2f} {each.unit}"
-        bound = each.goal.describe()[0] if each.goal else ""
-        lines.append(f"| {each.name} | {value} | {each.detail} | {bound} | {each.verdict} |")
-    return "\n".join(lines)
 
 
 def run(args: argparse.Namespace, work: Path) -> list[Figure]:

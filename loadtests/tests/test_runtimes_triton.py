@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from loadtests.commands import show
 from loadtests.compare.cells import Cell
 from loadtests.compare.load import Result
 from loadtests.compare.measure import Run
@@ -31,7 +32,7 @@ def test_figures_are_medians_of_the_rounds() -> None:
     )
     assert [figure.value for figure in found] == [0.4, 0.5, 500.0]
     assert [figure.verdict for figure in found] == ["PASS", "MISS", "PASS"]
-    assert "0.10 to 0.50" in triton.show(found)
+    assert "0.10 to 0.50" in show(found)
 
 
 def test_a_run_that_does_not_count_leaves_no_figure() -> None:

@@ -12,6 +12,21 @@ from tests.bad_inputs.attack import Door, Served
 SETTINGS: dict[str, dict[str, object]] = {
     "native": {"grpc.server": "native"},
     "grpcio": {"grpc.server": "grpcio"},
+    # Callers may load, with files of their own.
+    "loading": {
+        "grpc.server": "native",
+        "control.enabled": True,
+        "control.files": True,
+        "control.load_seconds": 20.0,
+        "state_dir": "state-loading",
+    },
+    "loading-grpcio": {
+        "grpc.server": "grpcio",
+        "control.enabled": True,
+        "control.files": True,
+        "control.load_seconds": 20.0,
+        "state_dir": "state-loading-grpcio",
+    },
     # Little patience, for those who take their time.
     "hasty": {
         "grpc.server": "native",

@@ -171,13 +171,16 @@ def test_bi08n_unknown_methods_and_services(grpc_gateway: Served) -> None:
         assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED  # type: ignore[attr-defined]
 
 
-def test_bi08o_repository_control_is_not_there_yet(grpc_gateway: Served) -> None:
-    """A load with a configuration of the caller's own: BI-02."""
-    for method in ("RepositoryModelLoad", "SystemSharedMemoryRegister"):
+def test_bi08o_what_is_off_or_not_there(grpc_gateway: Served) -> None:
+    for method, code in (
+        ("RepositoryModelLoad", grpc.StatusCode.PERMISSION_DENIED),
+        ("RepositoryModelUnload", grpc.StatusCode.PERMISSION_DENIED),
+        ("SystemSharedMemoryRegister", grpc.StatusCode.UNIMPLEMENTED),
+    ):
         rpc = grpc_gateway.channel.unary_unary(SERVICE + method)
         with pytest.raises(grpc.RpcError) as caught:
             rpc(b"", timeout=20)
-        assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED  # type: ignore[attr-defined]
+        assert caught.value.code() == code  # type: ignore[attr-defined]
 
 
 def test_bi08p_empty_message(grpc_gateway: Served) -> None:

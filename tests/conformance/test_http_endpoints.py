@@ -456,12 +456,14 @@ def paths_of_routes() -> set[tuple[str, str]]:
     from gateway.servers.generate import Generate
     from gateway.servers.history import HistoryApi
     from gateway.servers.http_app import HttpApp
+    from gateway.servers.repository import RepositoryRoutes
 
     shared: Any = SimpleNamespace(facts=None)
     admin: Any = Admin(*[None] * 4)  # type: ignore[arg-type]
     found = set()
     routes: list[Any] = [*HttpApp(shared).routes(), *Generate(shared).routes(), *admin.routes()]
     routes += HistoryApi(*[None] * 3).routes()  # type: ignore[arg-type]
+    routes += RepositoryRoutes(shared, None).routes()  # type: ignore[arg-type]
     for route in routes:
         path = "/v2" if route.path == "/v2/" else route.path
         found |= {(method, path) for method in route.methods - {"HEAD"}}

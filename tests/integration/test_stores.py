@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pytest
 
 from gateway.registries.remembered import FOLDER
 from tests.support.gateway import PATIENCE, ROOT, GatewayProcess, wait_until
+from tests.support.hubs import Hub
 from tests.support.onnx_models import adding
 from tests.support.s3 import S3
 
@@ -62,8 +64,8 @@ class Served:
             lambda: self.adds(model) == (version, added), f"{model}/{version}:\n{self.log()}"
         )
 
-    def traffic(self, model: str = "m") -> Any:
-        return self.ask("GET", f"/admin/v1/models/{model}")[1]["traffic"].get("weights", {})
+    def weights(self, model: str = "m") -> Any:
+        return self.ask("GET", f"/admin/v1/models/{model}")[1]["weights"]
 
     def split(self, **weights: float) -> tuple[int, Any]:
         shares = {name.removeprefix("v"): share for name, share in weights.items()}
@@ -138,21 +140,21 @@ def test_two_gateways_write_the_same_split(s3: S3, tmp_path: Path) -> None:
 
 def test_an_upload_is_not_taken_half(s3: S3, tmp_path: Path) -> None:
     data = adding(2.0)
-    sums = subprocess.run(["sha256sum"], input=data, capture_output=True, check=True).stdout
+    sums = f"{sha256(data).hexdigest()}  model.onnx"
     s3.put("m/1/model.onnx", adding(1.0))
     with serving(tmp_path, "s3://models", environment=s3.environment()) as gateway:
         gateway.until("1", 1.0)
         # The digests come first; nothing is tried before the rest is there.
-        s3.put("m/2/SHA256SUMS", sums.decode().replace("-", "model.onnx"))
+        s3.put("m/2/SHA256SUMS", sums)
         s3.put("watched/1/model.onnx", adding(5.0))
         gateway.until("1", 5.0, "watched")
         assert gateway.adds() == ("1", 1.0) and "m/2" not in gateway.log()
         s3.put("m/2/model.onnx", data)
         gateway.until("2", 2.0)
         # One that is not what was declared is refused; what serves goes on.
-        s3.put("m/3/SHA256SUMS", sums.decode().replace("-", "model.onnx"))
+        s3.put("m/3/SHA256SUMS", f"{'0' * 64}  model.onnx")
         s3.put("m/3/model.onnx", adding(3.0))
-        wait_until(lambda: "m/3 failed" in gateway.log(), f"the refusal {gateway.log()}")
+        wait_until(lambda: "m/3 failed" in gateway.log(), "the refusal")
         assert gateway.adds() == ("2", 2.0)
 
 
@@ -177,7 +179,7 @@ def test_the_store_goes_and_comes_back(s3: S3, tmp_path: Path) -> None:
             r"starting with what was there on \d{4}-\d\d-\d\d \d\d:\d\d", gateway.log()
         )
         assert gateway.split(v1=1, v2=1)[0] >= 400  # nobody would know of it
-        assert gateway.traffic() == {"1": 100}
+        assert gateway.weights() == {"1": 100}
         s3.start()
         fill()
         s3.put("m/3/model.onnx", adding(3.0))
@@ -242,21 +244,23 @@ def test_code_from_a_bucket_runs_only_if_that_is_trusted(s3: S3, tmp_path: Path)
     trusted = {"trust.code": "s3://models/code"}
     with serving(tmp_path, "s3://models/code", environment=environment, **trusted) as gateway:
         gateway.until("1", 7.0)
-    other = {"trust.code": "s3://models/cod"}
-    with serving(tmp_path, "s3://models/code", environment=environment, **other) as gateway:
-        wait_until(lambda: "is not trusted" in gateway.log(), "the refusal")
 
 
-def test_one_file_one_archive_one_folder(s3: S3, tmp_path: Path) -> None:
+def packed_model(value: float) -> bytes:
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:
         entry = tarfile.TarInfo("model.onnx")
-        entry.size = len(adding(4.0))
-        archive.addfile(entry, io.BytesIO(adding(4.0)))
+        entry.size = len(adding(value))
+        archive.addfile(entry, io.BytesIO(adding(value)))
+    return packed.getvalue()
+
+
+def test_one_file_one_archive_one_folder(s3: S3, tmp_path: Path) -> None:
+    packed = packed_model(4.0)
     s3.put("one/net.onnx", adding(3.0))
-    s3.put("one/packed.tar.gz", packed.getvalue())
+    s3.put("one/packed.tar.gz", packed)
     s3.put("one/loose/model.onnx", adding(5.0))
-    s3.put("one/inside/1/model.tar.gz", packed.getvalue())
+    s3.put("one/inside/1/model.tar.gz", packed)
     sources = [
         f"s3://models/one/{name}" for name in ("net.onnx", "packed.tar.gz", "loose", "inside")
     ]
@@ -265,9 +269,33 @@ def test_one_file_one_archive_one_folder(s3: S3, tmp_path: Path) -> None:
             gateway.until("1", value, name)
 
 
-def test_what_is_remembered_is_no_secret(s3: S3, tmp_path: Path) -> None:
-    s3.put("m/1/model.onnx", adding(1.0))
-    with serving(tmp_path, "s3://models", environment=s3.environment()) as gateway:
-        gateway.until("1", 1.0)
-    (kept,) = (tmp_path / "state" / FOLDER).iterdir()
-    assert b"admin" not in kept.read_bytes() and b"secret" not in kept.read_bytes()
+def test_files_of_web_servers_hubs_and_image_registries(tmp_path: Path) -> None:
+    packed = packed_model(4.0)
+    with Hub() as hub:
+        hub.files = {"/net.onnx": adding(3.0), "/packed.tar.gz": packed}
+        hub.repo("team/bert", "c" * 40, {"onnx/model.onnx": adding(5.0), "README.md": b"x"})
+        hub.image("team/img", "7", {"model.onnx": adding(6.0)})
+        hub.image("team/img", "8", {"model.tar.gz": packed})
+        sources = [f"{hub.url}/net.onnx?token=hidden", f"{hub.url}/packed.tar.gz", "hf://team/bert"]
+        image = f"oci://{hub.host}/team/img"
+        environment = {"HF_ENDPOINT": hub.url}
+        with serving(tmp_path, *sources, image, environment=environment) as gateway:
+            for name, version, value in (
+                ("net", "1", 3.0), ("packed", "1", 4.0), ("bert", "1", 5.0), ("img", "8", 4.0),
+            ):  # fmt: skip
+                gateway.until(version, value, name)
+            # Each follows what is there.
+            hub.files["/net.onnx"] = adding(3.5)
+            hub.repo("team/bert", "d" * 40, {"onnx/model.onnx": adding(5.5)})
+            hub.image("team/img", "9", {"model.onnx": adding(9.0)})
+            for name, version, value in (("net", "1", 3.5), ("bert", "1", 5.5), ("img", "9", 9.0)):
+                gateway.until(version, value, name)
+        assert "hidden" not in gateway.log()
+    # All of them are gone, and remembered.
+    with serving(tmp_path, *sources, image, environment=environment) as gateway:
+        for name, version, value in (("net", "1", 3.5), ("bert", "1", 5.5), ("img", "9", 9.0)):
+            gateway.until(version, value, name)
+        assert gateway.log().count("starting with what was there") == 4
+    assert "hidden" not in gateway.log()
+    for kept in (tmp_path / "state" / FOLDER).iterdir():
+        assert b"hidden" not in kept.read_bytes()

@@ -25,6 +25,7 @@ import runtimes.mlflow_library  # noqa: F401
 from tests.support.environments import environment, python
 
 PATIENCE = 120.0
+URIS = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -62,6 +63,7 @@ class MlflowServer:
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
             "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
+            "MLFLOW_WEBHOOK_CACHE_TTL": "1",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         }
         with (self.folder / "server.log").open("ab") as log:
@@ -111,7 +113,7 @@ def interpreter() -> str:
 @contextmanager
 def logging_to(url: str) -> Iterator[None]:
     """mlflow logs models there, and says nothing."""
-    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    before = {name: os.environ.pop(name, None) for name in URIS}
     mlflow.set_tracking_uri(url)
     mlflow.set_registry_uri(url)
     try:
@@ -119,8 +121,13 @@ def logging_to(url: str) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        mlflow.set_tracking_uri(before[0])
-        mlflow.set_registry_uri(before[1])
+        # mlflow hands them on to the processes that we start.
+        mlflow.set_tracking_uri("")
+        mlflow.set_registry_uri("")
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def log_adder(url: str, name: str, added: float) -> str:

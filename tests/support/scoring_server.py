@@ -61,5 +61,3 @@ class ScoringServer:
 
     def __exit__(self, *error: object) -> None:
         self.stop()
-
-

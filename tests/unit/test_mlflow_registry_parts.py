@@ -1,4 +1,4 @@
-"""Sources, choice of versions, webhooks, artifacts: the parts of MLflow's registry by themselves."""
+"""Sources, versions, webhooks, artifacts: the parts of MLflow's registry by themselves."""
 
 from __future__ import annotations
 
@@ -46,9 +46,10 @@ def test_sources_as_users_know_them() -> None:
 
 
 def test_passwords_are_not_shown() -> None:
-    place = parse_source("mlflow+postgresql://ann:pa/ss@h/db").place
-    assert place.url == "postgresql://ann:pa/ss@h/db"
-    assert parse_source("mlflow+postgresql://ann:pass@h/db").name == "mlflow+postgresql://ann@h/db"
+    for password in ("pass", "pa/s@s:"):
+        source = parse_source(f"mlflow+postgresql://ann:{password}@h/db")
+        assert source.place.url == f"postgresql://ann:{password}@h/db"
+        assert source.name == "mlflow+postgresql://ann@h/db"
     with pytest.raises(RegistryError, match="set MLFLOW_TRACKING_USERNAME") as error:
         parse_source("mlflow+http://ann:pass@h")
     assert "pass@" not in str(error.value)

@@ -358,6 +358,25 @@ def test_a_split_is_written_where_it_stands(shelf: Shelf) -> None:
     assert watched.look()["m"].traffic == Traffic(weights={"1": 3})
 
 
+def test_a_split_written_while_the_last_one_is_read(shelf: Shelf) -> None:
+    shelf.put("m/1/model.onnx")
+    watched = Watched(shelf)
+    watched.look()
+    watched.registry.write_traffic("m", Traffic(weights={"1": 1}))
+    read = shelf.read
+
+    def meanwhile(file: RemoteFile) -> bytes:
+        content = read(file)
+        shelf.read = read  # type: ignore[method-assign]
+        watched.registry.write_traffic("m", Traffic(weights={"1": 2}))
+        return content
+
+    shelf.read = meanwhile  # type: ignore[method-assign]
+    watched.look()
+    watched.registry.write_traffic("m", Traffic(weights={"1": 3}))
+    assert watched.look()["m"].traffic == Traffic(weights={"1": 3})
+
+
 def test_a_split_that_may_not_be_written_is_kept(shelf: Shelf, state: StateDir) -> None:
     shelf.put("m/1/model.onnx")
     shelf.put("m/traffic.yaml", data="weights: {1: 5}")

@@ -6,13 +6,14 @@ import threading
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 import msgspec
 import yaml
 
 from gateway.artifacts.mlflow import MlflowOrigin, Rules
 from gateway.config import Config
-from gateway.errors import InvalidModelSettings, RegistryError
+from gateway.errors import InvalidModelSettings, RegistryError, printable
 from gateway.model_settings import ModelSettings
 from gateway.registries.base import AspiredModel, AspiredVersion, Snapshot
 from gateway.registries.choice import loading_key
@@ -36,8 +37,10 @@ from gateway.registries.traffic import Traffic
 from gateway.state import StateDir
 from gateway.telemetry.logs import log
 
-DEFAULTS = ModelSettings(isolation="code")
+DEFAULTS: Final = ModelSettings(isolation="code")
 """Code of models from a registry runs in processes of its own."""
+MOST_NAMES: Final = 5
+"""Most models that one log line names."""
 
 
 class MlflowRegistry:
@@ -231,9 +234,20 @@ class MlflowRegistry:
         )
 
     def _tell(self, ignored: dict[str, str]) -> None:
+        new: dict[str, list[str]] = {}
         for name, why in ignored.items():
             if self.ignored.get(name) != why:
-                log.warning("%s: not serving model '%s': %s", self.source, name, why)
+                new.setdefault(why, []).append(name)
+        for why, names in new.items():
+            if len(names) == 1:
+                log.warning("%s: not serving model '%s': %s", self.source, names[0], why)
+            else:
+                some = ", ".join(printable(name) for name in names[:MOST_NAMES])
+                more = ", ..." if len(names) > MOST_NAMES else ""
+                log.warning(
+                    "%s: not serving %d models (%s%s), for each: %s",
+                    self.source, len(names), some, more, why,
+                )  # fmt: skip
         self.ignored = ignored
 
     def _tell_once(self, name: str, text: str) -> None:

@@ -16,7 +16,7 @@ EXAMPLES: Final = "mlflow+http://HOST:PORT or mlflow+sqlite:///PATH.db"
 DATABASES: Final = ("sqlite", "postgresql", "mysql", "mssql")
 
 _MODEL: Final = re.compile(r"models:/([^/@:]+)(?:/([^/@:]+)|@([^/@:]+))")
-_PASSWORD: Final = re.compile(r"(?<=://)([^/@:]*):[^/]*@")
+_PASSWORD: Final = re.compile(r"(?<=://)([^/@:]*):[^?]*@")
 
 
 @dataclass(frozen=True)

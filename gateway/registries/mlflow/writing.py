@@ -18,7 +18,10 @@ def write(client: Client, seen: Registered | None, traffic: Traffic, roles: Role
     """
     if seen is None:
         raise RegistryError("the model is not in MLflow any more; nothing was written")
-    now = client.registered(seen.name)
+    try:
+        now = client.registered(seen.name)
+    except RegistryError as error:
+        raise RegistryError(f"{error}; nothing was written") from None
     if now is None:
         raise RegistryError(f"'{seen.name}' is not in MLflow any more; nothing was written")
     if differs(now, seen):
@@ -36,7 +39,10 @@ def write(client: Client, seen: Registered | None, traffic: Traffic, roles: Role
         done.append(each)
     if not done:
         return now
-    after = client.registered(seen.name)
+    try:
+        after = client.registered(seen.name)
+    except RegistryError as error:
+        raise RegistryError(f"{error}; {told(done)}, but nobody has looked since") from None
     if after is None or _state(after) != expected(now, done):
         raise RegistryError(
             f"somebody else has changed '{seen.name}' in MLflow at the same time; {told(done)}; "

@@ -1,0 +1,1 @@
+"""What following a registry costs: swaps under load, and polling while nothing changes."""
