@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import Future
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from time import perf_counter
 
+from gateway.errors import NotLoaded
 from gateway.pipeline import AwaitableCall, Pipeline
 from gateway.tensors import InferenceRequest, InferenceResponse
 from runtimes.interface import Description
@@ -44,9 +45,20 @@ class PipelineHost:
 
     def describe(self, model: str, version: str = "") -> Description:
         """See `Host.describe`."""
-        route = self._pipeline.router.route(model)
-        servable, _ = route.named(version) if version else route.default(None)
-        return Description(servable.contract.inputs, servable.contract.outputs)
+
+        def ask() -> Description:
+            route = self._pipeline.router.route(model)
+            servable, _ = route.named(version) if version else route.default(None)
+            return Description(servable.contract.inputs, servable.contract.outputs)
+
+        try:
+            return ask()
+        except NotLoaded:
+            with suppress(RuntimeError):  # no loop runs in this thread: it may wait
+                if asyncio.get_running_loop() is self.loop:
+                    raise
+        asked = self._pipeline.when_loaded(ask, inner=True)
+        return asyncio.run_coroutine_threadsafe(asked, self.loop).result()
 
     def stream(self, request: InferenceRequest) -> Iterator[InferenceResponse]:
         """See `Host.stream`."""

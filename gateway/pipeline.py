@@ -48,7 +48,7 @@ class Demanded(Protocol):
         Raises `SluiceError`, in which case nothing is kept.
         """
 
-    async def loaded(self, error: NotLoaded) -> None:
+    async def loaded(self, error: NotLoaded, *, inner: bool = False) -> None:
         """The same for questions that are no calls. Raises `SluiceError`."""
 
 
@@ -159,15 +159,16 @@ class Pipeline:
             return None
         return late
 
-    async def when_loaded(self, ask: Callable[[], T]) -> T:
-        """What `ask` says, once the model that it is about is loaded. Raises `SluiceError`."""
+    async def when_loaded(self, ask: Callable[[], T], *, inner: bool = False) -> T:
+        """What `ask` says, once the model that it is about is loaded; `inner`: another model wants
+        to know. Raises `SluiceError`."""
         while True:
             try:
                 return ask()
             except NotLoaded as error:
                 if self.demand is None:
                     raise
-                await self.demand.loaded(error)
+                await self.demand.loaded(error, inner=inner)
 
     def _refuse(self, call: Call, servable: Servable | None, error: SluiceError) -> None:
         if servable is None:

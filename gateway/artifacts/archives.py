@@ -63,9 +63,7 @@ def unpack(archive: Path, name: str, what: str, into: Path, most_bytes: int) -> 
     return _without_top(into, names)
 
 
-def _unpack(
-    source: IO[bytes], name: str, what: str, into: Path, most_bytes: int
-) -> dict[str, str]:
+def _unpack(source: IO[bytes], name: str, what: str, into: Path, most_bytes: int) -> dict[str, str]:
     """Writes the plain files; returns link → name of what it leads to."""
     if name.endswith(TARS):
         members = _tar_members(source, name, what, most_bytes)

@@ -124,9 +124,7 @@ class Cache:
             digest = digest_of_tree(names)
             if not any(name.startswith(f"{origin.folder}/") for name in names):
                 raise FetchError(f"{origin.uri} has no files of the version", final=True)
-            tree = TreeList(
-                digest, origin.uri, {n: (c.digest, c.size) for n, c in names.items()}
-            )
+            tree = TreeList(digest, origin.uri, {n: (c.digest, c.size) for n, c in names.items()})
             held = publish(layout, tree, work.tree, origin.folder, self._released)
         try:
             contents = [work.contents[number] for number in range(len(files))]
@@ -161,7 +159,9 @@ class Cache:
         jobs: list[Job] = [partial(work.get, downloads, n, transfer) for n in work.missing]
         try:
             transfer.tell()
-            in_threads(jobs, self._threads, self._turns, transfer.tell, transfer.over)
+            in_threads(
+                jobs, self._threads, self._turns, transfer.tell, transfer.over, self._stopped
+            )
             transfer.done()
         finally:
             transfer.close()

@@ -159,6 +159,7 @@ class Downloads:
                             changed=True,
                         )
                     out.write(piece)
+                    out.flush()  # so that it is there if this process is killed
                     digest.update(piece)
                     here += len(piece)
                     heard(len(piece))

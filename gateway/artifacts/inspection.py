@@ -70,9 +70,7 @@ class Inspection:
                     report.removed.append(blob.name)
         return report
 
-    def _verify_tree(
-        self, tree: Tree, report: Report, sound: dict[tuple[int, int], str]
-    ) -> None:
+    def _verify_tree(self, tree: Tree, report: Report, sound: dict[tuple[int, int], str]) -> None:
         layout = self._layout
         lock = layout.lock("tree", tree.digest)
         if not lock.acquire(shared=True, wait=False):

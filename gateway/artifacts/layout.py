@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -76,9 +77,7 @@ class Layout:
 
     def write_list(self, tree: TreeList) -> None:
         """Raises `OSError`."""
-        write_json(
-            self.lists / f"{tree.digest}.json", {"uri": tree.uri, "files": tree.files}, self
-        )
+        write_json(self.lists / f"{tree.digest}.json", {"uri": tree.uri, "files": tree.files}, self)
 
     def used(self, digest: str) -> float:
         """Unix seconds at which a tree was last taken or given back; 0 = not known."""
@@ -89,10 +88,8 @@ class Layout:
 
     def touch(self, digest: str) -> None:
         """A tree is used now."""
-        try:
+        with suppress(OSError):  # the order in which trees go is all that suffers
             os.utime(self.lists / f"{digest}.json")
-        except OSError:
-            pass  # the order in which trees go is all that suffers
 
 
 def read_json(file: Path) -> Any:

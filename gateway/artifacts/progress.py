@@ -36,7 +36,12 @@ class Transfer:
     """The files of one version on their way. `hear` is for any thread, the rest for one."""
 
     def __init__(
-        self, uri: str, files: int, total: int, told: Told, now: Callable[[], float] = time.monotonic
+        self,
+        uri: str,
+        files: int,
+        total: int,
+        told: Told,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.over = threading.Event()
         """Set when it makes no sense any more."""
@@ -48,9 +53,7 @@ class Transfer:
         self._started = now()
         self._counting = threading.Lock()
         log.info("fetching %s: %s, %s", uri, amount(files, "file"), megabytes(total))
-        self._shown: Shown = (
-            Bar(uri, now) if sys.stderr.isatty() else Lines(uri, now)
-        )
+        self._shown: Shown = Bar(uri, now) if sys.stderr.isatty() else Lines(uri, now)
 
     def hear(self, more: int) -> None:
         """So many bytes more are here. Raises `FetchError` once it is over."""
@@ -155,16 +158,20 @@ class Screen:
 
     def _start(self) -> Progress:
         from rich.console import Console
-        from rich.markup import escape
         from rich.progress import (
-            BarColumn, DownloadColumn, Progress, ProgressColumn, Task, TimeRemainingColumn,
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            ProgressColumn,
+            Task,
+            TimeRemainingColumn,
             TransferSpeedColumn,
         )  # fmt: skip
         from rich.text import Text
 
         class Uri(ProgressColumn):
             def render(self, task: Task) -> Text:
-                return Text(escape(task.description[-48:]))
+                return Text(task.description[-48:])
 
         own = [
             handler

@@ -6,6 +6,8 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 
+from gateway.errors import FetchError
+
 Job = Callable[[], object]
 
 
@@ -15,11 +17,13 @@ def in_threads(
     turns: threading.Semaphore,
     meanwhile: Callable[[], object],
     over: threading.Event,
+    stopped: threading.Event,
 ) -> None:
     """Does all jobs in at most `most` threads, each in a turn of its own; calls `meanwhile` in
     this thread five times a second. At the first error `over` is set, for the other jobs to end
-    soon; when all threads have ended it is raised. (Threads, for an interpreter that ends does
-    not wait for these as it would for a pool's.)
+    soon; when all threads have ended it is raised. Once `stopped` is set the threads are left
+    behind, for they may hang in a read; the interpreter does not wait for them when it ends, as
+    it would for a pool's. Raises `FetchError` then.
     """
     waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
     for job in jobs:
@@ -52,6 +56,9 @@ def in_threads(
     while threads:
         if ended.acquire(timeout=0.2):
             threads -= 1
+        elif stopped.is_set():
+            over.set()
+            raise FetchError("the gateway stops", final=True)
         elif not over.is_set():
             try:
                 meanwhile()

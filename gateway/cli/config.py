@@ -51,11 +51,13 @@ def values(loaded: Any) -> dict[str, Any]:
     import msgspec
 
     from gateway.config import flatten
+    from gateway.registries.mlflow.uri import shown
 
     flat = flatten(msgspec.to_builtins(loaded))
     for key, value in flat.items():
         if isinstance(value, tuple):
             flat[key] = list(value)
+    flat["sources"] = [shown(source) for source in flat["sources"]]
     for key in SECRETS:
         if flat[key]:
             flat[key] = "***"

@@ -29,12 +29,16 @@ def log(model: str, version: str | None, url: str, token: str, as_json: bool) ->
             status = gateway.model(model)
             version = telling(status["versions"])
             if version is None:
-                raise Failure(f"model '{model}' has no version: {status['error'] or 'none is there'}")
+                raise Failure(
+                    f"model '{model}' has no version: {status['error'] or 'none is there'}"
+                )
         text = gateway.log(model, version)
     if as_json:
         print_json({"model": model, "version": version, "log": text})
     else:
-        click.echo(text or f"{model}/{version} was not loaded since the gateway started", nl=not text)
+        click.echo(
+            text or f"{model}/{version} was not loaded since the gateway started", nl=not text
+        )
 
 
 def telling(versions: list[dict[str, Any]]) -> str | None:

@@ -67,6 +67,8 @@ def show_split(model: dict[str, Any], as_json: bool) -> None:
         return
     print_running([model])
     states = {version["version"]: version["state"] for version in model["versions"]}
+    if model["state"] == "unloaded":
+        return
     for version, weight in model["weights"].items():
         if weight and states.get(version) != "ready":
             click.echo(

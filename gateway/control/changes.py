@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import msgspec
@@ -33,6 +34,7 @@ from gateway.lifecycle.routes import refused_versions
 from gateway.lifecycle.states import State
 from gateway.registries.base import Registry
 from gateway.registries.traffic import Traffic
+from gateway.telemetry.logs import log
 
 LONGEST_MESSAGE = 1000
 HISTORY = 1000
@@ -105,7 +107,7 @@ class Changes:
             traffic = msgspec.structs.replace(
                 old, weights=asked.weights, stable=stable, sticky=asked.sticky or old.sticky
             )
-            with self._history.because(model, "split", who, message):
+            with self._because(model, "split", who, message):
                 await self._declare(model, traffic)
 
         await self._one(model, work)
@@ -124,7 +126,7 @@ class Changes:
                 )
             old = self._facts.managed(model).traffic
             traffic = msgspec.structs.replace(old, weights={found: 100.0}, stable=found)
-            with self._history.because(model, "promote", who, message):
+            with self._because(model, "promote", who, message):
                 await self._declare(model, traffic)
 
         await self._one(model, work)
@@ -145,7 +147,7 @@ class Changes:
                     raise InvalidRequest(
                         f"label '{printable(label)}' looks like a version; use a word"
                     )
-            with self._history.because(model, "labels", who, message):
+            with self._because(model, "labels", who, message):
                 await self._declare(model, msgspec.structs.replace(old, labels=labels))
 
         await self._one(model, work)
@@ -176,7 +178,7 @@ class Changes:
                     f"cannot roll '{model}' back to what is unloaded; first "
                     f"'sluice load {' '.join([model, *left_out[:1]])}'"
                 )
-            with self._history.because(model, "rollback", who, message):
+            with self._because(model, "rollback", who, message):
                 more = msgspec.structs.replace(
                     control, with_versions=tuple(sorted({*control.with_versions, *needed}))
                 )
@@ -206,7 +208,7 @@ class Changes:
                 traffic=aspired.traffic,
             )
             control = msgspec.structs.replace(self._controls.of(model), pause=pause)
-            with self._history.because(model, "pause", who, message):
+            with self._because(model, "pause", who, message):
                 await self._store(control)
                 self._controls.hold(aspired)
                 self._controls.put(control)
@@ -222,7 +224,7 @@ class Changes:
             if control.pause is None:
                 raise Conflict(f"'{model}' is not paused")
             control = msgspec.structs.replace(control, pause=None)
-            with self._history.because(model, "resume", who, message):
+            with self._because(model, "resume", who, message):
                 await self._store(control)
                 self._loading.apply(model, control)
             await self._loading.look(model)
@@ -254,7 +256,7 @@ class Changes:
             before = self._controls.of(model)
             if not files:
                 self._facts.managed(model)
-            with self._history.because(model, "load", who, message):
+            with self._because(model, "load", who, message):
                 if version:
                     self._check_known(model, [version])
                     control = msgspec.structs.replace(
@@ -285,7 +287,7 @@ class Changes:
                 )
             else:
                 control = self._loading.unloaded(model)
-            with self._history.because(model, "unload", who, message):
+            with self._because(model, "unload", who, message):
                 await self._store(control)
                 self._loading.apply(model, control)
             await self._loading.tidy(model)
@@ -405,6 +407,13 @@ class Changes:
         for version, why in refused.items():
             raise Conflict(f"version {version} of '{model}' {why}")
 
+    @contextmanager
+    def _because(self, model: str, action: str, who: str, message: str) -> Iterator[None]:
+        """What changes in the block is in the history with who and why, and in the log."""
+        with self._history.because(model, action, who, message):
+            yield
+        log.info("%s: %s by %s%s", model, action, who, f": {message}" if message else "")
+
     async def _store(self, control: Control) -> None:
         await asyncio.to_thread(self._controls.documents.write, control)
 
@@ -417,7 +426,7 @@ def message_of(text: object) -> str:
         raise InvalidRequest("'message' must be text")
     if len(text) > LONGEST_MESSAGE:
         raise InvalidRequest(f"'message' is longer than {LONGEST_MESSAGE} characters")
-    return " ".join(text.split())
+    return printable(" ".join(text.split()), LONGEST_MESSAGE)
 
 
 def with_one(versions: tuple[str, ...], version: str) -> tuple[str, ...]:

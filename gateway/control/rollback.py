@@ -12,7 +12,6 @@ from gateway.history.base import Change, Served
 from gateway.lifecycle.routes import by_age
 from gateway.registries.traffic import Traffic
 
-
 STARTING = 30.0
 """Seconds of a start, for entries of which nothing better is known."""
 
@@ -30,7 +29,7 @@ def target(
     changes: Sequence[Change],
     known: Sequence[str],
     to: int | None,
-    start: Start = Start(),  # noqa: B008 (it is frozen)
+    start: Start = Start(),
 ) -> Traffic:
     """The split and the labels to declare again.
 

@@ -15,7 +15,7 @@ The gateway's admin.token, if it has one, goes into the environment variable SLU
 Model URIs
   models:/NAME/VERSION, models:/NAME@ALIAS, models:/m-ID, runs:/RUN/PATH: in the registry that
   the gateway knows; s3://, gs://, az://, hf://, https://, oci://; a path, where the gateway is
-  on this machine.
+  on this machine. (What log_model of MLflow 3 returned is a models:/m-ID.)
 
 Config (-C KEY=VALUE) of create and update
   traffic.VERSION=WEIGHT   split over versions; 'new' is the version that comes with the URI, and

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 FILE: Final = "history.db"
 FOLDER: Final = "history"
 """Of the state directory: the journals of the gateways that use it."""
+FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+"""What a disk says that is full; it may have room again later."""
 READ_AFTER: Final = 2.0
 """Seconds that a reader waits for entries which are just being written."""
 
@@ -101,14 +104,14 @@ class Recorder:
             folder.mkdir(parents=True, exist_ok=True)
             return Writer(store, self._gateway, folder, own, started)
         except OSError as error:
-            if not url:
+            if not url and error.errno not in FULL:
                 raise
             log.warning(
                 "history: '%s' cannot be written (%s); while the database is away, entries are in "
                 "memory alone",
                 self._state.path, error.strerror or error,
             )  # fmt: skip
-            return Writer(store, self._gateway, None, None, started)
+            return Writer(store, self._gateway, None, own, started)
 
     async def close(self) -> None:
         """See `History.close`."""

@@ -99,7 +99,7 @@ class Store:
         except ModuleNotFoundError as error:
             raise ConfigError(
                 f"history.url '{self.name}' needs the Python package '{error.name}'; install it "
-                "beside the gateway, such as `pip install 'psycopg[binary]'` for "
+                "beside the gateway, such as `pip install 'sluicegate[postgres]'` for "
                 "postgresql+psycopg://"
             ) from None
         except (SQLAlchemyError, TypeError, ValueError) as error:
@@ -161,12 +161,16 @@ class Store:
         """Makes the tables where they are missing, and refuses those of a later release."""
         if self._ready:
             return
-        try:
-            self._make()
-        except DBAPIError:
-            if not sa.inspect(self._engine).has_table(VERSIONS.name):
-                raise
-            self._make()  # a gateway that starts at the same time made them just now
+        for pause in (0.05, 0.2, 0.8, None):
+            try:
+                self._make()
+                break
+            except DBAPIError as error:
+                # Gateways that start at the same time make them at the same time.
+                there = isinstance(error, IntegrityError) or "already exists" in str(error)
+                if pause is None or not there:
+                    raise
+                time.sleep(pause)
         self._ready = True
 
     def _make(self) -> None:
@@ -281,7 +285,14 @@ def runs_of(entries: Iterable[Change]) -> list[Run]:
 
 def set_up_sqlite(connection: Any, record: object) -> None:
     """One writer beside many readers, and each entry on the disk when it is said to be there."""
-    connection.execute("PRAGMA journal_mode=WAL")
+    for pause in (0.05, 0.2, 0.8, None):
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            break
+        except sqlite3.OperationalError:  # two that begin with one file do not wait by themselves
+            if pause is None:
+                raise
+            time.sleep(pause)
     connection.execute("PRAGMA synchronous=FULL")
 
 

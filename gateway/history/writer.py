@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 from typing import Final
 from uuid import uuid4
 
-from gateway.history.base import CRASH, SERVED, Change, Served
+from gateway.history.base import CRASH, SERVED, STOP, Change, Served
 from gateway.history.documents import Row, row_of
 from gateway.history.journal import Journal, adopt, new_journal
 from gateway.history.past import when
@@ -52,13 +52,15 @@ class Writer:
         self._journal: Journal | None = None
         self._crashed: list[Journal] = []
         self._alive: set[str] = set()
+        self._folder = folder
         if folder is not None:
-            self._crashed, self._alive = adopt(folder)
             self._journal = new_journal(folder)
         self.run = self._journal.run if self._journal is not None else uuid4().hex
         self._noted = False
         self._queue: SimpleQueue[Row | None] = SimpleQueue()
         self._waiting: list[Row] = []
+        self._latest: dict[str, Row] = {}
+        """By model its latest entry, and the start: a new file begins with them."""
         self._pause = 0.0
         self._lost = 0
         self._sent = 0
@@ -88,7 +90,8 @@ class Writer:
             rest = [row for row in self._drain() if row is not None]
             log.warning("history: %s does not answer; left to the next start", self.store.name)
             if self._journal is not None and rest:
-                self._journal.append(rest)
+                with suppress(OSError):
+                    self._journal.append(rest)
         else:
             self.store.close()
 
@@ -128,6 +131,7 @@ class Writer:
             new = [row for row in rows if row is not None]
             self._waiting += new
             self._taken += len(new)
+            self._latest.update((row["model"], row) for row in new if row["action"] != STOP)
             return None not in rows
         return True
 
@@ -161,9 +165,10 @@ class Writer:
         return True
 
     def _bring(self) -> None:
-        for journal in self._crashed:
-            self._add(journal.rows())
         if not self._noted:
+            self._adopt()
+            for journal in self._crashed:
+                self._add(journal.rows())
             self._note_crashes()
             self._noted = True
         while self._crashed:
@@ -177,6 +182,13 @@ class Writer:
     def _add(self, rows: Sequence[Row]) -> None:
         for start in range(0, len(rows), BATCH):
             self.store.add(rows[start : start + BATCH])
+
+    def _adopt(self) -> None:
+        """Looks only now which runs live: the database may have been away for long."""
+        if self._folder is not None:
+            crashed, alive = adopt(self._folder)
+            self._alive = alive - {journal.run for journal in self._crashed}
+            self._crashed += crashed
 
     def _note_crashes(self) -> None:
         """Writes down which runs ended without saying so: those whose journals nobody holds, and
@@ -203,6 +215,7 @@ class Writer:
         with suppress(FileNotFoundError):
             set_aside(file)
         self.store = open_file(file)
+        self._waiting[:0] = sorted(self._latest.values(), key=lambda row: int(row["seq"]))
 
     def _keep(self) -> None:
         """Moves what waits from memory into the journal."""
@@ -225,7 +238,8 @@ class Writer:
 
     def _complain(self, text: str) -> None:
         if not self.trouble:
-            kept = "in the state directory" if self._journal is not None else "in memory"
+            on_disk = self._journal is not None and not self._waiting
+            kept = "in the state directory" if on_disk else "in memory"
             log.warning(
                 "history: %s does not take entries (%s); they are kept %s until it does",
                 self.store.name, text, kept,

@@ -60,6 +60,13 @@ class Waiter:
         self.timer: asyncio.TimerHandle | None = None
 
 
+class InnerQuestion(Call):
+    """A model asks about another one, perhaps while it is loading."""
+
+    __slots__ = ()
+    inner = True
+
+
 class Demand:
     """Owned by the event loop; the owner of its calls (see `gateway.call.Owner`)."""
 
@@ -135,9 +142,10 @@ class Demand:
             if outlook is not False:
                 self._release(waiter, None if outlook is True else outlook)
 
-    async def loaded(self, error: NotLoaded) -> None:
-        """As `wait`, for questions that are no requests. Raises `SluiceError`."""
-        call = Call(time.perf_counter())
+    async def loaded(self, error: NotLoaded, *, inner: bool = False) -> None:
+        """As `wait`, for questions that are no requests; `inner`: a model asks. Raises
+        `SluiceError`."""
+        call = (InnerQuestion if inner else Call)(time.perf_counter())
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def again(failure: SluiceError | None) -> None:

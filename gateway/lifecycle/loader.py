@@ -61,8 +61,10 @@ class Loader:
             runtime = choose(artifact, self._runtimes)
             size = runtime.estimate(artifact)
             isolation = settings.isolation
-            alone = bool(runtime.executes_code(artifact)) if isolation == "code" else (
-                isolation != "none"
+            alone = (
+                bool(runtime.executes_code(artifact))
+                if isolation == "code"
+                else (isolation != "none")
             )
         except Exception as error:  # loading it will say what is wrong
             log.debug("%s/%s: no estimate: %s", name, aspired.version, error)

@@ -23,8 +23,8 @@ from gateway.lifecycle.loader import Loader
 from gateway.lifecycle.loading import Loaded, one_line
 from gateway.lifecycle.loads import Dropped, Loads
 from gateway.lifecycle.memory import Memory
-from gateway.lifecycle.model import DEFAULT, LOADED_OR_LOADING, ManagedModel
-from gateway.lifecycle.policy import WORKING, Load, Unload, is_current, next_action
+from gateway.lifecycle.model import DEFAULT, ManagedModel
+from gateway.lifecycle.policy import Load, Unload, is_current, next_action
 from gateway.lifecycle.resident import Trimmer
 from gateway.lifecycle.routes import lost_lines, lost_shares, route_of, traffic_line
 from gateway.lifecycle.states import Record, State
@@ -244,11 +244,15 @@ class Manager:
             if all(r.servable is not None and r.servable.idle for r in group):
                 stay = Stay.IDLE
                 last_used = max(r.last_used for r in group)
-            if asking is not None and asking.model == record.model and asking is not record:
+            if (
+                asking is not None
+                and asking.model == record.model
+                and DEFAULT in model.demanded
+                and asking.version in model.needed(DEFAULT)
+            ):
                 # Neither does a new version replace one in use before it is ready, nor one of
                 # a split another.
-                if DEFAULT in model.demanded and asking.version in model.needed(DEFAULT):
-                    stay = Stay.LASTING
+                stay = Stay.LASTING
         return Holding(record, size, stay, last_used)
 
     def _evict(self, record: Record) -> None:
@@ -299,9 +303,7 @@ class Manager:
 
     def _act(self, model: ManagedModel) -> None:
         while True:
-            action = next_action(
-                model.desired, model.active, time.monotonic(), self._config.policy
-            )
+            action = next_action(model.desired, model.active, time.monotonic(), self._config.policy)
             if action is None:
                 break
             if isinstance(action, Load):
@@ -309,12 +311,16 @@ class Manager:
             else:
                 self._start_unload(model, action)
         desired = model.desired
+        possible = {**model.aspired.stand_ins, **model.aspired.versions}
         for record in list(model.records):
             if record.state == State.FETCHING and not is_current(record, desired):
                 self.memory.leave(record, Dropped())
-            elif record.state == State.FAILED and model.on_demand:
-                if not is_current(record, {**model.aspired.stand_ins, **model.aspired.versions}):
-                    model.records.remove(record)
+            elif (
+                record.state == State.FAILED
+                and model.on_demand
+                and not is_current(record, possible)
+            ):
+                model.records.remove(record)
 
     def _tidy(self, model: ManagedModel) -> None:
         name = model.name
@@ -465,7 +471,8 @@ class Manager:
             if route.stable in route.versions:
                 model.acting = route.stable
             routes.append(route)
-            if model.settled:  # before that, loading is all there is to say
+            # Before that, loading (or having unloaded) is all there is to say.
+            if model.settled and not model.aspired.unloaded:
                 lost = lost_shares(route)
                 new = {v: share for v, share in lost.items() if model.lost.get(v) != share}
                 model.lost = lost

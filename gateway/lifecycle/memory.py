@@ -200,9 +200,7 @@ class Memory:
         if need > self.budget:
             return f"{text}: set it to at least {-(-need // MIB)}, or memory_mb in model.yaml"
         text += f", of which {mib(verdict.lasting)} are taken for good"
-        mine = [
-            other for other in self.held if other.model == record.model and other is not record
-        ]
+        mine = [other for other in self.held if other.model == record.model and other is not record]
         twice = sum(self.held[other] for other in mine)
         if twice and need + verdict.lasting - twice <= self.budget:
             versions = ", ".join(sorted({other.version for other in mine}))

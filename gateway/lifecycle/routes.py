@@ -61,9 +61,11 @@ def answers_default(model: ManagedModel, versions: Mapping[str, Servable]) -> bo
         return True
     needed = model.needed(DEFAULT)
     record = needed.get(stable) if stable is not None else None
-    if stable not in model.aspired.versions or (record and record.state == State.FAILED):
-        if not needed.keys().isdisjoint(versions):
-            return True
+    hopeless = record is not None and record.state == State.FAILED
+    if (hopeless or stable not in model.aspired.versions) and not needed.keys().isdisjoint(
+        versions
+    ):
+        return True
     # While what is needed is loading, or cannot be loaded, the version before goes on.
     return DEFAULT in model.demanded and model.acting in versions
 

@@ -63,7 +63,7 @@ class Deployments:
         """Body: ``{"name": "iris", "uri": "models:/iris/1", "settings": {}, "traffic": {}}``."""
         wanted = await self._body(request)
         made = await self._deploying.create(wanted, caller.who, local=is_local(caller))
-        return answer(made, 201)
+        return answer(made)
 
     async def update(self, request: Request, caller: Caller) -> Response:
         """Body: as for `create`; what is left out stays as it is."""

@@ -17,7 +17,14 @@ from starlette.routing import BaseRoute, Route
 from gateway.codecs.invocations import Payload, decode_invocations, parse_invocations
 from gateway.codecs.invocations_answer import encode_predictions, error_json, mlflow_error
 from gateway.codecs.statuses import retry_after
-from gateway.errors import InferenceFailed, InvalidRequest, ModelNotReady, SluiceError, printable
+from gateway.errors import (
+    InferenceFailed,
+    InvalidRequest,
+    ModelNotReady,
+    NotLoaded,
+    SluiceError,
+    printable,
+)
 from gateway.pipeline import AwaitableCall
 from gateway.servable import Servable
 from gateway.servers.generate import route_headers
@@ -67,6 +74,8 @@ class InvocationsCall(AwaitableCall):
             self._payload = await asyncio.to_thread(self._parse)
             self._choose(self._payload)
             self._request = await asyncio.to_thread(self._convert, self._payload)
+        except NotLoaded:
+            pass  # `decode` says it again, and is asked once more when it is loaded
         except SluiceError as error:
             self._error = error
 

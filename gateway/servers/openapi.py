@@ -139,6 +139,26 @@ SCHEMAS: Json = {
         "additionalProperties": {},
         "description": "Beside these, each output by its name: a value or a flat list.",
     },
+    "Invocations": _object(
+        {
+            "dataframe_split": _object({"columns": _list(_STRING), "data": _list(_list({}))}),
+            "dataframe_records": _list({"type": "object"}),
+            "instances": _list({}),
+            "inputs": {},
+            "params": {"type": "object"},
+        },
+        text="Exactly one of the four, and params beside; or CSV.",
+    ),
+    "Deployment": _object(
+        {
+            "name": _STRING,
+            "uri": _STRING,
+            "flavor": _STRING,
+            "settings": {"type": "object"},
+            "traffic": {"type": "object"},
+            "message": _STRING,
+        }
+    ),
     "Anything": {"type": "object"},
 }
 
@@ -313,13 +333,44 @@ def _paths() -> Json:
                 content = operation["responses"]["200"]["content"]
                 content["text/event-stream"] = content.pop("application/json")
             paths[f"{prefix}/{name}"] = {"post": operation}
+    paths |= _mlflow_paths()
     for path, operations in paths.items():
-        named = [name for name in ("model", "version") if f"{{{name}}}" in path]
+        named = [name for name in ("model", "version", "name") if f"{{{name}}}" in path]
         for operation in operations.values():
             operation.setdefault("parameters", [])
             operation["parameters"] = [
                 {"name": name, "in": "path", "required": True, "schema": _STRING} for name in named
             ] + operation["parameters"]
+    return paths
+
+
+def _mlflow_paths() -> Json:
+    """What MLflow's clients ask for."""
+    base = "/admin/v1/deployments"
+    changes = (400, 403, 404, 409, 503)
+    paths: Json = {
+        "/ping": {"get": _operation("mlflow", "Is it ready for traffic?", statuses=(503,))},
+        "/health": {"get": _operation("mlflow", "Is it ready for traffic?", statuses=(503,))},
+        "/version": {"get": _operation("mlflow", "The MLflow whose scoring protocol this is")},
+        base: {
+            "get": _operation("admin", "Every deployment", statuses=(403,)),
+            "post": _operation("admin", "Deploy a model by its URI", body="Deployment",
+                               statuses=changes),
+        },
+        f"{base}/{{name}}": {
+            "get": _operation("admin", "One deployment", statuses=(403, 404)),
+            "put": _operation("admin", "Another version, settings or split", body="Deployment",
+                              statuses=changes),
+            "delete": _operation("admin", "Unload and forget it", statuses=changes),
+        },
+    }  # fmt: skip
+    for prefix in ("", "/models/{model}", "/models/{model}/versions/{version}"):
+        paths[f"{prefix}/invocations"] = {
+            "post": _operation(
+                "mlflow", "Inference by MLflow's scoring protocol", "V1Response", "Invocations",
+                _INFER,
+            )
+        }  # fmt: skip
     return paths
 
 

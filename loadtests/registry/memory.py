@@ -18,12 +18,12 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
+from loadtests.commands import show
 from loadtests.compare import sluice
 from loadtests.compare.cells import Goal
 from loadtests.compare.errors import BenchError
 from loadtests.compare.processes import Server, get, resident_bytes
 from loadtests.compare.summary import Figure
-from loadtests.runtimes.triton import show
 
 GROWTH_GOAL: Final = Goal(10, 5, smaller_is_better=True)
 MODEL: Final = "large"

@@ -22,12 +22,12 @@ from typing import Final
 
 import numpy as np
 
+from loadtests.commands import show
 from loadtests.compare import load, sluice
 from loadtests.compare.cells import Goal
 from loadtests.compare.errors import BenchError
 from loadtests.compare.processes import Server, get, resident_bytes
 from loadtests.compare.summary import Figure
-from loadtests.runtimes.triton import show
 
 RATIO_GOAL: Final = Goal(0.95, 1.0)
 SHAPE: Final = load.Shape(64)
@@ -99,8 +99,8 @@ def measure(
     ratios: list[float] = []
     for number in range(rounds):
         rates = [0.0, 0.0]
-        for side in (0, 1) if number % 2 else (1, 0):
-            rates[side] = rate(sides[side], requests)
+        for each in (0, 1) if number % 2 else (1, 0):
+            rates[each] = rate(sides[each], requests)
         ratios.append(rates[1] / rates[0])
     status, page = get(many.http, "/metrics")
     if status != 200:

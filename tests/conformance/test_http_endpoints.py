@@ -453,9 +453,11 @@ def paths_of_routes() -> set[tuple[str, str]]:
     from types import SimpleNamespace
 
     from gateway.servers.admin import Admin
+    from gateway.servers.deployments import Deployments
     from gateway.servers.generate import Generate
     from gateway.servers.history import HistoryApi
     from gateway.servers.http_app import HttpApp
+    from gateway.servers.invocations import Invocations
     from gateway.servers.repository import RepositoryRoutes
 
     shared: Any = SimpleNamespace(facts=None)
@@ -464,6 +466,8 @@ def paths_of_routes() -> set[tuple[str, str]]:
     routes: list[Any] = [*HttpApp(shared).routes(), *Generate(shared).routes(), *admin.routes()]
     routes += HistoryApi(*[None] * 3).routes()  # type: ignore[arg-type]
     routes += RepositoryRoutes(shared, None).routes()  # type: ignore[arg-type]
+    routes += Invocations(shared).routes()
+    routes += Deployments(*[None] * 2).routes()  # type: ignore[arg-type]
     for route in routes:
         path = "/v2" if route.path == "/v2/" else route.path
         found |= {(method, path) for method in route.methods - {"HEAD"}}
@@ -484,10 +488,11 @@ def test_openapi_paths_answer(http: httpx.Client) -> None:
     assert document["openapi"].startswith("3.")
     for path, operations in document["paths"].items():
         for method in operations:
-            url = path.format(model="add", version="1")
+            url = path.format(model="add", version="1", name="none")
             answer = http.request(method, url, content=b"{" if method != "get" else None)
             # Loading and unloading are off unless enabled.
             fine = (403,) if re.search(r"/v2/repository/.*load$", url) else (200, 400)
+            fine += (404,) if url.endswith("/deployments/none") else ()
             assert answer.status_code in fine, (method, url, answer.text)
 
 

@@ -93,8 +93,9 @@ def refused(call: Any, *words: str) -> None:
 
 def test_load_and_unload_a_model(client: Any, gateway: GatewayProcess) -> None:
     client.unload_model("m")
-    assert entries(client, "m") == {"": ("UNAVAILABLE", "unloaded")}
     assert not client.is_model_ready("m")
+    gone = {"": ("UNAVAILABLE", "unloaded")}
+    wait_until(lambda: entries(client, "m") == gone, "the end of its draining")
     client.unload_model("m", unload_dependents=True)
     client.load_model("m")
     assert ready(client) == {"3"}

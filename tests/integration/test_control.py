@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -61,8 +62,8 @@ def test_an_unloaded_model_stays_unloaded_until_it_is_loaded(
         status, answer = client.ask("GET", "/v2/models/m")
         assert (status, "it is unloaded" in answer["error"]) == (503, True), answer
         assert client.ask("GET", "/v2/models/m/ready")[1] == {"name": "m", "ready": False}
-        index = client.ask("POST", "/v2/repository/index", {})[1]
-        assert {"name": "m", "state": "UNAVAILABLE", "reason": "unloaded"} in index
+        entry = {"name": "m", "state": "UNAVAILABLE", "reason": "unloaded"}
+        wait_until(lambda: entry in client.ask("POST", "/v2/repository/index", {})[1])
         # A model that nobody wants is no reason not to be ready, nor one that failed.
         assert client.ask("GET", "/v2/health/ready") == (200, {"ready": True})
 
@@ -421,5 +422,69 @@ def test_a_message_is_bounded_and_kept(root: Path, state: dict[str, Any]) -> Non
         latest = client.admin("GET", "/models/m/history")[1]["changes"][0]
         assert (latest["action"], latest["message"]) == ("pause", "two lines")
         assert "127.0.0.1" in latest["who"]
+
+    serving(test, root, **state)
+
+
+# --- the command line
+
+
+def test_the_commands(
+    root: Path, state: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from gateway.cli.commands import run
+
+    def test(client: Client, gateway: Gateway) -> None:
+        def sluice(*words: str) -> tuple[int, str, str]:
+            code = run([*words, "--url", client.base])
+            return code, *capsys.readouterr()
+
+        code, out, _ = sluice("load", "m", "1", "-m", "to compare")
+        assert (code, [line.split()[:3] for line in out.splitlines()[1:]]) == (
+            0, [["m", "1", "ready"], ["m", "3", "ready"]],
+        )  # fmt: skip
+        assert sluice("split", "m", "1=10", "3=90", "-m", "canary")[0] == 0
+        code, out, _ = sluice("label", "m", "blue=1", "green=3")
+        assert "blue    1" in out
+        assert "green" not in sluice("label", "m", "green=")[1]
+        assert json.loads(sluice("labels", "m", "--json")[1])["labels"]["blue"] == "1"
+        assert sluice("label", "m", "red=")[2].startswith("sluice: 'm' has no label 'red'")
+        assert sluice("label", "m", "red")[0] == 2
+        assert sluice("promote", "m", "blue")[0] == 0
+        assert client.versions(5) == {"1": 5}
+        assert sluice("rollback", "m", "-m", "worse")[0] == 0
+        assert client.admin("GET", "/models/m")[1]["weights"] == {"1": 10, "3": 90}
+        assert "paused" in sluice("pause", "m", "-m", "audit until Friday")[1]
+        assert "audit until Friday" in sluice("models")[1]
+        code, _, error = sluice("unload", "m")
+        assert (code, "'sluice resume m' ends that" in error) == (1, True)
+        assert "paused" not in sluice("resume", "m")[1]
+        assert sluice("unload", "m", "1")[0] == 1
+        assert sluice("unload", "m")[0] == 0
+        wait_until(lambda: "unloaded" in sluice("models")[1])
+        assert json.loads(sluice("load", "m", "--json")[1])["state"] == "ready"
+        assert sluice("load", "nobody")[0] == 1
+        changes = client.admin("GET", "/models/m/history")[1]["changes"]
+        (split,) = [change for change in changes if change["action"] == "split"]
+        assert (split["message"], "@" in split["who"]) == ("canary", True)
+
+    serving(test, root, **state)
+
+
+def test_a_split_over_another_signature_is_refused(root: Path, state: dict[str, Any]) -> None:
+    write(root / "m" / "4", adding(4.0, width=5))
+    (root / "m" / "model.yaml").write_text(ALL)
+
+    def test(client: Client, gateway: Gateway) -> None:
+        tree = {"weights": {"3": 90, "4": 10}}
+        status, answer = client.admin("PUT", "/models/m/split", tree)
+        assert (status, "version 4 of 'm' differs from stable version 3" in answer["error"]) == (
+            409, True,
+        ), answer  # fmt: skip
+        text = ALL + "signature_change: allow\n"
+        (root / "m" / "model.yaml").write_text(text)
+        wait_until(
+            lambda: client.admin("PUT", "/models/m/split", tree)[0] == 200,
+        )
 
     serving(test, root, **state)

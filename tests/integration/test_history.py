@@ -140,8 +140,9 @@ def test_a_version_that_fails_is_in_the_record(tmp_path: Path, models: Path) -> 
         write(models / "m" / "3", b"no model")
         (models / "m" / "traffic.yaml").write_text("weights: {2: 50, 3: 50}\nstable: '2'\n")
         wait_until(
-            lambda: ask(gateway, "/models/m/history")["changes"][0]["after"]["shares"]
-            == {"2": 100.0},
+            lambda: (
+                ask(gateway, "/models/m/history")["changes"][0]["after"]["shares"] == {"2": 100.0}
+            ),
             "the split to be in effect",
         )
         entry = ask(gateway, "/models/m/history")["changes"][0]

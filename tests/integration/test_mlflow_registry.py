@@ -279,6 +279,7 @@ def test_one_model_by_its_uri(server: MlflowServer, add: Any, tmp_path: Path) ->
         wait_until(lambda: added(gateway) == 1, "the alias to be followed")
 
 
+@pytest.mark.filterwarnings("ignore")  # SQLAlchemy's, about mlflow
 @pytest.mark.skipif(interpreter() != __import__("sys").executable, reason="needs all of mlflow")
 def test_a_database_itself(server: MlflowServer, add: Any, tmp_path: Path) -> None:
     from mlflow import MlflowClient

@@ -60,9 +60,10 @@ class Served:
         return tree["model_version"], tree["outputs"][0]["data"][0]
 
     def until(self, version: str, added: float, model: str = "m") -> None:
-        wait_until(
-            lambda: self.adds(model) == (version, added), f"{model}/{version}:\n{self.log()}"
-        )
+        try:
+            wait_until(lambda: self.adds(model) == (version, added), f"{model}/{version}")
+        except AssertionError as error:
+            raise AssertionError(f"{error}:\n{self.log()}") from None
 
     def weights(self, model: str = "m") -> Any:
         return self.ask("GET", f"/admin/v1/models/{model}")[1]["weights"]

@@ -36,7 +36,7 @@ class Hub:
                 allowed = not hub.token or f"Bearer {hub.token}" == self.headers["authorization"]
                 found = hub.answer(path) if allowed else None
                 if found is None:
-                    self._send(404 if allowed else 401, b"{}", {})
+                    self._send(404 if allowed else 401, b"{}", {"x-error-code": "RepoNotFound"})
                     return
                 content, headers = found
                 headers.setdefault("etag", f'"{sha1(content).hexdigest()}"')
@@ -48,7 +48,8 @@ class Hub:
                 headers["content-range"] = f"bytes {start}-{end}/{len(content)}"
                 self._send(206, content[start : end + 1], headers)
 
-            do_HEAD = do_GET
+            def do_HEAD(self) -> None:
+                self.do_GET()
 
             def _send(self, code: int, content: bytes, headers: dict[str, str]) -> None:
                 self.send_response(code)

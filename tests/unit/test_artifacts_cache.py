@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import logging
 import os
@@ -25,6 +26,7 @@ from gateway.cli.commands import run
 from gateway.config import CacheConfig
 from gateway.errors import FetchError
 from gateway.state import StateDir
+from gateway.telemetry.logs import log
 from tests.support.fake_origin import FakeOrigin, FakeStore
 from tests.support.file_server import FileServer
 from tests.support.gateway import ROOT, wait_until
@@ -74,9 +76,7 @@ def partial_bytes(folder: Path) -> int:
     )
 
 
-def test_killed_again_and_again_it_goes_on_where_it_was(
-    server: FileServer, tmp_path: Path
-) -> None:
+def test_killed_again_and_again_it_goes_on_where_it_was(server: FileServer, tmp_path: Path) -> None:
     for held_at in (20_000, 15_000):
         server.held_at = held_at
         server.hold.clear()
@@ -249,7 +249,7 @@ def test_a_full_disk_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyP
     usage = cache_module.shutil.disk_usage(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(cache_module.shutil, "disk_usage", lambda _: usage._replace(free=2))
-        with pytest.raises(FetchError, match="needs 1 MiB more than .*/cache' has room for"):
+        with pytest.raises(FetchError, match=r"needs 1 MiB more than .*/cache' has room for"):
             shared.fetch(FakeOrigin(store), silent)
     shared.fetch(FakeOrigin(store), silent).release()
 
@@ -277,7 +277,7 @@ def test_what_can_never_fit_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_names_are_refused(tmp_path: Path, names: list[str], said: str) -> None:
-    store = FakeStore({name: b"x" for name in names})
+    store = FakeStore(dict.fromkeys(names, b"x"))
     with pytest.raises(FetchError, match=said):
         cache(tmp_path).fetch(FakeOrigin(store), silent)
     assert not list((tmp_path / "cache/trees").iterdir())
@@ -286,12 +286,42 @@ def test_wrong_names_are_refused(tmp_path: Path, names: list[str], said: str) ->
 def test_closing_ends_a_download(tmp_path: Path) -> None:
     store = FakeStore({"1/model.onnx": bytes(100)})
     shared = cache(tmp_path)
-    store.on_piece = shared.close
+    store.on_piece = lambda: shared.close() if store.given > 20 else None
     with pytest.raises(FetchError, match="the gateway stops"):
         shared.fetch(FakeOrigin(store), silent)
     store.on_piece = lambda: None
     cache(tmp_path).fetch(FakeOrigin(store), silent).release()
     assert store.reads[-1][1] > 0, "it went on"
+
+
+def test_closing_waits_for_no_read(tmp_path: Path) -> None:
+    shared = cache(tmp_path)
+    reading, never = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        reading.set()
+        never.wait()
+
+    store = FakeStore({"1/model.onnx": bytes(100)})
+    store.on_piece = hang
+    failed: list[Exception] = []
+
+    def fetch() -> None:
+        try:
+            shared.fetch(FakeOrigin(store), silent)
+        except FetchError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=fetch)
+    thread.start()
+    try:
+        assert reading.wait(30)
+        shared.close()
+        thread.join(30)
+        assert [str(error) for error in failed] == ["the gateway stops"]
+    finally:
+        never.set()
+        thread.join()
 
 
 def test_who_is_told_can_end_it(tmp_path: Path) -> None:
@@ -326,6 +356,33 @@ def test_log_lines_come_every_ten_seconds(caplog: pytest.LogCaptureFixture) -> N
         "fetched fake://m: 40.0 MB in 20.00 s, 2.0 MB/s",
     ]
     assert told == [(40_000_000, 40_000_000)]
+
+
+def test_a_terminal_has_a_bar_with_log_lines_above_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    handler = logging.StreamHandler(terminal)
+    logging.getLogger().addHandler(handler)
+    now = [0.0]
+    try:
+        transfer = Transfer("fake://m[/b]", 1, 40_000_000, silent, lambda: now[0])
+        transfer.tell()
+        assert terminal.getvalue() == "", "short downloads need none"
+        now[0] = 1.0
+        transfer.hear(20_000_000)
+        transfer.tell()
+        log.warning("a line between")
+        wait_until(lambda: "20.0/40.0 MB" in terminal.getvalue(), "the bar to move")
+        transfer.close()
+        assert handler.stream is terminal
+    finally:
+        logging.getLogger().removeHandler(handler)
+    shown = terminal.getvalue()
+    assert "fake://m[/b]" in shown and "a line between" in shown
 
 
 # --- the command line

@@ -184,9 +184,7 @@ def test_redirects_are_followed_a_few_times(server: FileServer, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("aim", ["file:///etc/passwd", "ftp://host/x", ""])
-def test_redirects_to_elsewhere_are_refused(
-    server: FileServer, tmp_path: Path, aim: str
-) -> None:
+def test_redirects_to_elsewhere_are_refused(server: FileServer, tmp_path: Path, aim: str) -> None:
     server.redirects["/x.onnx"] = aim
     with pytest.raises(FetchError, match=r"redirects to what is no http\(s\) URL"):
         fetched(tmp_path, server.url("/x.onnx"))
@@ -218,7 +216,7 @@ def test_a_public_host_cannot_send_us_inside(
         lambda address, host: addresses.Reach.PUBLIC if host == "127.0.0.1"
         else real(address, host),
     )  # fmt: skip
-    with pytest.raises(FetchError, match="it redirects to 'inner.example', which is private"):
+    with pytest.raises(FetchError, match=r"it redirects to 'inner\.example', which is private"):
         fetched(tmp_path, server.url("/x.onnx"))
     assert all(each.path == "/x.onnx" for each in server.asked)
 
@@ -278,7 +276,7 @@ def test_credentials_go_to_their_host_alone(
 ) -> None:
     server.credentials = "Bearer t0ken"
     url = server.url("/m/model.onnx")
-    with pytest.raises(FetchError, match="401.*see docs/cache.md"):
+    with pytest.raises(FetchError, match=r"401.*see docs/cache.md"):
         fetched(tmp_path, url)
     monkeypatch.setenv("FETCH_TOKEN_127_0_0_1", "t0ken")
     assert fetched(tmp_path, url) == CONTENT

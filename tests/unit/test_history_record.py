@@ -272,6 +272,34 @@ def test_a_damaged_file_is_set_aside(
     assert sum("is damaged" in record.message for record in caplog.records) == 1
 
 
+def test_a_file_that_is_damaged_meanwhile_is_begun_anew_with_what_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(given: tuple[World, Recorder]) -> None:
+        world, recorder = given
+        world.ready("a", "1")
+        world.ready("b", "1")
+        world.ready("b", "2")
+        assert len(await recorder.changes("")) == 4
+        writer = recorder._writer
+        assert writer is not None
+
+        def broken(rows: object) -> None:
+            raise Broken("malformed")
+
+        monkeypatch.setattr(writer.store, "add", broken)
+        world.ready("b", "3")
+        found = await recorder.changes("")
+        assert [(c.action, *c.after.shares) for c in found] == [
+            ("served", "3"), ("served", "1"), ("start",),
+        ]  # fmt: skip
+        past = await recorder.past("", found[0].at)
+        assert [(m.model, *m.change.after.shares) for m in past.moments] == [("a", "1"), ("b", "3")]
+
+    run(test, tmp_path)
+    assert len(list(tmp_path.glob("history.db.broken-*"))) >= 1
+
+
 def test_without_a_place_to_write_to_there_is_no_history_and_no_harm(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -363,8 +391,8 @@ def test_each_trouble_has_its_name(tmp_path: Path) -> None:
         store.add([row_of(entry(1))])
     with closing(open_file(tmp_path / "no" / "x.db")) as store, pytest.raises(Unusable):
         store.add([row_of(entry(1))])
-    url = "postgresql+psycopg2://u:secret@127.0.0.1:1/x"
-    pytest.importorskip("psycopg2")
+    url = "postgresql+psycopg://u:secret@127.0.0.1:1/x"
+    pytest.importorskip("psycopg")
     with closing(open_store(url)) as store:
         assert "secret" not in store.name
         with pytest.raises(Away) as caught:
@@ -442,6 +470,33 @@ def test_a_gateway_that_lives_is_not_taken_for_one_that_crashed(tmp_path: Path) 
     ]  # fmt: skip
 
 
+def test_nor_is_one_that_started_while_the_database_was_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(stores.BOUNDS, "sqlite", {"timeout": 0.05})
+    with closing(open_file(tmp_path / "history.db")) as store:
+        store.open_runs()
+
+    async def first(given: tuple[World, Recorder]) -> None:
+        other = World().recorder(tmp_path)
+        await other.start("g")
+        for each in (given[1], other):
+            writer = each._writer
+            assert writer is not None
+            await until(lambda writer=writer: writer.trouble, "it to be away")
+        database.execute("ROLLBACK")
+        for each in (given[1], other):
+            writer = each._writer
+            assert writer is not None
+            await until(lambda writer=writer: not writer.trouble, "it to be back")
+        await other.close()
+
+    with closing(sqlite3.connect(tmp_path / "history.db", isolation_level=None)) as database:
+        database.execute("BEGIN IMMEDIATE")
+        run(first, tmp_path)
+    assert sorted(c.action for c in written(tmp_path)) == [START, START, STOP, STOP]
+
+
 def test_two_gateways_share_a_database(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/shared.db"
 
@@ -455,7 +510,9 @@ def test_two_gateways_share_a_database(tmp_path: Path) -> None:
                 world.ready("m", str(number + 1))
             with other.because("m", "split", "bob", str(number)):
                 others.ready("m", str(number + 1))
-        await recorder.changes("m")
+        for writer in (recorder._writer, other._writer):
+            assert writer is not None
+            await until(lambda writer=writer: writer._done == writer._sent, "all to be written")
         found = await other.changes("m", limit=100)
         for who, gateway in (("ada", "g"), ("bob", "h")):
             mine = [c.message for c in found if (c.who, c.gateway) == (who, gateway)]

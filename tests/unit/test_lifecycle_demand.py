@@ -312,7 +312,9 @@ def test_what_is_not_wanted_any_more_is_not_loaded_after_its_fetch() -> None:
 # --- signatures
 
 
-def spec(name: str, kind: str = "FP32", shape: tuple[int, ...] = (-1, 4), **more: Any) -> TensorSpec:
+def spec(
+    name: str, kind: str = "FP32", shape: tuple[int, ...] = (-1, 4), **more: Any
+) -> TensorSpec:
     return TensorSpec(name, DATATYPES[kind], shape, **more)
 
 

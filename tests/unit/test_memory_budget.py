@@ -185,7 +185,9 @@ def test_nobody_waits_for_ever() -> None:
 def test_what_can_never_fit_fails_at_once_with_the_numbers() -> None:
     async def test() -> None:
         line = Line(100)
-        with pytest.raises(ModelLoadError, match="about 120 MiB .* is 100: set it to at least 120"):
+        with pytest.raises(
+            ModelLoadError, match=r"about 120 MiB .* is 100: set it to at least 120"
+        ):
             await line.load("1", 120)
         await line.load("2", 60, Stay.LASTING)
         with pytest.raises(ModelLoadError, match="60 MiB are taken for good: raise it to 110"):

@@ -363,6 +363,12 @@ def test_watching_goes_on_through_errors_and_hints(
     assert not own.trouble
 
 
+def test_the_two_aliases_are_two(mlflow: FakeMlflow) -> None:
+    for keys in ({"stable": "a", "canary": "a"}, {"stable": ""}):
+        with pytest.raises(RegistryError, match="must be two aliases"):
+            registry(mlflow, **keys)
+
+
 def test_pauses_grow_and_vary(mlflow: FakeMlflow) -> None:
     watching = Watching(registry(mlflow), 2.0)
     assert all(1.8 <= watching.pause() <= 2.2 for _ in range(100))

@@ -66,6 +66,11 @@ class MlflowRegistry:
         self._selectors = [parse_selector(text) for text in chosen]
         self._chosen = ", ".join(map(str, self._selectors))
         self._roles = Roles(own.stable, own.canary)
+        if not own.stable or not own.canary or own.stable == own.canary:
+            raise RegistryError(
+                f"mlflow.stable '{own.stable}' and mlflow.canary '{own.canary}' must be two "
+                "aliases, such as champion and challenger"
+            )
         self._client = client or open_client(self._what.place)
         self._rules = rules(self._what.place, own.local_artifacts)
         self._reader = Reader(self._client, self._what.place.name)
