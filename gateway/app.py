@@ -328,7 +328,7 @@ class Gateway:
             "unreachable": {
                 registry.source: trouble
                 for registry in self.registries
-                if (trouble := getattr(registry, "trouble", ""))
+                if (trouble := registry.trouble)
             },
             "failed": self.facts.failed(),
             "in_flight": self.admission.in_flight,

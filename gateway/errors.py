@@ -182,12 +182,16 @@ class FetchError(SetupError):
     """The files of a version could not be fetched.
 
     `final`: trying again soon is useless. `changed`: the file is not the one that was listed.
+    `denied`: the credentials do not allow it.
     """
 
-    def __init__(self, text: str, *, final: bool = False, changed: bool = False) -> None:
+    def __init__(
+        self, text: str, *, final: bool = False, changed: bool = False, denied: bool = False
+    ) -> None:
         super().__init__(text)
-        self.final = final
+        self.final = final or denied
         self.changed = changed
+        self.denied = denied
 
 
 class RegistryError(SetupError):

@@ -147,17 +147,9 @@ def read_object(bucket: Bucket, stored: Stored) -> bytes:
         raise why(error, f"{shown(bucket)}/{stored.key}") from None
 
 
-class Lost(FetchError):
-    """The object is not what it was when it was looked at."""
-
-
-class Denied(FetchError):
-    """The credentials do not allow it."""
-
-
 def write_object(bucket: Bucket, key: str, content: bytes, etag: str | None) -> str:
     """Puts an object and returns its new ETag. `etag` is what it must have; empty: it must not
-    be there; `None`: whatever is there is replaced. Raises `Lost`, `Denied`, `FetchError`."""
+    be there; `None`: whatever is there is replaced. Raises `FetchError`."""
     where = f"{shown(bucket)}/{key}"
     mode: Any = {"e_tag": etag} if etag else "overwrite" if etag is None else "create"
     try:
@@ -175,11 +167,11 @@ def why(error: Exception, where: str) -> FetchError:
     text = " ".join(str(error).partition("\n\nDebug source:")[0].split())
     code = _CODE.search(text)
     if isinstance(error, exceptions.PreconditionError | exceptions.AlreadyExistsError):
-        return Lost(f"{where} changed since it was looked at", changed=True)
+        return FetchError(f"{where} changed since it was looked at", changed=True)
     if code is not None and code[1] in ("NoSuchBucket", "ContainerNotFound"):
         return FetchError(f"{where}: there is no such bucket", final=True)
     if isinstance(error, FileNotFoundError | exceptions.NotFoundError):
-        return Lost(f"{where} is not there", changed=True)
+        return FetchError(f"{where} is not there", changed=True)
     if (
         isinstance(
             error,
@@ -188,8 +180,9 @@ def why(error: Exception, where: str) -> FetchError:
         or "status code: 403" in text
     ):
         told = f" ({code[1]})" if code is not None else ""
-        return Denied(
-            f"{where}: access is denied to these credentials{told}; see docs/stores.md", final=True
+        return FetchError(
+            f"{where}: access is denied to these credentials{told}; see docs/stores.md",
+            denied=True,
         )
     if "redirect" in text.lower():
         return FetchError(f"{where}: the bucket is in another region; set AWS_REGION to its own")

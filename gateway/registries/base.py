@@ -54,6 +54,8 @@ class Registry(Protocol):
     """Where models, versions and traffic are declared."""
 
     source: str
+    trouble: str
+    """Why it cannot be read now; empty while it can."""
 
     def scan(self) -> Snapshot:
         """The complete wanted state, read now; blocking. Raises `RegistryError`."""

@@ -37,6 +37,7 @@ class DeploymentsRegistry:
     """See `Registry`. `scan` and `write_traffic` are for any thread, one at a time."""
 
     source = "deployments"
+    trouble = ""
 
     def __init__(self, state: StateDir, in_mlflow: OriginOf) -> None:
         self._state = state

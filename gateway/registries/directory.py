@@ -56,7 +56,7 @@ class DirectoryRegistry:
         self._catalogue = Catalogue(self, self._overlays, now)
         self._writes = 0
         self._hint = asyncio.Event()
-        self._trouble = ""
+        self.trouble = ""
         self._scanning = threading.Lock()
         """Somebody may ask for a look while `watch` has one."""
 
@@ -179,12 +179,12 @@ class DirectoryRegistry:
                 if writes == self._writes:  # else a split may be older than the one in effect
                     break
         except RegistryError as error:
-            if self._trouble != str(error):
-                self._trouble = str(error)
+            if self.trouble != str(error):
+                self.trouble = str(error)
                 log.error("%s; serving goes on with what is loaded", error)
             return None
-        if self._trouble:
-            self._trouble = ""
+        if self.trouble:
+            self.trouble = ""
             log.info("%s can be read again", self.source)
         return snapshot
 

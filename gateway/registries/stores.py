@@ -61,7 +61,7 @@ class StoreRegistry:
         self._stale = True
         self._hint = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._trouble = ""
+        self.trouble = ""
 
     # --- reading
 
@@ -102,7 +102,7 @@ class StoreRegistry:
             self._place.seen = load(content)
         except (ValueError, KeyError, TypeError):
             return False
-        self._trouble = str(error)
+        self.trouble = str(error)
         log.error(
             "%s; starting with what was there on %s, until it can be read again",
             error, when(saved),
@@ -146,12 +146,12 @@ class StoreRegistry:
                 if writes == self._writes:  # else a split may be older than the one in effect
                     break
         except RegistryError as error:
-            if not self._trouble:
+            if not self.trouble:
                 log.error("%s; serving goes on with what is loaded", error)
-            self._trouble = str(error)
+            self.trouble = str(error)
             return None
-        if self._trouble:
-            self._trouble = ""
+        if self.trouble:
+            self.trouble = ""
             log.info("%s can be read again", self.source)
         return snapshot
 
@@ -180,16 +180,14 @@ class StoreRegistry:
         try:
             self._place.write(model, traffic_text(traffic).encode())
         except FetchError as error:
-            from gateway.artifacts.stores import Denied, Lost
-
-            if isinstance(error, Lost):
+            if error.changed:
                 if self._loop is not None:
                     self._loop.call_soon_threadsafe(self._hint.set)
                 raise Conflict(
                     f"{TRAFFIC_YAML} of '{model}' was changed in {self.source} meanwhile; it is "
                     "read again, look at the split and try once more"
                 ) from None
-            if not isinstance(error, Denied):
+            if not error.denied:
                 raise RegistryError(f"the split cannot be stored: {error}") from None
             self._overlay(model, traffic)
             return

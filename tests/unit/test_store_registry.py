@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gateway.artifacts.base import Origin, RemoteFile
-from gateway.artifacts.stores import Denied, Lost, StoreOrigin
+from gateway.artifacts.stores import StoreOrigin
 from gateway.config import Config, RegistryConfig
 from gateway.errors import Conflict, FetchError, RegistryError
 from gateway.registries.base import AspiredModel, Snapshot
@@ -68,7 +68,7 @@ class Shelf:
             raise self.write_error
         there = self.objects.get(name)
         if etag != ("" if there is None else md5(there).hexdigest()):
-            raise Lost("it changed")
+            raise FetchError("it changed", changed=True)
         self.objects[name] = content
         return md5(content).hexdigest()
 
@@ -382,7 +382,7 @@ def test_a_split_that_may_not_be_written_is_kept(shelf: Shelf, state: StateDir) 
     shelf.put("m/traffic.yaml", data="weights: {1: 5}")
     watched = Watched(shelf, state)
     watched.look()
-    shelf.write_error = Denied("no")
+    shelf.write_error = FetchError("no", denied=True)
     watched.registry.write_traffic("m", Traffic(weights={"1": 3}))
     for each in (watched, Watched(shelf, state)):
         assert each.look()["m"].traffic == Traffic(weights={"1": 3})
@@ -391,7 +391,7 @@ def test_a_split_that_may_not_be_written_is_kept(shelf: Shelf, state: StateDir) 
         watched.registry.write_traffic("m", Traffic(weights={"1": 4}))
     without = Watched(shelf)
     without.look()
-    shelf.write_error = Denied("no")
+    shelf.write_error = FetchError("no", denied=True)
     with pytest.raises(RegistryError, match="no state_dir"):
         without.registry.write_traffic("m", Traffic(weights={"1": 4}))
     # What is declared anew wins.
