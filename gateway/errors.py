@@ -28,6 +28,7 @@
         ├── ModelLoadError
         ├── FetchError
         └── RegistryError
+            └── NotWritable
 
 Every edge has one table that maps these to its own codes (``codecs/statuses.py``); a test
 fails when a class is missing from a table or from the documentation.
@@ -196,6 +197,10 @@ class FetchError(SetupError):
 
 class RegistryError(SetupError):
     """The registry cannot be read or written."""
+
+
+class NotWritable(RegistryError):
+    """The registry may be read only."""
 
 
 def printable(text: object, limit: int = 80) -> str:

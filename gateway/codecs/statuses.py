@@ -48,6 +48,7 @@ CODES: Final[dict[type[SluiceError], tuple[int, int]]] = {
     errors.ModelLoadError: (400, FAILED_PRECONDITION),
     errors.FetchError: (503, UNAVAILABLE),
     errors.RegistryError: (503, UNAVAILABLE),
+    errors.NotWritable: (503, UNAVAILABLE),
     errors.SetupError: (500, INTERNAL),
     errors.SluiceError: (500, INTERNAL),
 }

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from gateway.config import RegistryConfig
-from gateway.errors import InvalidModelSettings, RegistryError
+from gateway.errors import InvalidModelSettings, NotWritable, RegistryError
 from gateway.model_settings import ModelSettings
 from gateway.registries.base import AspiredVersion, Snapshot
 from gateway.registries.catalogue import DOCUMENTS, NAME, NO_VERSIONS, Catalogue
@@ -30,7 +30,7 @@ from gateway.registries.files import (
 from gateway.registries.model_documents import MODEL_YAML, read_settings
 from gateway.registries.notices import notices_of
 from gateway.registries.overlay import Overlays
-from gateway.registries.traffic import NotWritable, Traffic, read_traffic, write_traffic
+from gateway.registries.traffic import Traffic, read_traffic, write_traffic
 from gateway.state import StateDir
 from gateway.telemetry.logs import log
 

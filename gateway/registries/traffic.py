@@ -13,7 +13,7 @@ import yaml
 from msgspec import Meta
 
 from gateway.config import read_yaml
-from gateway.errors import ConfigError, InvalidModelSettings, RegistryError
+from gateway.errors import ConfigError, InvalidModelSettings, NotWritable, RegistryError
 from gateway.known_keys import refuse_unknown_keys
 
 TRAFFIC_YAML: Final = "traffic.yaml"
@@ -100,10 +100,6 @@ def read_traffic(folder: Path) -> Traffic:
     except ConfigError as error:
         raise InvalidModelSettings(str(error)) from None
     return parse_traffic(tree, f"{folder.name}/{TRAFFIC_YAML}")
-
-
-class NotWritable(RegistryError):
-    """The source may be read only."""
 
 
 def traffic_tree(traffic: Traffic) -> dict[str, Any]:
