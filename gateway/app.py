@@ -124,7 +124,7 @@ class Gateway:
                 self.router,
                 lambda name: self._models.owner(name).source,
             )
-        Collector(self.facts, self.manager, self.pipeline).register()
+        Collector(self.facts, self.manager, self.pipeline, self._troubles).register()
 
         # edges: HTTP and gRPC over the same pipeline
         shared = HttpState(config, self.pipeline, RestCodec(config.limits), self.facts)
@@ -313,6 +313,7 @@ class Gateway:
 
     def status(self) -> dict[str, Any]:
         """The gateway as the admin API tells it."""
+        troubles = self._troubles()
         return {
             "ready": self.facts.ready,
             "draining": self.admission.draining,
@@ -320,18 +321,18 @@ class Gateway:
             "pid": os.getpid(),
             "addresses": self.addresses(),
             "grpc_server": self.grpc_server,
-            "sources": [
-                registry.source
-                for registry in self.registries
-                if registry is not self.deployments or self.deployments.names()
-            ],
-            "unreachable": {
-                registry.source: trouble
-                for registry in self.registries
-                if (trouble := registry.trouble)
-            },
+            "sources": list(troubles),
+            "unreachable": {source: why for source, why in troubles.items() if why},
             "failed": self.facts.failed(),
             "in_flight": self.admission.in_flight,
+        }
+
+    def _troubles(self) -> dict[str, str]:
+        """Source → why it cannot be read now; empty where it can."""
+        return {
+            registry.source: registry.trouble
+            for registry in self.registries
+            if registry is not self.deployments or self.deployments.names()
         }
 
     def _own_name(self) -> str:

@@ -8,7 +8,7 @@ client.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
@@ -29,6 +29,7 @@ from gateway.pipeline import Pipeline
 from gateway.servable import Servable
 from gateway.telemetry import custom
 from gateway.telemetry.counted import Counted, Counts
+from gateway.telemetry.lifecycle import lifecycle_metrics, registry_metrics
 from gateway.telemetry.stats import Histogram
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -51,10 +52,18 @@ def render() -> bytes:
 class Collector:
     """Reads the gateway's numbers at scrape time."""
 
-    def __init__(self, facts: Facts, manager: Manager, pipeline: Pipeline) -> None:
+    def __init__(
+        self,
+        facts: Facts,
+        manager: Manager,
+        pipeline: Pipeline,
+        troubles: Callable[[], Mapping[str, str]],
+    ) -> None:
         self._facts = facts
         self._manager = manager
         self._pipeline = pipeline
+        self._troubles = troubles
+        """Source → why it cannot be read now; empty where it can."""
         self._counts = Counts(self._answering, manager.models)
         manager.on_change.append(self._counts.changed)
 
@@ -77,6 +86,8 @@ class Collector:
         yield from own_metrics(counted)
         yield from triton_metrics(counted)
         yield from self._gateway_metrics()
+        yield from lifecycle_metrics(self._manager)
+        yield from registry_metrics(self._troubles())
         yield from custom.families()
 
     def _gateway_metrics(self) -> Iterator[Metric]:
@@ -92,15 +103,6 @@ class Collector:
             "sluice_in_flight_requests", "Requests in the gateway now.",
             self._pipeline.admission.in_flight,
         )  # fmt: skip
-        loads = CounterMetricFamily(
-            "sluice_loads", "Loads of versions that ended.", labels=["outcome"]
-        )
-        for outcome, count in self._manager.loads.items():
-            loads.add_metric([outcome], count)
-        yield loads
-        yield CounterMetricFamily(
-            "sluice_load_seconds", "Time that successful loads took.", self._manager.load_seconds
-        )
         states = GaugeMetricFamily(
             "sluice_version_state",
             "1 for the state a version is in.",

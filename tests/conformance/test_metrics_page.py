@@ -38,6 +38,11 @@ OWN = {
     "sluice_queue_rows": "gauge",
     "sluice_in_flight_requests": "gauge",
     "sluice_loads": "counter",
+    "sluice_version_memory_bytes": "gauge",
+    "sluice_evictions": "counter",
+    "sluice_on_demand_waiting_requests": "gauge",
+    "sluice_on_demand_waited_requests": "counter",
+    "sluice_source_reachable": "gauge",
     "sluice_refused_requests": "counter",
     "sluice_version_state": "gauge",
     "sluice_build_info": "gauge",
@@ -138,6 +143,7 @@ def test_counters(fresh: GatewayProcess) -> None:
     assert sum(v for (n, _), v in after.items() if n == "sluice_batches_total") == 7
     assert value(after, "sluice_version_state", **model, state="ready") == 1
     assert value(after, "sluice_loads_total", outcome="ok") >= 1
+    assert value(after, "sluice_version_memory_bytes", **model) > 0
     assert value(after, "sluice_in_flight_requests") == 0
 
 
