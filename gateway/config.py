@@ -359,7 +359,13 @@ class DrainConfig(Section, frozen=True, kw_only=True):
 class Config(Section, frozen=True, kw_only=True):
     """The whole configuration."""
 
-    sources: Annotated[tuple[str, ...], doc("Where models come from: model directories.")] = ()
+    sources: Annotated[
+        tuple[str, ...],
+        doc(
+            "Where models come from: directories, MLflow registries (`mlflow+http://HOST:PORT`), "
+            "`s3://` and other stores."
+        ),
+    ] = ()
     state_dir: Annotated[
         str,
         doc(

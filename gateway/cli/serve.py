@@ -53,8 +53,10 @@ def serve(
 ) -> int:
     """Serve the models of each SOURCE until Ctrl-C or SIGTERM.
 
-    A SOURCE is a directory of models (<model>/<version>/model.onnx), one model's folder, or a
-    single .onnx, .pt2 or .py file. Port 0 picks a free port and prints it.
+    A SOURCE is a directory of models (<model>/<version>/model.onnx), one model's folder, a
+    single .onnx, .pt2 or .py file, an MLflow registry (mlflow+http://HOST:PORT,
+    models:/NAME@ALIAS), or a bucket, hub or web server with such a directory (s3://, gs://,
+    az://, hf://, oci://, https://). Port 0 picks a free port and prints it.
 
     Ctrl-C stops when the requests in flight are answered; SIGTERM waits drain.grace seconds
     first. A second signal cuts that grace short, or stops at once.
