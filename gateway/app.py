@@ -34,11 +34,12 @@ from gateway.isolation.nursery import Nursery
 from gateway.lifecycle.loader import Loader
 from gateway.lifecycle.manager import Manager
 from gateway.pipeline import Pipeline
-from gateway.registries.base import Registry, Snapshot
+from gateway.registries.base import Elsewhere, Registry, Snapshot
 from gateway.registries.deployment_mlflow import MlflowUris
 from gateway.registries.deployments import DeploymentsRegistry
 from gateway.registries.directory import DirectoryRegistry
 from gateway.registries.files import SETTLE_SECONDS
+from gateway.registries.first_looks import FirstLook, first_looks
 from gateway.registries.merged import Merged
 from gateway.registries.sources import open_registry
 from gateway.routing import Router
@@ -60,6 +61,7 @@ from gateway.state import StateDir, state_path
 from gateway.telemetry.access import access_log
 from gateway.telemetry.logs import log
 from gateway.telemetry.metrics import Collector
+from gateway.threads import in_thread
 from gateway.trust import Trust
 from runtimes.cpus import usable_cores
 from runtimes.discovery import load_runtimes
@@ -186,22 +188,24 @@ class Gateway:
         `announce` is called once the ports are open. Raises `SetupError`: for a port or
         source that cannot be used, and with `strict` for a model that fails.
         """
-        await asyncio.to_thread(self.controls.start, self.registries)
-        first = [await asyncio.to_thread(registry.scan) for registry in self.registries]
+        await in_thread(self.controls.start, self.registries)
+        watch = self.config.registry.watch
+        began = self.controls.moment
+        first = await first_looks(self.registries, watched=watch and not self.config.strict)
         await self.http.start()
         if self.metrics is not None:
             await self.metrics.start()
         await self._start_grpc()
         await self.history.start(self._own_name())
-        for registry, snapshot in zip(self.registries, first, strict=True):
-            self._apply(registry, snapshot)
+        for look in first:
+            self._apply(look.registry, look.snapshot)
         self.manager.apply(*self.controls.uploaded_alone())
         self.deploying.started = True
         if announce is not None:
             announce()
-        if self.config.registry.watch:
-            for registry in self.registries:
-                self._watchers.append(asyncio.create_task(self._watch(registry)))
+        for look in first:
+            if watch or look.late is not None:
+                self._watchers.append(asyncio.create_task(self._watch(look, began, on=watch)))
         settled = await self.manager.wait_settled(self.config.startup_timeout)
         if not settled:
             log.warning("some models are still loading after %g s", self.config.startup_timeout)
@@ -257,9 +261,9 @@ class Gateway:
 
     # --- the wanted state
 
-    def _apply(self, registry: Registry, snapshot: Snapshot) -> None:
-        """Hands a registry's wanted state to the lifecycle."""
-        self.manager.apply(*self.controls.take(*self._models.take(registry, snapshot)))
+    def _apply(self, registry: Registry, snapshot: Snapshot, began: int | None = None) -> None:
+        """Hands a registry's wanted state to the lifecycle; `began`: see `Controls.take`."""
+        self.manager.apply(*self.controls.take(*self._models.take(registry, snapshot), began))
 
     async def look(self, registry: Registry | None, *, settled: bool = False) -> bool:
         """See `gateway.control.loading.Look`."""
@@ -271,7 +275,8 @@ class Gateway:
             return False
         end = time.monotonic() + SETTLING
         while True:
-            self._apply(registry, await asyncio.to_thread(registry.scan))
+            began = self.controls.moment
+            self._apply(registry, await in_thread(registry.scan), began)
             unsettled = isinstance(registry, DirectoryRegistry) and registry.unsettled
             if not (settled and unsettled) or time.monotonic() > end:
                 return True
@@ -282,12 +287,19 @@ class Gateway:
             if registry.source.startswith("mlflow+"):
                 registry.hint()
 
-    async def _watch(self, registry: Registry) -> None:
+    async def _watch(self, look: FirstLook, began: int, *, on: bool) -> None:
+        """Waits for a late first look, and then goes on watching, if it is to (`on`)."""
+        registry = look.registry
+
         async def changed(snapshot: Snapshot) -> None:
             self._apply(registry, snapshot)
 
         while True:
             try:
+                if (late := await look.answer()) is not None:
+                    self._apply(registry, late, began)
+                if not on:
+                    return
                 await registry.watch(changed)
             except asyncio.CancelledError:
                 raise
@@ -380,6 +392,9 @@ class Gateway:
             watcher.cancel()
         await self.changes.close()
         await asyncio.gather(*self._watchers, return_exceptions=True)
+        for registry in self.registries:
+            if isinstance(registry, Elsewhere):
+                await in_thread(registry.close)
         if self.native is not None:
             self.native.end_calls()
             await asyncio.to_thread(self.native.close)

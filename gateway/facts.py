@@ -10,20 +10,20 @@ from gateway.errors import (
     ModelNotReady,
     NotLoaded,
     SluiceError,
-    UnknownModel,
     UnknownVersion,
     without_folders,
 )
 from gateway.lifecycle.budget import MIB
-from gateway.lifecycle.manager import Manager, ago
+from gateway.lifecycle.manager import Manager
 from gateway.lifecycle.model import ManagedModel
 from gateway.lifecycle.routes import by_age
 from gateway.lifecycle.states import Record, State
 from gateway.registries.config_pbtxt_message import model_config_message
-from gateway.routing import Router
+from gateway.routing import Router, unknown_model
 from gateway.servable import Servable
 from gateway.telemetry.stats import Duration, ServableStats
 from gateway.tensors import TensorSpec
+from gateway.times import local_time
 from runtimes.interface import ForwardingModel
 
 NAME: Final = "sluicegate"
@@ -89,7 +89,8 @@ class Facts:
         try:
             self.servable(model, version)
         except NotLoaded as error:
-            return not isinstance(self._manager.outlook(error.model, error.version), SluiceError)
+            outlook = self._manager.on_demand.outlook(error.model, error.version)
+            return not isinstance(outlook, SluiceError)
         except ModelNotReady:
             return False
         return True
@@ -244,7 +245,7 @@ class Facts:
         """Raises `UnknownModel`."""
         model = self._manager.models.get(name)
         if model is None:
-            raise UnknownModel(name)
+            raise unknown_model(name, self._manager.models)
         return model
 
     def names(self) -> list[str]:
@@ -290,7 +291,7 @@ def put_away(model: ManagedModel) -> list[dict[str, Any]]:
         used = model.used.get(version)
         if used is not None:
             status["last_used"] = used
-            status["cause"] = f"last used {ago(used)}"
+            status["cause"] = f"last used {local_time(used)}"
         found.append(status)
     return found
 

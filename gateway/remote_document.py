@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from gateway.artifacts.addresses import is_metadata_host
 from gateway.config import read_yaml
 from gateway.errors import ConfigError, InvalidModelSettings, printable
 from gateway.known_keys import refuse_unknown_keys
@@ -117,6 +118,12 @@ def _check(settings: RemoteSettings) -> None:
     if not settings.urls:
         raise InvalidModelSettings("'urls' is empty; name the server: urls: ['grpc://host:8001']")
     locations = [location(url) for url in settings.urls]
+    for each in locations:
+        if is_metadata_host(each.host):
+            raise InvalidModelSettings(
+                f"url '{each}' is a link-local address or a cloud's metadata service; no model is "
+                "called there"
+            )
     if len(set(locations)) < len(locations):
         raise InvalidModelSettings("'urls' names one address twice; name each replica once")
     schemes = {each.scheme for each in locations}

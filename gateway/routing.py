@@ -201,9 +201,10 @@ class Router(Generic[S]):
         """Replaces the routes of many models at once: the table is copied once."""
         self.table = {**self.table, **{route.model: route for route in routes}}
 
-    def withdraw(self, model: str) -> None:
-        """Forgets a model."""
-        self.table = {name: route for name, route in self.table.items() if name != model}
+    def withdraw(self, *models: str) -> None:
+        """Forgets models: the table is copied once."""
+        gone = set(models)
+        self.table = {name: route for name, route in self.table.items() if name not in gone}
 
     def route(self, model: str) -> Route[S]:
         """Raises `UnknownModel`."""
@@ -211,5 +212,10 @@ class Router(Generic[S]):
             return self.table[model]
         except KeyError:
             pass
-        close = get_close_matches(model[:100], list(self.table)[:MAX_SUGGESTED], n=1)
-        raise UnknownModel(model, tuple(close))
+        raise unknown_model(model, self.table)
+
+
+def unknown_model(model: str, known: Iterable[str]) -> UnknownModel:
+    """The error that names the nearest of the models there are."""
+    close = get_close_matches(model[:100], list(known)[:MAX_SUGGESTED], n=1)
+    return UnknownModel(model, tuple(close))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from gateway.errors import ConfigError, ModelLoadError, printable
+from gateway.uris import has_dots, public
 
 MOST_LINKS: Final = 10_000
 """Files of a version that are looked at; one with more is refused."""
@@ -35,6 +36,11 @@ class Trust:
                     f"mlflow+http://HOST:PORT/{source}"
                 )
             if "://" in source and not source.startswith("file://"):
+                if has_dots(source):
+                    raise ConfigError(
+                        f"trust.code: '{public(source)}' holds '.' or '..'; write the URI that "
+                        "it means"
+                    )
                 self._uris.append(source.rstrip("/"))
             else:
                 self._folders.append(Path(source.removeprefix("file://")).expanduser().resolve())
@@ -42,12 +48,15 @@ class Trust:
     def covers(self, path: Path, source: str = "") -> bool:
         """Whether code at `path` may run; `source` is the URI that it was fetched from, if any.
 
-        Links count as where they lead to: one out of a trusted directory is not trusted.
+        Links count as where they lead to: one out of a trusted directory is not trusted. A URI
+        with ``..`` in it leads somewhere else than it says, and is not trusted either.
         """
         if source.startswith("file://"):  # here, and named by its URI
             path = Path(source.removeprefix("file://"))
         elif source:
-            return any(source == uri or source.startswith(f"{uri}/") for uri in self._uris)
+            return not has_dots(source) and any(
+                source == uri or source.startswith(f"{uri}/") for uri in self._uris
+            )
         real = path.resolve()
         return any(real == folder or folder in real.parents for folder in self._folders)
 
@@ -67,6 +76,8 @@ class Trust:
         lead to where code is trusted too. True where the file alone is trusted, because it was
         named itself: then nothing else may be imported.
         """
+        if source.startswith("file://") and is_at(path, Path(source.removeprefix("file://"))):
+            source = ""  # read where it is, so it is what its path is
         named = not source and file is not None and file.resolve() in self._folders
         if named and not self.covers(path):
             return True
@@ -74,6 +85,15 @@ class Trust:
         for folder in beside:
             self._check_folder(what, folder, source, importable=True)
         return False
+
+    def check_remote(self, path: Path, source: str) -> None:
+        """Raises `ModelLoadError` unless a version that was fetched from the URI `source` may send
+        its requests, with headers of its choice, to servers of its choice."""
+        if not self.covers(path, source):
+            raise ModelLoadError(
+                "it is a model on another server, which its source may not name, as it is not "
+                "trusted; if you trust it, " + self._add(registry_of(source) or place_of(path))
+            )
 
     def _check_folder(
         self, what: str, path: Path, source: str, *, importable: bool = False
@@ -124,6 +144,12 @@ def local_sources(sources: Iterable[str]) -> tuple[str, ...]:
         and ("://" not in source or source.startswith("file://"))
         and not source.startswith("models:/")
     )
+
+
+def is_at(folder: Path, named: Path) -> bool:
+    """Whether a version's folder is what was named, or holds the one file that was."""
+    here, there = folder.resolve(), named.resolve()
+    return here in (there, there.parent, named.parent.resolve())
 
 
 def registry_of(source: str) -> str:

@@ -32,10 +32,25 @@ class Reach(IntEnum):
     LOOPBACK = 2
 
 
+def is_metadata(address: Address) -> bool:
+    """Whether it is link-local, or a cloud's metadata service: nothing of ours is ever there."""
+    real = unwrapped(address)
+    return real in METADATA or real.is_link_local
+
+
+def is_metadata_host(host: str) -> bool:
+    """Whether a host is that by what it is called, without looking it up."""
+    name = host.strip("[]").rstrip(".").lower()
+    try:
+        return name in METADATA_NAMES or is_metadata(ipaddress.ip_address(name.partition("%")[0]))
+    except ValueError:
+        return False
+
+
 def reach_of(address: Address, host: str) -> Reach:
     """Raises `FetchError` for addresses that no model is ever fetched from."""
     real = unwrapped(address)
-    if real in METADATA or real.is_link_local:
+    if is_metadata(address):
         raise FetchError(
             f"'{printable(host)}' is a link-local address or a cloud's metadata service; nothing "
             "is fetched from there",

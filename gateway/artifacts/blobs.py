@@ -35,11 +35,12 @@ class Blobs:
         """Takes a file over, whose content is on the disk already. Raises `OSError`."""
         target = self.path(digest)
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.chmod(file, MODE)
         if target.exists() and digest_of(target) == digest:
             file.unlink()  # the trees that have it already share that one
             return
         os.replace(file, target)
+        # Not before: who is killed in between could not go on with its own file.
+        os.chmod(target, MODE)
         sync_folder(target.parent)
 
     def adopt(self, file: Path, digest: str, size: int) -> None:
@@ -52,19 +53,20 @@ class Blobs:
         if self.place(digest, size, aside):
             os.replace(aside, file)
             aside.unlink(missing_ok=True)  # two names of one file are left as they are
-        else:
-            with suppress(FileExistsError):  # somebody else was faster
-                link(file, target)
+            return
+        link(file, aside)
+        os.replace(aside, target)  # one of another size was damaged
+        aside.unlink(missing_ok=True)
 
     def place(self, digest: str, size: int, target: Path) -> bool:
         """Puts the content at `target`, where nothing is; False if it is not here (any more).
 
-        One of another size is damaged, and dropped. Raises `OSError`.
+        One of another size is not what is meant, and stays: whoever says the size may be wrong.
+        Raises `OSError`.
         """
         source = self.path(digest)
         try:
             if source.stat().st_size != size:
-                source.unlink()
                 return False
             target.parent.mkdir(parents=True, exist_ok=True)
             link(source, target)

@@ -87,6 +87,9 @@ class Downloads:
         while True:
             self.check()
             start = resumable(part, file) if part.exists() else 0
+            if part.exists() and not os.access(part, os.R_OK | os.W_OK):
+                drop(part)  # left behind so by somebody who was killed, or who is somebody else
+                start = 0
             if start == 0:
                 write_json(beside(part), marks(file), self._layout)
                 part.write_bytes(b"")

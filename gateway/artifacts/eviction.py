@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -78,36 +79,52 @@ class Eviction:
 
     def _evict(self, excess: int) -> int:
         """Removes trees, oldest first, until `excess` bytes came free; returns how many did."""
-        freed = self._drop_blobs() if excess > 0 else 0
+        if excess <= 0:
+            return 0
+        # Everything is read once: with many trees, once a tree would take for ever.
+        blobs = self._blobs_of()
+        uses = Counter(digest for each in blobs.values() for digest in each)
+        freed = self._drop(self._layout.blobs.all(), uses)
         for tree in sorted(trees(self._layout), key=lambda each: each.used):
             if freed >= excess:
                 break
             lock = self._layout.lock("tree", tree.digest)
             if not lock.acquire(wait=False):
                 continue
-            before = free_of(self._layout, tree.digest)
+            own = blobs.get(tree.digest)
+            freed += free_of(self._layout, tree.digest)
             take_away(self._layout, tree.digest)
             lock.forget()
-            dropped = self._drop_blobs()
-            freed += before + dropped
+            if own is None:  # nobody says what was in it
+                freed += self._drop(self._layout.blobs.all(), uses)
+            else:
+                uses.subtract(own)
+                freed += self._drop(map(self._layout.blobs.path, own), uses)
             log.info("the cache lets %s go (%.1f MB)", tree.uri, tree.size / 1e6)
         return freed
 
     def _drop_blobs(self) -> int:
         """Removes blobs that no tree has; returns their bytes."""
-        # What is being put together has links to its blobs; where there are no links it has
-        # copies, and the lists say what the trees are copies of.
-        listed = {
-            digest
+        uses = Counter(digest for each in self._blobs_of().values() for digest in each)
+        return self._drop(self._layout.blobs.all(), uses)
+
+    def _blobs_of(self) -> dict[str, set[str]]:
+        """Tree → the blobs that it is made of."""
+        return {
+            tree.digest: {digest for digest, _ in tree.files.values()}
             for file in children(self._layout.lists)
             if (tree := self._layout.tree_list(file.stem)) is not None
-            for digest, _ in tree.files.values()
         }
+
+    def _drop(self, blobs: Iterable[Path], uses: Mapping[str, int]) -> int:
+        """Removes those of the blobs that no tree uses; returns their bytes."""
+        # What is being put together has links to its blobs; where there are no links it has
+        # copies, and the lists say what the trees are copies of.
         freed = 0
-        for blob in self._layout.blobs.all():
+        for blob in blobs:
             try:
                 stat = blob.stat()
-                if stat.st_nlink == 1 and blob.name not in listed:
+                if stat.st_nlink == 1 and uses.get(blob.name, 0) <= 0:
                     blob.unlink()
                     freed += stat.st_size
             except FileNotFoundError:

@@ -12,10 +12,11 @@ import httpx
 
 from gateway.artifacts.archives import is_archive
 from gateway.artifacts.base import RemoteFile
+from gateway.artifacts.http_client import request
 from gateway.artifacts.origins import PIECE, key_of, needed
+from gateway.artifacts.pieces import range_header, rest_of
 from gateway.errors import FetchError, printable
 
-TIMEOUT: Final = httpx.Timeout(30.0, connect=10.0)
 OTHER_KINDS: Final = ("datasets", "spaces", "buckets", "kernels")
 EMPTY_COMMIT: Final = ".gitattributes"
 """What the Hub puts into every repository, and no model is made of."""
@@ -65,29 +66,17 @@ class HfOrigin:
         name = repo_of(self.uri).name
         url = hub.hf_hub_url(name, path, revision=commit, endpoint=_endpoint())
         headers = dict(hub.utils.build_hf_headers())
-        if start:
-            headers["range"] = f"bytes={start}-"
-        headers["accept-encoding"] = "identity"
+        headers |= range_header(start)
         where = f"hf://{name}@{commit[:12]}/{path}"
-        try:
-            with (
-                httpx.Client(timeout=TIMEOUT, follow_redirects=True) as client,
-                client.stream("GET", url, headers=headers) as answer,
-            ):
-                if answer.status_code not in (200, 206):
-                    raise FetchError(
-                        f"{where} was answered with {answer.status_code}",
-                        final=answer.status_code in (401, 403, 404),
-                    )
-                skip = start if answer.status_code == 200 else 0
-                for piece in answer.iter_bytes(PIECE):
-                    if skip >= len(piece):
-                        skip -= len(piece)
-                        continue
-                    yield piece[skip:]
-                    skip = 0
-        except httpx.HTTPError as error:
-            raise FetchError(f"{where} cannot be read: {_text(error)}") from None
+        # Large files are on other servers, which the Hub redirects to.
+        with request("GET", httpx.URL(url), headers) as answer:
+            if answer.status_code not in (200, 206):
+                raise FetchError(
+                    f"{where} was answered with {answer.status_code}",
+                    final=answer.status_code in (401, 403, 404),
+                )
+            pieces = answer.iter_bytes(PIECE)
+            yield from rest_of(pieces, answer.status_code, answer.headers, start, where)
 
 
 def repo_of(uri: str) -> Repo:

@@ -13,10 +13,10 @@ from gateway.artifacts.addresses import check_name
 from gateway.artifacts.archives import is_archive
 from gateway.artifacts.base import RemoteFile
 from gateway.artifacts.http_client import request, shown
+from gateway.artifacts.pieces import RANGE, range_header, rest_of
 from gateway.errors import FetchError, printable
 
 _SHA256 = re.compile(r"sha256=([0-9a-fA-F]{64})")
-_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _DENIED: Final = (401, 403, 407)
 _PASSING: Final = (408, 409, 425, 429)
 """Answers in the 400s after which trying again makes sense."""
@@ -100,11 +100,10 @@ class HttpOrigin:
 
     def read(self, file: RemoteFile, start: int) -> Iterator[bytes]:
         """See `Origin.read`."""
-        headers = {}
+        headers = range_header(start)
         if start:
             if 0 <= file.size <= start:
                 return
-            headers["range"] = f"bytes={start}-"
             # A weak ETag may not stand there; what comes is compared in any case.
             _, _, value = file.identity.partition(":")
             if value and not value.startswith("W/"):
@@ -118,18 +117,8 @@ class HttpOrigin:
             other_size = file.size >= 0 and whole >= 0 and whole != file.size
             if identity_of(answer) != file.identity or other_size:
                 raise FetchError(f"{self.uri} changed while it was fetched", changed=True)
-            skip = start
-            if answer.status_code == 206:
-                found = _RANGE.fullmatch(answer.headers.get("content-range", ""))
-                if found is None or int(found[1]) > start:
-                    raise FetchError(f"{self.uri} was answered with another range than asked for")
-                skip = start - int(found[1])
-            for piece in answer.iter_raw():  # larger ones would be lost in part when it breaks
-                if skip >= len(piece):
-                    skip -= len(piece)
-                    continue
-                yield piece[skip:]
-                skip = 0
+            pieces = answer.iter_raw()  # larger ones would be lost in part when it breaks
+            yield from rest_of(pieces, answer.status_code, answer.headers, start, self.uri)
 
     def _check(self, answer: httpx.Response) -> None:
         status = answer.status_code
@@ -160,7 +149,7 @@ def whole_length(answer: httpx.Response) -> int:
     """Of the whole file, where the answer may be a part; -1 = not known."""
     if answer.status_code == 200:
         return length(answer)
-    found = _RANGE.fullmatch(answer.headers.get("content-range", ""))
+    found = RANGE.fullmatch(answer.headers.get("content-range", ""))
     if found is not None:
         return -1 if found[3] == "*" else int(found[3])
     return 0 if answer.status_code == 416 else -1  # no range of nothing can be had

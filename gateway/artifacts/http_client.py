@@ -92,12 +92,17 @@ def request(method: str, url: httpx.URL, headers: dict[str, str]) -> Iterator[ht
     for _ in range(MOST_REDIRECTS + 1):
         transport = CheckedTransport(most)
         own = url if same_place(url, first) else url.copy_with(userinfo=b"")
+        # With which the caller proves itself: for the first host alone, and it goes before all else.
+        given = {name.lower(): value for name, value in headers.items()}
+        if not same_place(url, first):
+            given.pop("authorization", None)
+        auth = None if "authorization" in given else auth_of(own)
         with httpx.Client(
-            transport=transport, timeout=TIMEOUT, auth=auth_of(own), trust_env=False
+            transport=transport, timeout=TIMEOUT, auth=auth, trust_env=False
         ) as client:
             try:
                 plain = own.copy_with(userinfo=b"", fragment=None)
-                with client.stream(method, plain, headers=with_own(headers)) as answer:
+                with client.stream(method, plain, headers=with_own(given)) as answer:
                     if answer.status_code not in _REDIRECTS:
                         answered = True
                         yield answer

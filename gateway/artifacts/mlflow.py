@@ -17,7 +17,7 @@ from gateway.errors import FetchError, RegistryError, printable
 STORES: Final = ("s3", "s3a", "gs", "az", "abfs", "abfss", "wasb", "wasbs", "hf")
 """Schemes whose servers the operator's environment names, not the URI."""
 FOLDER: Final = "1"
-MOST_FILES: Final = 100_000
+MOST_ENTRIES: Final = 100_000
 DEEPEST: Final = 64
 MOST_HOPS: Final = 4
 """A version may point at a logged model or another version, and that one on."""
@@ -221,8 +221,8 @@ class MlflowOrigin:
                 name = safe_path(entry.path, entry.path)
                 path = f"{folder}/{name}" if folder else name
                 count += 1
-                if count > MOST_FILES or depth > DEEPEST:
-                    raise FetchError(f"{self.name} has more than {MOST_FILES} files", final=True)
+                if count > MOST_ENTRIES or depth > DEEPEST:
+                    raise FetchError(f"{self.name} has more than {MOST_ENTRIES} files", final=True)
                 if entry.is_dir:
                     folders.append((path, depth + 1))
                 else:

@@ -10,12 +10,12 @@ from hashlib import sha256
 from typing import Any, Final
 
 from gateway.artifacts.base import RemoteFile
+from gateway.artifacts.oci_session import Guard, guarded
 from gateway.artifacts.origins import PIECE, key_of, needed
+from gateway.artifacts.pieces import range_header, rest_of
 from gateway.errors import FetchError, printable
 
 TITLE: Final = "org.opencontainers.image.title"
-TIMEOUT: Final = (10.0, 60.0)
-"""Seconds to connect, and of silence."""
 MANIFESTS: Final = (
     "application/vnd.oci.image.manifest.v1+json",
     "application/vnd.docker.distribution.manifest.v2+json",
@@ -75,7 +75,7 @@ class OciOrigin:
         if 0 <= file.size <= start:
             return
         image = image_of(self.uri)
-        headers = {"Range": f"bytes={start}-"} if start else {}
+        headers = range_header(start)
         where = f"oci://{image.host}/{image.repo}@{file.locator}"
         try:
             answer = _ask(image, f"blobs/{file.locator}", headers, stream=True)
@@ -85,13 +85,8 @@ class OciOrigin:
                         f"{where} was answered with {answer.status_code}",
                         final=answer.status_code in (401, 403, 404),
                     )
-                skip = start if answer.status_code == 200 else 0
-                for piece in answer.iter_content(PIECE):
-                    if skip >= len(piece):
-                        skip -= len(piece)
-                        continue
-                    yield piece[skip:]
-                    skip = 0
+                pieces = answer.iter_content(PIECE)
+                yield from rest_of(pieces, answer.status_code, answer.headers, start, where)
         except FetchError:
             raise
         except Exception as error:
@@ -193,14 +188,6 @@ def _ask(image: Image, what: str, headers: dict[str, str], *, stream: bool = Fal
 @lru_cache(maxsize=64)
 def _registry(host: str, plain: bool) -> Any:
     provider = needed("oras.provider", "oci", f"oci://{host}")
-    adapters = needed("requests.adapters", "oci", f"oci://{host}")
-
-    class Bounded(adapters.HTTPAdapter):  # type: ignore[misc, name-defined]
-        """No request waits for ever."""
-
-        def send(self, *args: Any, **more: Any) -> Any:
-            more["timeout"] = TIMEOUT
-            return super().send(*args, **more)
 
     class Impatient(provider.Registry):  # type: ignore[misc, name-defined]
         """Who polls or fetches tries again by itself."""
@@ -210,8 +197,7 @@ def _registry(host: str, plain: bool) -> Any:
         )
 
     registry = Impatient(hostname=host, insecure=plain)
-    for prefix in ("http://", "https://"):
-        registry.session.mount(prefix, Bounded())
+    guarded(registry.session, Guard(host, plain=plain))
     return registry
 
 

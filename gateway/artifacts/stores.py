@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from gateway.artifacts.archives import is_archive
 from gateway.artifacts.base import RemoteFile
@@ -14,7 +14,7 @@ from gateway.artifacts.stores_access import open_bucket
 from gateway.errors import FetchError, printable
 
 PIECE: Final = 1024 * 1024
-MOST_FILES: Final = 1_000_000
+MOST_OBJECTS: Final = 1_000_000
 """More objects below a prefix are taken for a mistake."""
 _CODE = re.compile(r"<Code>(\w+)</Code>.*?<Message>(.*?)</Message>")
 _NOISE = re.compile(r"Generic \w+ error: | in [0-9.]+[mµn]?s\b|Error performing \w+ (?=request)")
@@ -29,9 +29,8 @@ class Bucket:
     account: str = ""
 
 
-@dataclass(frozen=True)
-class Stored:
-    """One object: its whole key, size in bytes and ETag."""
+class Stored(NamedTuple):
+    """One object: its whole key, size in bytes and ETag. (A tuple: there may be very many.)"""
 
     key: str
     size: int
@@ -122,10 +121,11 @@ def list_objects(bucket: Bucket, prefix: str) -> list[Stored]:
         for chunk in store.list(prefix or None, chunk_size=1000):
             for each in chunk:
                 # Consoles show a folder by an empty object of its name.
-                if each["size"] or "." in each["path"].rpartition("/")[2]:
-                    found.append(Stored(each["path"], each["size"], each["e_tag"] or ""))
-            if len(found) > MOST_FILES:
-                raise FetchError(f"{where} holds more than {MOST_FILES} objects; name a prefix")
+                path, size = each["path"], each["size"]
+                if size or "." in path.rpartition("/")[2]:
+                    found.append(Stored(path, size, each["e_tag"] or ""))
+            if len(found) > MOST_OBJECTS:
+                raise FetchError(f"{where} holds more than {MOST_OBJECTS} objects; name a prefix")
         if not found and prefix:
             try:
                 one = store.head(prefix)
@@ -134,7 +134,8 @@ def list_objects(bucket: Bucket, prefix: str) -> list[Stored]:
             return [Stored(one["path"], one["size"], one["e_tag"] or "")]
     except Exception as error:
         raise why(error, where) from None
-    return sorted(found, key=lambda each: each.key)
+    found.sort()
+    return found
 
 
 def read_object(bucket: Bucket, stored: Stored) -> bytes:

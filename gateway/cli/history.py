@@ -197,7 +197,9 @@ def local(text: str) -> str:
     """A time of the API in this machine's zone, to the second."""
     from datetime import datetime
 
-    return datetime.fromisoformat(text).astimezone().isoformat(" ", "seconds")
+    from gateway.times import local_time
+
+    return local_time(datetime.fromisoformat(text).timestamp())
 
 
 def with_local_times(text: str) -> str:

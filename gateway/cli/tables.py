@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from typing import Any
 
 from gateway.cli.output import Column, milliseconds, percent, print_table
+from gateway.times import local_time
 
 START = (
     Column("MODEL"),
@@ -52,7 +52,7 @@ def versions_of(models: Iterable[dict[str, Any]]) -> Iterable[tuple[str, dict[st
             yield model["name"], version
         pause = model.get("paused")
         if pause:
-            since = time.strftime("%Y-%m-%d %H:%M", time.localtime(pause["at"]))
+            since = local_time(pause["at"])
             why = f": {pause['message']}" if pause["message"] else ""
             cause = f"since {since} by {pause['who']}{why}"
             yield model["name"], {"version": "", "state": "paused", "cause": cause}

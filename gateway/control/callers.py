@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urlsplit
@@ -14,19 +14,55 @@ from gateway.errors import NotAllowed, printable
 ACTOR: Final = "x-sluice-actor"
 """Header in which callers say who they are; it is recorded, not checked."""
 LONGEST_NAME: Final = 80
+FORWARDED: Final = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
+"""What proxies add: behind one on this machine everybody is a loopback peer."""
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks: the peer's address (without port) and the headers or metadata, in lower case."""
+    """Who asks: the peer's address (without port), and by name in lower case all values of each
+    header or key of the metadata, in their order."""
 
     peer: str
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, peer: str, headers: Iterable[tuple[str, str]]) -> Caller:
+        """From the headers one by one."""
+        found: dict[str, tuple[str, ...]] = {}
+        for name, value in headers:
+            name = name.lower()
+            found[name] = (*found.get(name, ()), value)
+        return cls(peer, found)
+
+    def first(self, name: str) -> str:
+        """A header's first value; empty where there is none."""
+        return self.headers.get(name, ("",))[0]
+
+    @property
+    def foreign(self) -> str:
+        """Why this is not for certain somebody on this machine, in words; else empty."""
+        if not is_this_machine(self.peer):
+            return "answers loopback peers only"
+        if any(name in self.headers for name in FORWARDED):
+            return "is not for forwarded requests"
+        # A browser on this machine is a loopback peer too, whatever page it shows: neither a page
+        # of somebody else's nor a name that was made to lead here may use it.
+        for name, start in (("host", "//"), ("origin", "")):
+            for value in self.headers.get(name, ()):
+                if not is_this_machine(host_of(start + value)):
+                    return "is not for other hosts or their pages"
+        return ""
+
+    @property
+    def local(self) -> bool:
+        """Whether it is somebody on this machine, and not behind a proxy or a page on it."""
+        return not self.foreign
 
     @property
     def who(self) -> str:
         """The declared name and the address, as they are recorded."""
-        name = printable(self.headers.get(ACTOR, "").strip(), LONGEST_NAME)
+        name = printable(self.first(ACTOR).strip(), LONGEST_NAME)
         place = printable(self.peer or "an unknown address", LONGEST_NAME)
         return f"{name} ({place})" if name else place
 
@@ -37,20 +73,12 @@ def check_caller(caller: Caller, token: str, *, what: str, key: str) -> None:
     `what` is what they ask for, in words, `key` where the token is configured.
     """
     if token:
-        given = caller.headers.get("authorization", "")
+        given = caller.first("authorization")
         if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
             raise NotAllowed(f"{what} needs the header 'Authorization: Bearer <{key}>'")
         return
-    if not is_this_machine(caller.peer):
-        raise NotAllowed(f"{what} answers loopback peers only; set {key} to open it")
-    if caller.headers.get("x-forwarded-for") or caller.headers.get("forwarded"):
-        raise NotAllowed(f"{what} is not for forwarded requests; set {key} to open it")
-    # A browser on this machine is a loopback peer too, whatever page it shows: neither a page of
-    # somebody else's nor a name that was made to lead here may use it.
-    for name, start in (("host", "//"), ("origin", "")):
-        value = caller.headers.get(name)
-        if value and not is_this_machine(host_of(start + value)):
-            raise NotAllowed(f"{what} is not for other hosts or their pages; set {key} to open it")
+    if caller.foreign:
+        raise NotAllowed(f"{what} {caller.foreign}; set {key} to open it")
 
 
 def grpc_peer(peer: str) -> str:

@@ -10,31 +10,35 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
 from gateway.config import ControlConfig
 from gateway.control import rollback
+from gateway.control.checks import Checks
 from gateway.control.controls import Controls
 from gateway.control.documents import Control, Pause
 from gateway.control.loading import Loading, Look
+from gateway.control.starts import Starts
+from gateway.control.turns import EVERYTHING, TRAFFIC, Turns
 from gateway.errors import (
     Conflict,
     InvalidRequest,
     ModelNotReady,
+    RegistryError,
     UnknownModel,
-    UnknownVersion,
     printable,
 )
 from gateway.facts import Facts
 from gateway.history.base import History
 from gateway.lifecycle.manager import Manager
-from gateway.lifecycle.routes import refused_versions
+from gateway.lifecycle.routes import by_age
 from gateway.lifecycle.states import State
 from gateway.registries.base import Registry
 from gateway.registries.traffic import Traffic
 from gateway.telemetry.logs import log
+from gateway.threads import in_thread
 
 LONGEST_MESSAGE = 1000
 HISTORY = 1000
@@ -65,30 +69,16 @@ class Changes:
         self._manager = manager
         self._history = history
         self._registry_of = registry_of
-        self._look = look
-        self._loading = Loading(manager, controls, registry_of, look, config.load_seconds)
-        self._locks: dict[str, asyncio.Lock] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._started = time.time()
-        self._settled: dict[str, float] = {}
-        """When each model was first as it should be."""
-        manager.on_change.append(self._changed)
+        self._checks = Checks(facts, controls)
+        self._turns = Turns()
+        self._loading = Loading(
+            manager, controls, self._turns, registry_of, look, config.load_seconds
+        )
+        self._starts = Starts(manager)
 
     async def close(self) -> None:
-        """Gives up what has not ended; what is stored stays."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def _changed(self, model: str) -> None:
-        managed = self._manager.models.get(model)
-        if model not in self._settled and managed is not None and managed.settled:
-            self._settled[model] = 0.0
-            # Once the history has heard of it as well.
-            asyncio.get_running_loop().call_soon(self._settle, model)
-
-    def _settle(self, model: str) -> None:
-        self._settled[model] = time.time()
+        """Gives up what has not ended; what is stored stays. Later changes raise `Draining`."""
+        await self._turns.close()
 
     # --- traffic
 
@@ -97,9 +87,9 @@ class Changes:
         `RegistryError`, and `Conflict` for a version whose signature differs."""
 
         async def work() -> None:
-            self._check_known(model, asked.weights)
+            self._checks.check_known(model, asked.weights)
             if asked.stable is not None:
-                self._check_known(model, [asked.stable])
+                self._checks.check_known(model, [asked.stable])
             old = self._facts.managed(model).traffic
             stable = asked.stable
             if stable is None and old.stable in asked.weights:
@@ -108,7 +98,7 @@ class Changes:
                 old, weights=asked.weights, stable=stable, sticky=asked.sticky or old.sticky
             )
             with self._because(model, "split", who, message):
-                await self._declare(model, traffic)
+                await self._declare(model, "split", traffic)
 
         await self._one(model, work)
 
@@ -118,8 +108,8 @@ class Changes:
 
         async def work() -> None:
             found = self._facts.status(model)["labels"].get(version, version)
-            self._check_known(model, [found])
-            if not self._is_ready(model, found):
+            self._checks.check_known(model, [found])
+            if not self._checks.is_ready(model, found):
                 raise ModelNotReady(
                     f"version {found} of '{model}' is not ready; promote it when `sluice models` "
                     "shows it ready"
@@ -127,7 +117,7 @@ class Changes:
             old = self._facts.managed(model).traffic
             traffic = msgspec.structs.replace(old, weights={found: 100.0}, stable=found)
             with self._because(model, "promote", who, message):
-                await self._declare(model, traffic)
+                await self._declare(model, "promote", traffic)
 
         await self._one(model, work)
 
@@ -141,14 +131,14 @@ class Changes:
         async def work() -> None:
             old = self._facts.managed(model).traffic
             labels = change(old.labels)
-            self._check_known(model, labels.values())
+            self._checks.check_known(model, labels.values())
             for label in labels:
                 if label.isdigit() or not label:
                     raise InvalidRequest(
                         f"label '{printable(label)}' looks like a version; use a word"
                     )
             with self._because(model, "labels", who, message):
-                await self._declare(model, msgspec.structs.replace(old, labels=labels))
+                await self._declare(model, "labels", msgspec.structs.replace(old, labels=labels))
 
         await self._one(model, work)
 
@@ -165,10 +155,11 @@ class Changes:
                     "'sluice split' or 'sluice promote'"
                 )
             changes = await self._history.changes(model, limit=HISTORY)
-            start = rollback.Start(self._started, self._settled.get(model, time.time()))
-            traffic = rollback.target(model, changes, self._known(model), to, start)
+            start = self._starts.of(model)
+            traffic = rollback.target(model, changes, self._checks.known(model), to, start)
             if traffic == self._facts.managed(model).traffic:
                 raise Conflict(f"there is nothing to roll back: '{model}' is declared that way now")
+            self._turns.go_ahead(model, "rollback")
             control = self._controls.of(model)
             needed = {v for v, weight in traffic.weights.items() if weight}
             needed |= {traffic.stable} if traffic.stable is not None else set()
@@ -182,9 +173,11 @@ class Changes:
                 more = msgspec.structs.replace(
                     control, with_versions=tuple(sorted({*control.with_versions, *needed}))
                 )
-                await self._loading.until_ready(model, more, sorted(needed))
+                await self._loading.until_ready(
+                    model, "rollback", more, sorted(needed), touches=EVERYTHING
+                )
                 try:
-                    await self._declare(model, traffic)
+                    await self._declare(model, "rollback", traffic)
                 finally:  # the split names them now
                     self._loading.apply(model, control)
 
@@ -197,13 +190,17 @@ class Changes:
         Raises `ConfigError` where the state directory cannot be written."""
 
         async def work() -> None:
+            self._turns.go_ahead(model, "pause")
             managed = self._facts.managed(model)
             aspired = managed.aspired
+            ready = {r.version for r in managed.records if r.state == State.READY}
+            others = {*managed.desired, *ready} - aspired.versions.keys()
             pause = Pause(
                 who=who,
                 message=message,
                 at=time.time(),
                 versions=tuple(aspired.versions),
+                stand_ins=tuple(sorted(others, key=by_age, reverse=True)),
                 settings=aspired.settings,
                 traffic=aspired.traffic,
             )
@@ -227,7 +224,7 @@ class Changes:
             with self._because(model, "resume", who, message):
                 await self._store(control)
                 self._loading.apply(model, control)
-            await self._loading.look(model)
+            await self._look_again(model, settled=True)
 
         await self._one(model, work, paused=True)
 
@@ -258,7 +255,7 @@ class Changes:
                 self._facts.managed(model)
             with self._because(model, "load", who, message):
                 if version:
-                    self._check_known(model, [version])
+                    self._checks.check_known(model, [version])
                     control = msgspec.structs.replace(
                         before,
                         loaded=True if not self._controls.is_loaded(model) else before.loaded,
@@ -269,17 +266,19 @@ class Changes:
                 else:
                     await self._loading.load_model(model, config, files)
 
-        await self._one(model, work, known=False)
+        await self._one(model, work, known=False, patient=True)
 
     async def unload(self, model: str, version: str, who: str, message: str) -> None:
         """Takes a model, or one version of it, out of the routes; what it has begun it finishes.
         Raises `UnknownVersion`, and `Conflict` for a version that has traffic."""
 
         async def work() -> None:
+            if version:
+                self._checks.check_known(model, [version])
+                self._checks.check_spare(model, version)
+            self._turns.go_ahead(model, "unload")
             before = self._controls.of(model)
             if version:
-                self._check_known(model, [version])
-                self._check_spare(model, version)
                 control = msgspec.structs.replace(
                     before,
                     with_versions=without_one(before.with_versions, version),
@@ -299,7 +298,7 @@ class Changes:
     async def exclusively(self, model: str, work: Callable[[], Awaitable[T]]) -> T:
         """`work` as one change of a model, which need not exist. Raises `Conflict` while the
         model is paused, and what `work` does."""
-        return await self._one(model, work, known=False)
+        return await self._one(model, work, known=False, patient=True)
 
     # --- parts
 
@@ -310,102 +309,44 @@ class Changes:
         *,
         paused: bool = False,
         known: bool = True,
+        patient: bool = False,
     ) -> T:
-        """One change at a time; it ends in order even if nobody waits for it any more."""
+        """See `Turns.one`; what has to hold is checked when it is the change's turn."""
 
-        async def run() -> T:
-            async with self._locks.setdefault(model, asyncio.Lock()):
-                if known:
-                    self._facts.managed(model)
-                if not paused:
-                    self._check_not_paused(model)
-                return await work()
+        async def checked() -> T:
+            if known:
+                self._facts.managed(model)
+            if not paused:
+                self._checks.check_not_paused(model)
+            return await work()
 
         if known:
             self._facts.managed(model)
-        task = asyncio.get_running_loop().create_task(run())
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-        return await asyncio.shield(task)
+        return await self._turns.one(model, checked, patient=patient)
 
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # nobody has to be there to hear it
-
-    def _check_not_paused(self, model: str) -> None:
-        pause = self._controls.of(model).pause
-        if pause is not None:
-            since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(pause.at))
-            why = f": {pause.message}" if pause.message else ""
-            raise Conflict(
-                f"'{model}' is paused since {since} by {pause.who}{why}; "
-                f"'sluice resume {model}' ends that"
-            )
-
-    def _known(self, model: str) -> tuple[str, ...]:
-        return tuple(self._facts.managed(model).aspired.on_disk)
-
-    def _check_known(self, model: str, versions: Any) -> None:
-        known = self._known(model)
-        for version in versions:
-            if version not in known:
-                raise UnknownVersion(model, version, known)
-
-    def _is_ready(self, model: str, version: str) -> bool:
-        records = self._facts.managed(model).records
-        return any(r.version == version and r.state == State.READY for r in records)
-
-    def _check_spare(self, model: str, version: str) -> None:
-        """Raises `Conflict` for a version that callers would miss."""
-        managed = self._facts.managed(model)
-        traffic = managed.traffic
-        total = sum(traffic.weights.values()) or 1.0
-        share = traffic.weights.get(version, 0.0) / total * 100
-        if share or traffic.stable_version() == version:
-            what = f"has {share:.4g} % of the traffic" if share else "is the stable one"
-            raise Conflict(
-                f"version {version} of '{model}' {what}; give it to others first, with "
-                f"'sluice split' or 'sluice promote', or unload the whole model"
-            )
-        ready = {v for v in managed.servables() if v not in self._left_out(model)}
-        if ready == {version}:
-            raise Conflict(
-                f"version {version} is the only one of '{model}' that is ready; unload the whole "
-                f"model: 'sluice unload {model}'"
-            )
-
-    def _left_out(self, model: str) -> tuple[str, ...]:
-        return self._controls.of(model).without_versions
-
-    async def _declare(self, model: str, traffic: Traffic) -> None:
+    async def _declare(self, model: str, what: str, traffic: Traffic) -> None:
         """Stores new traffic in the registry, then lets it take effect."""
-        if self._controls.of(model).files:
-            raise Conflict(
-                f"'{model}' is served from the files of a load request, whose newest version "
-                f"takes everything; 'sluice load {model}' goes back to its registry"
-            )
-        self._check_signatures(model, traffic)
+        self._checks.check_declarable(model, traffic)
+        # A load may go on beside it, not a rollback.
+        self._turns.go_ahead(model, what, frozenset({TRAFFIC}))
         try:
             registry = self._registry_of(model)
         except KeyError:  # gone from its registry, and still draining
             raise UnknownModel(model) from None
-        await asyncio.to_thread(registry.write_traffic, model, traffic)
+        await in_thread(registry.write_traffic, model, traffic)
         self._controls.set_traffic(model, traffic)
         self._manager.set_traffic(model, traffic)
         # Versions may be named now that are not loaded.
-        await self._look(registry)
+        await self._look_again(model, settled=False)
 
-    def _check_signatures(self, model: str, traffic: Traffic) -> None:
-        """Raises `Conflict` for a version whose inputs or outputs differ from the stable one's,
-        as far as they are loaded; the others are compared when they are, before they get
-        anything."""
-        managed = self._facts.managed(model)
-        weights = {version: weight for version, weight in traffic.weights.items() if weight}
-        loaded = managed.servables()
-        refused = refused_versions(managed, loaded, weights, traffic.stable_version())
-        for version, why in refused.items():
-            raise Conflict(f"version {version} of '{model}' {why}")
+    async def _look_again(self, model: str, *, settled: bool) -> None:
+        """Has the registry looked at after a change that is stored: it is made, come what may."""
+        try:
+            await self._loading.look(model, settled=settled)
+        except RegistryError as error:
+            log.error(
+                "%s: the change is made, but its source cannot be looked at: %s", model, error
+            )
 
     @contextmanager
     def _because(self, model: str, action: str, who: str, message: str) -> Iterator[None]:

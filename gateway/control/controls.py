@@ -46,6 +46,11 @@ class Controls:
         self._held: dict[str, AspiredModel] = {}
         """Paused models as they are held."""
         self._pinned: dict[str, frozenset[str]] = {}
+        self._not_pinned: set[str] = set()
+        """Models whose registry could not be told of versions; it is, at its next look."""
+        self._moment = 0
+        self._written: dict[str, tuple[int, Traffic]] = {}
+        """The latest splits that were stored here, and when."""
 
     def start(self, registries: Sequence[Registry]) -> None:
         """Reads the documents, before the registries are looked at for the first time; blocking."""
@@ -78,20 +83,48 @@ class Controls:
 
     # --- from the registries
 
-    def take(self, wanted: Iterable[AspiredModel], gone: Iterable[str]) -> Changed:
-        """What a registry's new state means, with the documents laid over it."""
+    @property
+    def moment(self) -> int:
+        """Now, for `take`: to be asked before a registry is looked at."""
+        return self._moment
+
+    def take(
+        self, wanted: Iterable[AspiredModel], gone: Iterable[str], began: int | None = None
+    ) -> Changed:
+        """What a registry's new state means, with the documents laid over it: of the models of
+        which it says something new.
+
+        `began` is the moment at which the look began: a split that was stored since still counts.
+        """
         changed: list[AspiredModel] = []
         dropped: list[str] = []
         for aspired in wanted:
-            self.raw[aspired.name] = aspired
-            changed += self.now(aspired.name)[0]
+            name = aspired.name
+            if self._written:
+                aspired = self._with_written(aspired, began)
+            before = self.raw.get(name)
+            if (before is aspired or before == aspired) and name not in self._not_pinned:
+                continue
+            self.raw[name] = aspired
+            changed += self.now(name)[0]
         for name in gone:
             self.raw.pop(name, None)
             self._pinned.pop(name, None)
+            self._not_pinned.discard(name)
+            self._written.pop(name, None)
             still, away = self.now(name)
             changed += still
             dropped += away
         return changed, dropped
+
+    def _with_written(self, aspired: AspiredModel, began: int | None) -> AspiredModel:
+        written = self._written.get(aspired.name)
+        if written is None:
+            return aspired
+        moment, traffic = written
+        if began is None or began >= moment:
+            return aspired
+        return replace(aspired, traffic=traffic)
 
     def uploaded_alone(self) -> Changed:
         """Models that exist only by the files of a load, for the start."""
@@ -124,13 +157,16 @@ class Controls:
         except InvalidModelSettings:
             return
         if wanted == self._pinned.get(raw.name, frozenset()):
+            self._not_pinned.discard(raw.name)
             return
         try:
             registry = self._registry_of(raw.name)
             registry.pin(raw.name, wanted)
         except (KeyError, RegistryError) as error:
             log.error("%s: versions cannot be loaded by hand: %s", raw.name, error)
+            self._not_pinned.add(raw.name)
             return
+        self._not_pinned.discard(raw.name)
         self._pinned[raw.name] = wanted
         registry.hint()
 
@@ -155,9 +191,11 @@ class Controls:
 
     def set_traffic(self, model: str, traffic: Traffic) -> None:
         """The registry has stored a split; until it is looked at again this counts."""
+        self._moment += 1
         raw = self.raw.get(model)
         if raw is not None:
             self.raw[model] = replace(raw, traffic=traffic)
+            self._written[model] = (self._moment, traffic)
 
     def settings(self, model: str) -> ModelSettings:
         """The registry's settings of a model; the default where it has none."""

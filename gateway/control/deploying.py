@@ -16,7 +16,7 @@ import msgspec
 from gateway.control.changes import Changes
 from gateway.control.controls import Controls
 from gateway.control.documents import Control
-from gateway.control.loading import wait
+from gateway.control.outcome import load_now, wait
 from gateway.errors import (
     Conflict,
     InvalidRequest,
@@ -29,8 +29,6 @@ from gateway.errors import (
 from gateway.facts import Facts
 from gateway.history.base import History
 from gateway.lifecycle.manager import Manager
-from gateway.lifecycle.policy import is_current
-from gateway.lifecycle.states import State
 from gateway.registries.base import Registry
 from gateway.registries.deployment_documents import (
     Asked,
@@ -43,6 +41,7 @@ from gateway.registries.deployment_documents import (
 from gateway.registries.deployment_sources import Resolve, pinned
 from gateway.registries.deployments import FILE, DeploymentsRegistry
 from gateway.registries.traffic import Traffic, traffic_tree
+from gateway.uris import public
 
 DRAIN_SECONDS: Final = 60.0
 """Longest time for which a deletion waits for requests that are running."""
@@ -97,12 +96,12 @@ class Deploying:
             "name": name,
             "state": status.get("state", "loading"),
             "flavor": deployment.flavor or loaded.get(deployment.newest, {}).get("runtime", ""),
-            "uri": deployment.versions[deployment.newest].uri,
+            "uri": public(deployment.versions[deployment.newest].uri),
             "versions": [
                 {
                     "version": version,
-                    "uri": each.uri,
-                    "source": each.source,
+                    "uri": public(each.uri),
+                    "source": public(each.source),
                     "created": each.created,
                     "state": loaded.get(version, {}).get("state", "known"),
                     "cause": loaded.get(version, {}).get("cause", ""),
@@ -144,7 +143,8 @@ class Deploying:
                 created=now,
                 updated=now,
             )
-            with self._history.because(name, "load", who, asked.message or f"created from {uri}"):
+            why = asked.message or f"created from {public(uri)}"
+            with self._history.because(name, "load", who, why):
                 await self._with_control(name, lambda: self._try(None, new))
             return self.describe(name)
 
@@ -176,7 +176,9 @@ class Deploying:
                 flavor=old.flavor if asked.uri is None else asked.flavor or "",
                 updated=time.time(),
             )
-            what = f"version {number} from {asked.uri}" if number is not None else "updated"
+            what = "updated"
+            if asked.uri is not None:
+                what = f"version {number} from {public(asked.uri)}"
             action = "load" if number is not None or asked.settings is not None else "split"
             with self._history.because(name, action, who, asked.message or what):
                 await self._try(old, new)
@@ -249,38 +251,9 @@ class Deploying:
 
     async def _settled(self, name: str) -> None:
         """Waits until every version that is wanted is ready; raises where one is not."""
-
-        def states() -> dict[str, tuple[str, str]]:
-            managed = self._manager.models.get(name)
-            if managed is None:
-                return {}
-            wanted = managed.aspired.versions
-            found = dict.fromkeys(wanted, ("", ""))
-            for record in managed.records:
-                if record.version in wanted and is_current(record, wanted):
-                    found[record.version] = (record.state, record.cause)
-            return found
-
-        def done() -> bool:
-            ends = (State.READY, State.FAILED)
-            return self._error(name) != "" or all(state in ends for state, _ in states().values())
-
-        if not await wait(done, self._seconds):
-            raise ModelNotReady(
-                f"'{name}' is not ready after {self._seconds:g} s (control.load_seconds); the "
-                "change is given up"
-            )
-        found = states()
-        causes = [f"version {v}: {why}" for v, (s, why) in found.items() if s == State.FAILED]
-        text = self._error(name) or "; ".join(causes)
-        if text or not found:
-            raise ModelLoadError(
-                f"cannot deploy '{name}': {self._shown(name, text or 'nothing is to be loaded')}"
-            )
-
-    def _error(self, name: str) -> str:
-        managed = self._manager.models.get(name)
-        return "" if managed is None else managed.aspired.error
+        why = await load_now(self._manager, name, None, self._seconds)
+        if why:
+            raise ModelLoadError(f"cannot deploy '{name}': {self._shown(name, why)}")
 
     def _shown(self, name: str, text: str) -> str:
         """A cause without folders that the caller did not name."""
@@ -315,5 +288,5 @@ class Deploying:
 
     async def _put_control(self, control: Control) -> None:
         if control != self._controls.of(control.model):
-            self._controls.put(control)
             await asyncio.to_thread(self._controls.documents.write, control)
+            self._controls.put(control)

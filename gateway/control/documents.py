@@ -27,6 +27,8 @@ class Pause(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     message: str = ""
     at: float
     versions: tuple[str, ...] = ()
+    stand_ins: tuple[str, ...] = ()
+    """Versions that answered, or were to, in the place of those wanted; the newest first."""
     settings: ModelSettings = ModelSettings()
     traffic: Traffic = Traffic()
 

@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
 
 from gateway.control.controls import Controls
 from gateway.control.documents import Control
+from gateway.control.outcome import load_now, wait
+from gateway.control.turns import DOCUMENT, Turns
 from gateway.errors import (
     InvalidRequest,
     ModelLoadError,
     ModelNotReady,
-    UnknownModel,
     without_folders,
 )
 from gateway.lifecycle.manager import Manager
-from gateway.lifecycle.policy import is_current
-from gateway.lifecycle.states import Record, State
 from gateway.registries.base import Registry
+from gateway.routing import unknown_model
 
 PINNED_SECONDS = 30.0
 """Longest time for a registry to tell of a version that was pinned."""
 FIND_SECONDS = 2.0
 """Longest time for a registry to tell of what it was not known to have."""
-POLL = 0.02
+LOADED = frozenset({DOCUMENT})
+"""What a load touches."""
 
 
 class Look(Protocol):
@@ -44,12 +45,14 @@ class Loading:
         self,
         manager: Manager,
         controls: Controls,
+        turns: Turns,
         registry_of: Callable[[str], Registry],
         look: Look,
         seconds: float,
     ) -> None:
         self._manager = manager
         self._controls = controls
+        self._turns = turns
         self._registry_of = registry_of
         self._look = look
         self._seconds = seconds
@@ -59,13 +62,13 @@ class Loading:
         self._controls.put(control)
         self._manager.apply(*self._controls.now(model))
 
-    async def look(self, model: str) -> None:
+    async def look(self, model: str, *, settled: bool = True) -> None:
         """Has the model's registry looked at now."""
         try:
             registry = self._registry_of(model)
         except KeyError:
             return  # it exists by the files of a load alone
-        await self._look(registry, settled=True)
+        await self._look(registry, settled=settled)
 
     async def find(self, model: str, version: str = "") -> None:
         """Looks at the registries once more for a model or version that is not known yet."""
@@ -82,7 +85,7 @@ class Loading:
     async def load(self, model: str, control: Control, versions: Sequence[str]) -> None:
         """Applies `control`, waits until these versions are ready, then stores it."""
         before = self._controls.of(model)
-        await self.until_ready(model, control, versions)
+        await self.until_ready(model, "load", control, versions)
         await self._store(model, control, before)
 
     async def load_model(self, model: str, config: str, files: Mapping[str, bytes] | None) -> None:
@@ -90,10 +93,10 @@ class Loading:
         before = self._controls.of(model)
         if model not in self._controls.raw and not files:
             if not before.files:
-                raise UnknownModel(model)
+                raise unknown_model(model, self._controls.raw)
             if config:
                 raise InvalidRequest(f"'{model}' has no registry; send its files with the config")
-            await self.until_ready(model, before, None)
+            await self.until_ready(model, "load", before, None)
             return
         name = ""
         if files:
@@ -106,7 +109,7 @@ class Loading:
             without_versions=(),
         )
         try:
-            await self.until_ready(model, control, None)
+            await self.until_ready(model, "load", control, None)
             await self._store(model, control, before)
         finally:
             await self.tidy(model, before.files)
@@ -125,22 +128,36 @@ class Loading:
         await asyncio.to_thread(self._controls.uploads.keep, model, names)
 
     async def until_ready(
-        self, model: str, control: Control, versions: Sequence[str] | None
+        self,
+        model: str,
+        what: str,
+        control: Control,
+        versions: Sequence[str] | None,
+        *,
+        touches: frozenset[str] = LOADED,
     ) -> None:
-        """Applies `control` and waits until these versions (`None`: all wanted) are ready.
+        """Applies `control` and waits until these versions (`None`: all wanted) are ready; other
+        changes go ahead meanwhile.
 
-        Where one fails, what was before applies again. Raises `ModelLoadError`, `ModelNotReady`.
+        Where one fails, or another change comes that touches the same, what was before applies
+        again. Raises `ModelLoadError`, `ModelNotReady`, `Conflict`.
         """
         before = self._controls.of(model)
         self.apply(model, control)
-        try:
-            await self.look(model)
-            await self._pinned(model, versions)
-            self._manager.load_now(model, versions)
-            await self._settled(model, versions)
-        except BaseException:
-            self.apply(model, before)
-            raise
+        await self._turns.beside(
+            model,
+            what,
+            self._loaded(model, versions),
+            lambda: self.apply(model, before),
+            touches=touches,
+        )
+
+    async def _loaded(self, model: str, versions: Sequence[str] | None) -> None:
+        await self.look(model)
+        await self._pinned(model, versions)
+        why = await load_now(self._manager, model, versions, self._seconds)
+        if why:
+            raise ModelLoadError(f"failed to load '{model}': {without_folders(why)}")
 
     async def _pinned(self, model: str, versions: Sequence[str] | None) -> None:
         """Waits until the registry tells of versions that it did not before."""
@@ -156,54 +173,9 @@ class Loading:
                 f"within {PINNED_SECONDS:g} s"
             )
 
-    async def _settled(self, model: str, versions: Sequence[str] | None) -> None:
-        def settled() -> bool:
-            records = self._records(model, versions)
-            return all(
-                r is not None and r.state in (State.READY, State.FAILED) for r in records.values()
-            )
-
-        if not await wait(settled, self._seconds):
-            raise ModelNotReady(
-                f"'{model}' is not ready after {self._seconds:g} s (control.load_seconds), and "
-                "its load is given up"
-            )
-        records = self._records(model, versions)
-        failed = {v: r for v, r in records.items() if r is not None and r.state == State.FAILED}
-        managed = self._manager.models.get(model)
-        error = managed.aspired.error if managed is not None else ""
-        if failed or error or not records:
-            causes = [f"version {v}: {r.cause}" for v, r in failed.items()]
-            text = error or "; ".join(causes) or "there is no version to load"
-            raise ModelLoadError(f"failed to load '{model}': {without_folders(text)}")
-
-    def _records(self, model: str, versions: Collection[str] | None) -> dict[str, Record | None]:
-        """Wanted version → its load, `None` before there is one."""
-        managed = self._manager.models.get(model)
-        if managed is None:
-            return {}
-        wanted = managed.desired
-        found: dict[str, Record | None] = dict.fromkeys(wanted if versions is None else versions)
-        for record in managed.records:
-            ended = record.state in (State.DRAINING, State.UNLOADED)
-            if record.version in found and is_current(record, wanted) and not ended:
-                found[record.version] = record
-        return found
-
     async def _store(self, model: str, control: Control, before: Control) -> None:
         try:
             await asyncio.to_thread(self._controls.documents.write, control)
         except BaseException:
             self.apply(model, before)
             raise
-
-
-async def wait(condition: Callable[[], bool], seconds: float) -> bool:
-    """Whether the condition holds before so many seconds are over."""
-    try:
-        async with asyncio.timeout(seconds):
-            while not condition():
-                await asyncio.sleep(POLL)
-    except TimeoutError:
-        return condition()
-    return True

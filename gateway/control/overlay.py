@@ -41,6 +41,8 @@ def overlaid(
     `explicit`: nothing is loaded that nobody asked for. `files` are the version folders of
     ``control.files``, the oldest first.
     """
+    if files is None and not explicit and control.empty:
+        return aspired
     if control.pause is not None and files is None:
         return paused(aspired, control)
     if control.loaded is False or (control.loaded is None and explicit):
@@ -68,7 +70,7 @@ def overlaid(
 def pins(aspired: AspiredModel, control: Control) -> frozenset[str]:
     """Versions that the registry has to hold for this document, besides those it holds anyway."""
     if control.pause is not None:
-        return frozenset(control.pause.versions)
+        return frozenset((*control.pause.versions, *control.pause.stand_ins))
     if control.files or control.loaded is False:
         return frozenset()
     chosen = frozenset(control.with_versions)
@@ -82,12 +84,14 @@ def paused(aspired: AspiredModel, control: Control) -> AspiredModel:
     """As it was at the pause, as far as the registry still has it: for a start while paused."""
     pause = control.pause
     assert pause is not None
-    versions = {v: each for v, each in aspired.versions.items() if v in pause.versions}
+    there = {**aspired.stand_ins, **aspired.versions}
+    versions = {v: there[v] for v in pause.versions if v in there}
+    stand_ins = {v: there[v] for v in pause.stand_ins if v in there}
     unloaded = "" if pause.versions else UNLOADED.format(aspired.name)
     return replace(
         aspired,
         versions=with_settings(versions, aspired.settings, pause.settings),
-        stand_ins={},
+        stand_ins=with_settings(stand_ins, aspired.settings, pause.settings),
         settings=pause.settings,
         traffic=pause.traffic,
         unloaded=unloaded,
@@ -143,6 +147,8 @@ def with_settings(
     versions: Mapping[str, AspiredVersion], before: ModelSettings, after: ModelSettings
 ) -> dict[str, AspiredVersion]:
     """The versions, to be loaded anew where other settings than the registry's apply."""
+    if after is before:
+        return dict(versions)
     key = loading_key(after)
     if key == loading_key(before):
         return dict(versions)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from mlflow.exceptions import MlflowException
 
@@ -23,7 +27,7 @@ def run_local(
     flavor: str | None = None,
     config: dict[str, Any] | None = None,
 ) -> None:
-    """Serves the model until Ctrl-C. Code in a path of this machine is trusted.
+    """Serves the model until Ctrl-C or SIGTERM. Code in a path of this machine is trusted.
 
     Config: ``http`` and ``grpc`` (addresses), ``trust.code``, ``settings.KEY``. Raises
     `MlflowException`.
@@ -35,20 +39,65 @@ def run_local(
             flags += [f"--{key}", str(own.pop(key))]
     trusted = str(own.pop(TRUST, ""))
     body = body_of(own, only=("settings",))
-    with tempfile.TemporaryDirectory(prefix="sluice-local-") as folder:
+    with Stopping() as stopping, tempfile.TemporaryDirectory(prefix="sluice-local-") as folder:
         path = _prepare(Path(folder), name, model_uri, flavor or "", body.get("settings", {}))
-        if path and not trusted:
-            trusted = path
         command = [sys.executable, "-m", "gateway", "serve", f"{folder}/models", "--strict"]
         command += ["--set", f"state_dir={folder}/state", *flags]
-        command += ["--set", f"{TRUST}={trusted}"] if trusted else []
-        process = subprocess.Popen(command)
-        try:
-            code = process.wait()
-        except KeyboardInterrupt:  # it had the same signal
-            code = process.wait()
+        if trusted:
+            command += ["--set", f"{TRUST}={trusted}"]
+        elif path:  # in a file, where a comma is part of a path
+            Path(folder, "sluice.yaml").write_text(json.dumps({"trust": {"code": [path]}}))
+            command += ["--config", f"{folder}/sluice.yaml"]
+        code = stopping.run(command)
         if code:
             raise MlflowException(f"the gateway ended with exit code {code}; its log says why")
+
+
+class Stopping:
+    """Passes SIGTERM on to the gateway, so that neither it nor its folder is left behind.
+
+    Before there is a gateway the signal ends the block with `SystemExit`. In a thread other than
+    the main one no signals are heard.
+    """
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._starting = False
+        self._asked = False
+        self._before: Any = None
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._heard)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _heard(self, number: int, frame: object) -> None:
+        self._asked = True
+        if self._process is not None:
+            self._process.terminate()
+        elif not self._starting:
+            raise SystemExit(128 + number)
+
+    def run(self, command: Sequence[str]) -> int:
+        """The exit code of a command, 0 if it was stopped; it has ended, whatever ends this."""
+        self._starting = True
+        process = self._process = subprocess.Popen(command)
+        if self._asked:
+            process.terminate()
+        try:
+            try:
+                code = process.wait()
+            except KeyboardInterrupt:  # it had the same signal
+                code = process.wait()
+            return 0 if self._asked and code == -signal.SIGTERM else code
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
 
 
 def _prepare(folder: Path, name: str, uri: str, flavor: str, settings: dict[str, Any]) -> str:

@@ -95,8 +95,9 @@ class History(Protocol):
     def because(
         self, model: str, action: str, who: str, message: str
     ) -> AbstractContextManager[None]:
-        """What changes in the block is one entry with this action, name and message; so is a
-        block in which nothing does, such as a pause. Not where the block raises."""
+        """What changes in the block is an entry with this action, name and message as soon as it
+        does; a block in which nothing does, such as a pause, is one at its end, unless it
+        raises."""
 
     async def start(self, gateway: str) -> None:
         """Begins a run of the gateway of that name. Raises `ConfigError` for a bad URL."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from gateway.config import HistoryConfig
@@ -33,7 +32,21 @@ FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 READ_AFTER: Final = 2.0
 """Seconds that a reader waits for entries which are just being written."""
 
+SPARE: Final = 100
+"""Throttles that may be there beyond twice the models before those not needed are dropped."""
+
 T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class Asked:
+    """Something that somebody changes right now."""
+
+    action: str
+    who: str
+    message: str
+    told: bool = False
+    """Whether there is an entry of it."""
 
 
 class Recorder:
@@ -65,8 +78,8 @@ class Recorder:
         self._seq = 0
         self._latest = 0.0
         self._last: dict[str, Served] = {}
-        self._asked: Counter[str] = Counter()
-        """Models of which somebody changes something right now."""
+        self._asked: dict[str, list[Asked]] = {}
+        """What people change right now, by model."""
         self._throttles: dict[str, Throttle] = {}
         self._held: dict[str, Held] = {}
 
@@ -131,37 +144,54 @@ class Recorder:
     @contextmanager
     def because(self, model: str, action: str, who: str, message: str) -> Iterator[None]:
         """See `History.because`."""
-        self._asked[model] += 1
+        asked = Asked(action, who, message)
+        # What was before it is not its doing.
+        self.changed(model)
+        self._asked.setdefault(model, []).append(asked)
         try:
             yield
         except BaseException:
-            self._done(model)
+            self._done(model, asked)
             self.changed(model)
             raise
-        self._done(model)
-        self._release(model)
         before, after = self._last.get(model, Served()), self._served(model)
-        self._last[model] = after
-        self._put(Change(model, action, who, message, before, after, self._now()))
+        if not asked.told or differs(before, after):
+            self._tell(model, asked, before, after)
+        self._done(model, asked)
 
-    def _done(self, model: str) -> None:
-        self._asked[model] -= 1
-        if not self._asked[model]:
+    def _tell(self, model: str, asked: Asked, before: Served, after: Served) -> None:
+        """An entry of what somebody changes."""
+        self._release(model)
+        asked.told = True
+        self._last[model] = after
+        now = self._now()
+        self._put(Change(model, asked.action, asked.who, asked.message, before, after, now))
+
+    def _done(self, model: str, asked: Asked) -> None:
+        under_way = self._asked[model]
+        under_way.remove(asked)
+        if not under_way:
             del self._asked[model]
+        self._forget_soon(model)
 
     def changed(self, model: str) -> None:
         """Hears that a model's route may have changed."""
-        if model in self._asked:
-            return  # told when that is done
         before, after = self._last.get(model, Served()), self._served(model)
+        self._forget_soon(model)
         if not differs(before, after) or self._only_put_away(model, after):
+            return
+        asked = self._asked.get(model)
+        if asked:
+            # The one that began last made it; what comes too fast is told at its end.
+            if self._throttle(model).allow(self._now()):
+                self._tell(model, asked[-1], before, after)
             return
         self._last[model] = after
         why = cause(before, after, self._manager.models.get(model))
         who, now = self._source(model), self._now()
         held = self._held.get(model)
         if held is None:
-            throttle = self._throttles.setdefault(model, Throttle(now))
+            throttle = self._throttle(model)
             if throttle.allow(now):
                 self._put(Change(model, SERVED, who, why, before, after, now))
                 return
@@ -176,9 +206,32 @@ class Recorder:
         if held is None or (expected is not None and held is not expected):
             return
         del self._held[model]
-        self._throttles[model].allow(self._now())
+        self._throttle(model).allow(self._now())
         many = Change(model, SERVED, held.who, held.message(), held.before, held.after, held.at)
         self._put(replace(many, since=held.since, count=held.count))
+
+    def _throttle(self, model: str) -> Throttle:
+        found = self._throttles.get(model)
+        if found is None:
+            if len(self._throttles) > 2 * len(self._manager.models) + SPARE:
+                now = self._now()
+                self._throttles = {k: t for k, t in self._throttles.items() if not t.full(now)}
+            found = self._throttles[model] = Throttle(self._now())
+        return found
+
+    def _forget_soon(self, model: str) -> None:
+        """Forgets a model that is about to go, once it has."""
+        managed = self._manager.models.get(model)
+        if managed is None or not managed.records:
+            with suppress(RuntimeError):
+                asyncio.get_running_loop().call_soon(self._forget, model)
+
+    def _forget(self, model: str) -> None:
+        if model in self._manager.models or model in self._asked or model in self._held:
+            return
+        if not self._last.get(model, Served()).shares:
+            self._last.pop(model, None)
+            self._sources.pop(model, None)
 
     def _served(self, model: str) -> Served:
         return served_by(self._router.table.get(model), self._manager.models.get(model))

@@ -9,6 +9,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -88,10 +89,12 @@ class Unusable(Exception):
 class Store:
     """One database. For any thread; one writes."""
 
-    def __init__(self, url: URL, *, read_only: bool = False) -> None:
+    def __init__(self, url: URL, *, read_only: bool = False, own: Path | None = None) -> None:
         self.name = url.render_as_string(hide_password=True)
         self._sqlite = url.get_backend_name() == "sqlite"
-        self._ready = read_only
+        self._ready = self._read_only = read_only
+        self._own = own
+        """The sqlite file, where it is ours to make."""
         driver = url.drivername.partition("+")[2] or url.get_backend_name()
         bounds = {k: v for k, v in BOUNDS.get(driver, {}).items() if k not in url.query}
         try:
@@ -161,6 +164,8 @@ class Store:
         """Makes the tables where they are missing, and refuses those of a later release."""
         if self._ready:
             return
+        if self._own is not None:
+            make_private(self._own)
         for pause in (0.05, 0.2, 0.8, None):
             try:
                 self._make()
@@ -248,7 +253,16 @@ class Store:
                 with self._engine.connect() as connection:
                     return [dict(row._mapping) for row in connection.execute(query)]
         except (Away, Broken, Unusable) as error:
+            if self._read_only and not self._has_tables():
+                raise RegistryError(f"there is no history in '{self.name}'") from None
             raise RegistryError(f"the history cannot be read: {error}") from None
+
+    def _has_tables(self) -> bool:
+        """Whether they are there; also where that cannot be known."""
+        try:
+            return sa.inspect(self._engine).has_table(HISTORY.name)
+        except SQLAlchemyError:
+            return True
 
 
 class Failures:
@@ -316,12 +330,21 @@ def open_store(url: str, *, read_only: bool = False) -> Store:
             "history.url names a sqlite database in memory; give a file, such as "
             "sqlite:////path/history.db"
         )
+    if read_only and parsed.get_backend_name() == "sqlite" and not parsed.query:
+        return read_file(Path(parsed.database or ""))  # a bad name must not make a file
     return Store(parsed, read_only=read_only)
 
 
 def open_file(path: Path) -> Store:
     """A sqlite file of our own, made at the first write."""
-    return Store(URL.create("sqlite", database=str(path)))
+    return Store(URL.create("sqlite", database=str(path)), own=path)
+
+
+def make_private(path: Path) -> None:
+    """Makes a file that only its owner may read, unless there is one; sqlite gives the files
+    beside it the same mode."""
+    with suppress(OSError):  # what is wrong there sqlite says itself
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
 
 
 def read_file(path: Path) -> Store:

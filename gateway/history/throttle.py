@@ -35,6 +35,10 @@ class Throttle:
         self._left -= 1.0
         return True
 
+    def full(self, now: float) -> bool:
+        """Whether it is as it was at the beginning."""
+        return self._left + max(0.0, now - self._since) / SECONDS >= BURST
+
     def wait(self) -> float:
         """Seconds from the last question until `allow` will say yes."""
         return max(0.0, (1.0 - self._left) * SECONDS)

@@ -28,6 +28,41 @@ class Holding:
     stay: Stay
     last_used: float = 0.0
     """When it was last used, by any clock that all of them share."""
+    yields: bool = False
+    """Whether it is idle to those who wait for memory longer than what it waits for itself."""
+
+
+class Sums:
+    """What is held, added up: a verdict costs what has to go, not all that is there."""
+
+    def __init__(self, holdings: Iterable[Holding] = ()) -> None:
+        self.total = 0
+        """Bytes of all, as `leaving`, `lasting` and `spare` (the idle) are of some."""
+        self.leaving = 0
+        self.lasting = 0
+        self.spare = 0
+        self.idle: dict[Hashable, Holding] = {}
+        for holding in holdings:
+            self.add(holding)
+
+    def add(self, holding: Holding) -> None:
+        self._count(holding, holding.size)
+        if holding.stay is Stay.IDLE and holding.size:
+            self.idle[holding.key] = holding
+
+    def remove(self, holding: Holding) -> None:
+        self._count(holding, -holding.size)
+        self.idle.pop(holding.key, None)
+
+    def _count(self, holding: Holding, size: int) -> None:
+        self.total += size
+        match holding.stay:
+            case Stay.LEAVING:
+                self.leaving += size
+            case Stay.LASTING:
+                self.lasting += size
+            case Stay.IDLE:
+                self.spare += size
 
 
 @dataclass(frozen=True)
@@ -58,20 +93,16 @@ class Never:
     """Bytes of what stays."""
 
 
-def decide(need: int, budget: int, held: Iterable[Holding]) -> Fits | Evict | Wait | Never:
+def decide(need: int, budget: int, held: Sums) -> Fits | Evict | Wait | Never:
     """What has to happen before `need` more bytes may be taken, all of them in one budget."""
-    holdings = list(held)
-    total = sum(holding.size for holding in holdings)
-    if need + total <= budget:
+    if need + held.total <= budget:
         return Fits()
-    lasting = sum(h.size for h in holdings if h.stay is Stay.LASTING)
-    if need + lasting > budget:
-        return Never(lasting)
-    over = need + total - budget - sum(h.size for h in holdings if h.stay is Stay.LEAVING)
+    if need + held.lasting > budget:
+        return Never(held.lasting)
+    over = need + held.total - budget - held.leaving
     if over <= 0:
         return Wait(sure=True)
-    idle = [h for h in holdings if h.stay is Stay.IDLE and h.size]
-    chosen = least_recent(idle, over)
+    chosen = least_recent(list(held.idle.values()), over) if over <= held.spare else None
     if chosen is None:
         return Wait(sure=False)
     return Evict(tuple(holding.key for holding in chosen))

@@ -1,4 +1,4 @@
-"""Closes servables, each in a thread of its own: one that hangs keeps nobody else waiting."""
+"""Closes servables and models, each in a thread of its own: one that hangs holds up nobody else."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gateway.telemetry.logs import log
 
 
 class Closable(Protocol):
-    """A servable; `close` blocks, for as long as the model likes."""
+    """A servable or model; `close` blocks, for as long as the model likes."""
 
     def close(self) -> None: ...
 
@@ -24,18 +24,20 @@ class Closings:
     """
 
     def __init__(self) -> None:
-        self._running: dict[Closable, tuple[str, asyncio.Future[None]]] = {}
+        self._running: dict[int, tuple[str, Closable, asyncio.Future[None]]] = {}
+        """By identity: models need not be hashable."""
 
     def start(self, label: str, servable: Closable) -> asyncio.Future[None]:
         """Closes it, unless that is under way; failures are logged. Done when it is closed."""
-        if servable in self._running:
-            return self._running[servable][1]
+        key = id(servable)
+        if key in self._running:
+            return self._running[key][2]
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
-        self._running[servable] = label, future
+        self._running[key] = label, servable, future
 
         def ended() -> None:
-            del self._running[servable]
+            del self._running[key]
             future.set_result(None)
 
         def work() -> None:
@@ -57,8 +59,8 @@ class Closings:
 
     async def wait(self, seconds: float) -> None:
         """Waits until all is closed, but not longer than `seconds`; what is not, is logged."""
-        running = [future for _, future in self._running.values()]
+        running = [future for _, _, future in self._running.values()]
         if running:
             await asyncio.wait(running, timeout=seconds)
-        for label, _ in self._running.values():
+        for label, _, _ in self._running.values():
             log.warning("%s did not close in %g s; it is left behind", label, seconds)

@@ -32,7 +32,7 @@ Again = Callable[[SluiceError | None], object]
 
 
 class Loading(Protocol):
-    """What loads models: the manager."""
+    """What loads models: `gateway.lifecycle.on_demand.OnDemand`."""
 
     def want(self, model: str, version: str, *, urgent: bool) -> SluiceError | None:
         """Somebody asks for a model that is not loaded: loads it, unless that has just failed.
@@ -41,10 +41,6 @@ class Loading(Protocol):
     def outlook(self, model: str, version: str) -> SluiceError | bool:
         """True where asking again makes sense now, False while it is loading; the error where it
         could not be loaded."""
-
-    @property
-    def usual_seconds(self) -> float:
-        """How long a load takes, as a guess."""
 
 
 class Waiter:
@@ -68,14 +64,20 @@ class InnerQuestion(Call):
 
 
 class Demand:
-    """Owned by the event loop; the owner of its calls (see `gateway.call.Owner`)."""
+    """Owned by the event loop; the owner of its calls (see `gateway.call.Owner`).
+
+    `usual_seconds` says how long a load takes, as a guess.
+    """
 
     elsewhere = False
 
-    def __init__(self, loading: Loading, config: LifecycleConfig) -> None:
+    def __init__(
+        self, loading: Loading, usual_seconds: Callable[[], float], config: LifecycleConfig
+    ) -> None:
         self.waited = 0
         """Calls that had to wait so far."""
         self._loading = loading
+        self._usual_seconds = usual_seconds
         self._wait = config.on_demand_wait
         self._most = config.on_demand_waiting
         self._models: dict[str, dict[Call, Waiter]] = {}
@@ -174,7 +176,7 @@ class Demand:
     @property
     def retry_after(self) -> float:
         """Seconds after which trying again makes sense."""
-        return min(max(self._loading.usual_seconds, 1.0), LONGEST_RETRY)
+        return min(max(self._usual_seconds(), 1.0), LONGEST_RETRY)
 
     def _release(self, waiter: Waiter, error: SluiceError | None) -> None:
         self._remove(waiter)

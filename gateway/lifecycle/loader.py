@@ -13,6 +13,7 @@ from gateway.errors import ModelLoadError
 from gateway.lifecycle.dispatchers import contract_of, make_dispatcher
 from gateway.lifecycle.loading import Loaded, inline_seconds, load_here
 from gateway.model_settings import ModelSettings
+from gateway.remote_document import REMOTE_RUNTIMES
 from gateway.servable import Servable
 from gateway.telemetry.logs import log
 from gateway.trust import Trust
@@ -85,6 +86,8 @@ class Loader:
         artifact = Artifact(name, aspired.version, aspired.path, settings, self._host)
         runtime = choose(artifact, self._runtimes)
         code = runtime.executes_code(artifact)
+        if aspired.source and runtime.name in REMOTE_RUNTIMES:
+            self._trust.check_remote(aspired.path, aspired.source)
         if code:
             alone = self._trust.check(
                 code,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 import traceback
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
+
+from gateway.times import local_time
 
 KEPT: Final = 64 * 1024
 """Most characters of one version's log; the oldest entries go first."""
@@ -37,7 +38,7 @@ class LoadLog:
             half = LONGEST // 2
             left = len(text) - 2 * half
             text = f"{text[:half]}\n[... {left} characters left out ...]\n{text[-half:]}"
-        entry = f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {text}"
+        entry = f"{local_time()} {text}"
         self._entries.append(entry)
         self._size += len(entry) + 1
         while self._size > KEPT and len(self._entries) > 1:

@@ -15,16 +15,17 @@ from typing import Final
 
 from gateway.artifacts.base import Fetcher
 from gateway.config import LifecycleConfig
-from gateway.errors import ModelLoadError, NotLoaded, SluiceError, without_folders
-from gateway.lifecycle.budget import MIB, Holding, Stay
-from gateway.lifecycle.closing import Closings
+from gateway.errors import ModelLoadError, SluiceError
+from gateway.lifecycle.budget import MIB
+from gateway.lifecycle.closing import Closable, Closings
 from gateway.lifecycle.demand import Demand
+from gateway.lifecycle.load_runner import Dropped, LoadRunner
 from gateway.lifecycle.loader import Loader
 from gateway.lifecycle.loading import Loaded, one_line
-from gateway.lifecycle.loads import Dropped, Loads
 from gateway.lifecycle.memory import Memory
 from gateway.lifecycle.model import DEFAULT, ManagedModel
-from gateway.lifecycle.policy import Load, Unload, is_current, next_action
+from gateway.lifecycle.on_demand import OnDemand
+from gateway.lifecycle.policy import Load, is_current, next_action
 from gateway.lifecycle.resident import Trimmer
 from gateway.lifecycle.routes import lost_lines, lost_shares, route_of, traffic_line
 from gateway.lifecycle.states import Record, State
@@ -40,8 +41,6 @@ CLOSE_SECONDS: Final = 5.0
 """Longest time for connections to other servers to be closed at the end."""
 CLOSING_SECONDS: Final = 30.0
 """Longest time for all models to be closed at the end; they are closed at the same time."""
-IDLE_LOOKS: Final = 4
-"""How often idle models are looked for within `lifecycle.on_demand_idle`."""
 
 
 class Manager:
@@ -55,32 +54,44 @@ class Manager:
         fetcher: Fetcher | None = None,
     ) -> None:
         self.models: dict[str, ManagedModel] = {}
-        self.loads = {"ok": 0, "failed": 0}
+        self.ended_loads = {"ok": 0, "failed": 0}
         self.load_seconds = 0.0
-        self.memory = Memory(
-            config.memory_budget_mb * MIB, config.memory_wait, self._holding, self._evict
+        """Time that those took that ended well."""
+        self.on_demand = OnDemand(
+            self.models,
+            router,
+            config.on_demand_idle,
+            self._reconcile,
+            self._unload_now,
+            lambda record: self.runner.hurry(record),
         )
-        self.demand = Demand(self, config)
+        self.memory = Memory(
+            config.memory_budget_mb * MIB,
+            config.memory_wait,
+            self.on_demand.holding,
+            self.on_demand.evict,
+        )
+        self._closings = Closings()
+        self.runner = LoadRunner(loader, config, fetcher, self.memory, self._closings)
+        self.demand = Demand(self.on_demand, self.usual_seconds, config)
         self.on_change: list[Callable[[str], object]] = [self.demand.changed]
         """Told the name of a model whose route may have changed, after it was published."""
         self._loader = loader
         self._router = router
         self._config = config
-        self._loads = Loads(loader, config, fetcher, self.memory)
         self._trimmer = Trimmer()
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._unsettled: set[str] = set()
         self._was_settled = False
         self._closing = False
-        self._closings = Closings()
-        self._idle_timer: asyncio.TimerHandle | None = None
 
     # --- what is wanted
 
     def apply(self, wanted: Iterable[AspiredModel], gone: Iterable[str] = ()) -> None:
         """Takes a new wanted state of these models; `gone` ones are unloaded."""
         changed: list[str] = []
+        resized: list[ManagedModel] = []
         for aspired in wanted:
             model = self.models.get(aspired.name)
             if model is None:
@@ -99,6 +110,8 @@ class Manager:
                 log.info("%s: %s", aspired.name, traffic_line(aspired.traffic))
             if aspired.settings.on_demand and not model.on_demand and model.ready:
                 model.demanded.add(DEFAULT)  # it is loaded, and in use perhaps
+            if aspired.settings.memory_mb != model.aspired.settings.memory_mb:
+                resized.append(model)
             model.aspired = aspired
             changed.append(aspired.name)
         for name in gone:
@@ -108,6 +121,9 @@ class Manager:
                 self.models[name].aspired = AspiredModel(name, {}, old.settings)
                 changed.append(name)
         self._reconcile(*changed)
+        for model in resized:
+            for record in model.records:
+                self._resize(model, record)
 
     def set_traffic(self, name: str, traffic: Traffic) -> None:
         """Lets a split take effect now; the registry has stored it already."""
@@ -116,18 +132,31 @@ class Manager:
         log.info("%s: %s", name, traffic_line(traffic))
         self._reconcile(name)
 
-    def load_now(self, name: str, versions: Iterable[str] | None = None) -> None:
+    def load_now(
+        self, name: str, versions: Iterable[str] | None = None
+    ) -> dict[str, asyncio.Future[str]]:
         """Loads these versions (`None`: those that requests need) without waiting for a request,
-        or for the time of the next try of one that failed."""
+        or for the time of the next try of one that failed.
+
+        Gives, for each of them, what comes of its load: the future's result is empty once it is
+        ready, else it is why it failed or is not wanted any more. It is there whatever becomes of
+        the version afterwards: a load on demand that failed is forgotten in the same turn of the
+        loop, so that looking at the records may come too late. Each caller has futures of its
+        own and may cancel them. Nothing is given for a model that is not known.
+        """
         model = self.models.get(name)
         if model is None:
-            return
+            return {}
+        versions = None if versions is None else tuple(versions)
         if model.on_demand:
             model.demanded.update((DEFAULT,) if versions is None else versions)
         for record in model.records:
             if record.state == State.FAILED and (versions is None or record.version in versions):
                 record.retry_at = 0.0
         self._reconcile(name)
+        futures = model.ask(model.desired if versions is None else versions)
+        model.tell()
+        return futures
 
     async def wait_settled(self, timeout: float) -> bool:
         """Waits until every aspired version is ready or failed; False if that takes too long."""
@@ -141,6 +170,10 @@ class Manager:
                 return self.settled
         self._was_settled = True
         return True
+
+    def usual_seconds(self) -> float:
+        """How long a load takes, as a guess."""
+        return self.load_seconds / max(self.ended_loads["ok"], 1)
 
     @property
     def settled(self) -> bool:
@@ -167,124 +200,6 @@ class Manager:
                     causes[f"{name}/{record.version}"] = record.cause
         return causes
 
-    # --- on demand: see `gateway.lifecycle.demand.Loading`
-
-    def want(self, model: str, version: str, *, urgent: bool = False) -> SluiceError | None:
-        """Somebody asks for a model that is not loaded: loads it, unless that has just failed."""
-        managed = self.models.get(model)
-        if managed is None or not managed.on_demand:
-            return None
-        failure = self._failure(managed, version)
-        if failure is not None and failure.retry_after:
-            return failure
-        if version not in managed.demanded:
-            managed.demanded.add(version)
-            before = set(managed.records)
-            self._reconcile(model)
-            for record in managed.records:
-                if record not in before:
-                    record.urgent = urgent
-        return None
-
-    def outlook(self, model: str, version: str) -> SluiceError | bool:
-        """True where asking again makes sense now, False while it is loading; the error where it
-        could not be loaded."""
-        route = self._router.table.get(model)
-        managed = self.models.get(model)
-        if route is None or managed is None or not route.on_demand:
-            return True
-        if version == DEFAULT:
-            if route.targets:
-                return True
-        elif version in route.versions or version not in route.on_demand:
-            return True
-        return self._failure(managed, version) or False
-
-    @property
-    def usual_seconds(self) -> float:
-        """How long a load takes, as a guess."""
-        return self.load_seconds / max(self.loads["ok"], 1)
-
-    def _failure(self, model: ManagedModel, version: str) -> NotLoaded | None:
-        """Why it could not be loaded; `retry_after` is 0 when it may be tried again now."""
-        needed = model.needed(version)
-        failed = [r for r in needed.values() if r is not None and r.state == State.FAILED]
-        if not failed or len(failed) < len(needed):
-            return None
-        last = max(failed, key=lambda record: record.since)
-        which = f"version {version} of model" if version else "model"
-        error = NotLoaded(
-            f"{which} '{model.name}' could not be loaded: {without_folders(last.cause)}",
-            model.name,
-            version,
-        )
-        error.retry_after = max(min(r.retry_at for r in failed) - time.monotonic(), 0.0)
-        return error
-
-    def _give_up(self, model: ManagedModel) -> None:
-        """What failed to load on demand is tried again at the next request, not before."""
-        route = self._router.table.get(model.name)
-        if route is None:
-            return
-        for version in list(model.demanded):
-            serves = bool(route.targets) if version == DEFAULT else version in route.versions
-            if not serves and self._failure(model, version) is not None:
-                model.demanded.discard(version)
-
-    def _holding(self, record: Record, size: int, asking: Record | None) -> Holding:
-        """What may become of the memory of a version, seen from another that needs some."""
-        model = self.models.get(record.model)
-        stay = Stay.LASTING
-        last_used = record.last_used
-        if record.state in (State.DRAINING, State.UNLOADED, State.FAILED):
-            stay = Stay.LEAVING
-        elif model is not None and model.on_demand:
-            group = model.group(record)
-            stay = Stay.BUSY
-            if all(r.servable is not None and r.servable.idle for r in group):
-                stay = Stay.IDLE
-                last_used = max(r.last_used for r in group)
-            if (
-                asking is not None
-                and asking.model == record.model
-                and DEFAULT in model.demanded
-                and asking.version in model.needed(DEFAULT)
-            ):
-                # Neither does a new version replace one in use before it is ready, nor one of
-                # a split another.
-                stay = Stay.LASTING
-        return Holding(record, size, stay, last_used)
-
-    def _evict(self, record: Record) -> None:
-        """Unloads an on-demand version that is idle, and what is of no use without it."""
-        model = self.models[record.model]
-        group = [r for r in model.group(record) if r.state == State.READY]
-        why = f"not used since {ago(max(r.last_used for r in group))}; loaded again on demand"
-        for each in group:
-            model.used[each.version] = each.last_used
-            model.forget(each.version)
-            log.info("%s/%s is unloaded for now: %s", model.name, each.version, why)
-            self._start_unload(model, Unload(each), why)
-        self._reconcile(model.name)
-
-    def _look_for_idle(self) -> None:
-        self._idle_timer = None
-        since = time.time() - self._config.on_demand_idle
-        for record in list(self.memory.held):
-            if record.state != State.READY:
-                continue
-            holding = self._holding(record, 0, None)
-            if holding.stay is Stay.IDLE and holding.last_used <= since:
-                self._evict(record)
-        self._watch_idle()
-
-    def _watch_idle(self) -> None:
-        idle = self._config.on_demand_idle
-        if idle and self._idle_timer is None and not self._closing and self.memory.held:
-            self._idle_timer = asyncio.get_running_loop().call_later(
-                idle / IDLE_LOOKS, self._look_for_idle
-            )
-
     # --- one action at a time
 
     def _reconcile(self, *names: str) -> None:
@@ -298,8 +213,11 @@ class Manager:
         for model in models:
             for listener in self.on_change:
                 listener(model.name)
-        for model in models:
-            self._tidy(model)
+        gone = [model.name for model in models if self._tidy(model)]
+        if gone:
+            self._router.withdraw(*gone)
+            for name in gone:
+                self.demand.changed(name)
 
     def _act(self, model: ManagedModel) -> None:
         while True:
@@ -309,12 +227,14 @@ class Manager:
             if isinstance(action, Load):
                 self._start_load(model, action)
             else:
-                self._start_unload(model, action)
+                self._unload_now(model, action.record)
         desired = model.desired
         possible = {**model.aspired.stand_ins, **model.aspired.versions}
         for record in list(model.records):
-            if record.state == State.FETCHING and not is_current(record, desired):
-                self.memory.leave(record, Dropped())
+            if record.state == State.FETCHING:
+                record.dropped = not is_current(record, desired)
+                if record.dropped:
+                    self.memory.leave(record, Dropped())
             elif (
                 record.state == State.FAILED
                 and model.on_demand
@@ -322,20 +242,23 @@ class Manager:
             ):
                 model.records.remove(record)
 
-    def _tidy(self, model: ManagedModel) -> None:
+    def _tidy(self, model: ManagedModel) -> bool:
+        """Whether nothing is left of the model: it is forgotten."""
         name = model.name
         if self.models.get(name) is not model:
-            return
+            return False
+        model.tell()
         aspired = model.aspired
         if not (aspired.versions or model.records or aspired.error or aspired.unloaded):
             del self.models[name]
-            self._router.withdraw(name)
-            self.demand.changed(name)
         if name in self.models and not model.settled:
             self._unsettled.add(name)
-        elif name in self._unsettled:
+            return False
+        model.urgent = False
+        if name in self._unsettled:
             self._unsettled.discard(name)
             self._changed.set()
+        return name not in self.models
 
     def _start_load(self, model: ManagedModel, action: Load) -> None:
         record = Record(action.aspired, model.name, model.logs.of(action.aspired.version))
@@ -343,6 +266,7 @@ class Manager:
             record.attempts = action.retry.attempts
             record.cause = action.retry.cause
             model.records.remove(action.retry)
+        record.urgent = model.urgent
         model.records.append(record)
         self._spawn(self._load(model, record))
 
@@ -354,27 +278,31 @@ class Manager:
             return record in model.records and is_current(record, model.desired)
 
         try:
-            loaded = await self._loads.run(record, settings, wanted)
+            loaded = await self.runner.run(record, settings, wanted)
         except Dropped:
             self._dropped(model, record)
+            self._release(record)
         except Exception as error:
-            self._load_failed(name, record, error)
+            self._failed(name, record, error)
+            self._release(record)
         else:
             try:
                 if record not in model.records:
                     raise Dropped
                 record.servable = self._loader.servable(name, record.version, loaded, settings)
             except Exception as error:
-                loaded.model.close()
                 if isinstance(error, Dropped):
                     self._dropped(model, record)
                 else:
-                    self._load_failed(name, record, error)
+                    self._failed(name, record, error)
+                self._spawn(self._close(record, loaded.model))
             else:
                 self._loaded(name, record, loaded, time.monotonic() - started)
+                if settings.memory_mb != model.aspired.settings.memory_mb:
+                    self._resize(model, record)
         self._reconcile(name)
         if model.on_demand and record.state == State.FAILED:
-            self._give_up(model)
+            self.on_demand.give_up(model)
             self._tidy(model)
         self._was_settled = self._was_settled or self.settled
 
@@ -382,11 +310,14 @@ class Manager:
         if record in model.records:
             model.records.remove(record)
         record.move(State.UNLOADED)
+
+    def _release(self, record: Record) -> None:
+        """Gives back what a version held that nothing is left of."""
         record.release()
         self.memory.release(record)
 
     def _loaded(self, name: str, record: Record, loaded: Loaded, took: float) -> None:
-        self.loads["ok"] += 1
+        self.ended_loads["ok"] += 1
         assert record.servable is not None
         record.servable.dispatcher.on_broken = lambda cause: self._broken(name, record, cause)
         self.load_seconds += took
@@ -399,13 +330,19 @@ class Manager:
             "%s/%s is ready (%s, %.2f s, %s)",
             name, record.version, loaded.runtime, took, notes or batches,
         )  # fmt: skip
-        self._watch_idle()
+        self.on_demand.watch_idle(self.memory.held)
 
-    def _load_failed(
+    def _resize(self, model: ManagedModel, record: Record) -> None:
+        """What a loaded version counts for, now that its settings say something else of it."""
+        size = model.aspired.settings.memory_mb * MIB or record.measured
+        if size and record.state == State.READY and self.memory.held.get(record) != size:
+            self.memory.settle(record, size)
+
+    def _failed(
         self, name: str, record: Record, error: Exception, what: str = "failed to load"
     ) -> None:
         record.attempts += 1
-        self.loads["failed"] += 1
+        self.ended_loads["failed"] += 1
         pause = self._config.retry_seconds * 2 ** min(record.attempts - 1, 5)
         # What failed together need not be tried again together.
         pause *= random.uniform(0.8, 1.2)
@@ -416,10 +353,7 @@ class Manager:
             else (f"{type(error).__name__}: {one_line(error)}")
         )
         record.log.failure(error)
-        record.release()
         record.move(State.FAILED, cause)
-        if record.servable is None and what == "failed to load":
-            self.memory.release(record)
         log.error("%s/%s %s: %s (next try in %.0f s)", name, record.version, what, cause, pause)
         asyncio.get_running_loop().call_later(pause + 0.01, self._reconcile, name)
 
@@ -429,13 +363,13 @@ class Manager:
         if record.state != State.READY or servable is None:
             return
         record.servable = None
-        self._load_failed(name, record, ModelLoadError(cause), "broke")
+        self._failed(name, record, ModelLoadError(cause), "broke")
         self._reconcile(name)
-        self._spawn(self._close(name, record, servable))
+        self._spawn(self._close(record, servable))
 
-    def _start_unload(self, model: ManagedModel, action: Unload, why: str = "") -> None:
-        record = action.record
+    def _unload_now(self, model: ManagedModel, record: Record, why: str = "") -> None:
         if record.servable is None:
+            record.dropped = True
             model.records.remove(record)
             self.memory.leave(record, Dropped())
             record.move(State.UNLOADED)
@@ -447,20 +381,19 @@ class Manager:
         # It is out of the table already; whoever holds a handle keeps the version alive.
         while not servable.idle:
             await asyncio.sleep(DRAIN_POLL)
-        await self._close(model.aspired.name, record, servable)
+        await self._close(record, servable)
         model.records.remove(record)
         record.servable = None
-        record.release()
         record.move(State.UNLOADED)
         log.info("%s/%s is unloaded", model.aspired.name, record.version)
         self._reconcile(model.aspired.name)
 
-    async def _close(self, name: str, record: Record, servable: Servable) -> None:
+    async def _close(self, record: Record, closable: Closable) -> None:
         # Not in the pool: what is loading there must not keep this one's memory.
-        await self._closings.close(f"{name}/{record.version}", servable)
-        self._loads.unloaded()
-        self.memory.release(record)
-        self._trimmer.soon(self._loads.unloaded)
+        await self._closings.close(f"{record.model}/{record.version}", closable)
+        self.runner.unloaded()
+        self._release(record)
+        self._trimmer.soon(self.runner.unloaded)
 
     # --- routes
 
@@ -495,17 +428,19 @@ class Manager:
         self._closing = True
         self.demand.close()
         self._trimmer.close()
-        if self._idle_timer is not None:
-            self._idle_timer.cancel()
+        self.on_demand.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         loaded: list[Model] = []
         for name, model in self.models.items():
+            for version in list(model.asked):
+                model.give(version, "the gateway is ending")
             for record in model.records:
                 if record.servable is not None:
                     self._closings.start(f"{name}/{record.version}", record.servable)
                     loaded.append(record.servable.model)
+        await self.runner.close()
         await self._closings.wait(CLOSING_SECONDS)
         for model in self.models.values():
             for record in model.records:
@@ -517,9 +452,3 @@ class Manager:
         ]
         if closing:
             await asyncio.wait(closing, timeout=CLOSE_SECONDS)
-        self._loads.close()
-
-
-def ago(when: float) -> str:
-    """A moment (Unix seconds) as the time of day, for people."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when))

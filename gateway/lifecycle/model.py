@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from gateway.lifecycle.logs import LoadLogs
@@ -20,7 +21,10 @@ LOADED_OR_LOADING: Final = (*WORKING, State.READY)
 class ManagedModel:
     """Owned by the manager."""
 
-    __slots__ = ("acting", "aspired", "demanded", "logs", "lost", "records", "refused", "used")
+    __slots__ = (
+        "acting", "asked", "aspired", "demanded", "logs", "lost", "records", "refused", "urgent",
+        "used",
+    )  # fmt: skip
 
     def __init__(self, aspired: AspiredModel) -> None:
         self.aspired = aspired
@@ -35,6 +39,10 @@ class ManagedModel:
         """Versions (and `DEFAULT`) that somebody asked for, of a model loaded on demand."""
         self.used: dict[str, float] = {}
         """Version → when it was last used (Unix seconds), of those that were unloaded since."""
+        self.urgent = False
+        """Whether another model waits for what is being loaded."""
+        self.asked: dict[str, list[asyncio.Future[str]]] = {}
+        """Version → who wants to know what comes of its load: see `Manager.load_now`."""
         self.logs = LoadLogs()
 
     @property
@@ -116,6 +124,39 @@ class ManagedModel:
         ready = [r for r in self.records if r.state == State.READY]
         ready.sort(key=lambda record: is_current(record, desired))
         return {r.version: r.servable for r in ready if r.servable is not None}
+
+    # --- loads that were asked for
+
+    def ask(self, versions: Iterable[str]) -> dict[str, asyncio.Future[str]]:
+        """Version → what will have come of its load; see `tell`."""
+        loop = asyncio.get_running_loop()
+        futures: dict[str, asyncio.Future[str]] = {v: loop.create_future() for v in versions}
+        for version, future in futures.items():
+            self.asked.setdefault(version, []).append(future)
+        return futures
+
+    def tell(self) -> None:
+        """Tells who asked what has come of it: nothing (it is ready), or why it is not."""
+        desired = self.desired
+        for version in list(self.asked):
+            outcome = self._outcome(version, desired)
+            if outcome is not None:
+                self.give(version, outcome)
+
+    def give(self, version: str, outcome: str) -> None:
+        for future in self.asked.pop(version):
+            if not future.done():  # nobody waits any more
+                future.set_result(outcome)
+
+    def _outcome(self, version: str, desired: Versions) -> str | None:
+        found = [r for r in self.records if r.version == version and is_current(r, desired)]
+        if any(record.state == State.READY for record in found):
+            return ""
+        for record in found:
+            # One that may be tried now will be: that is what was asked for.
+            if record.state == State.FAILED and record.retry_at:
+                return record.cause
+        return None if version in desired else self.aspired.error or "it is not wanted any more"
 
     # --- on demand
 

@@ -23,8 +23,9 @@ def signature_differences(stable: Signature, other: Signature) -> tuple[str, ...
     where they would.
 
     An input may take more than before (a dimension of any size for a fixed one, a further
-    optional input), an output may promise more (a fixed size for any). A version that declares
-    no tensors at all says nothing, and differs in nothing.
+    optional input). Of an output, "any size" beside a fixed one contradicts nothing: one export
+    knows what the other does not. A version that declares no tensors at all says nothing, and
+    differs in nothing.
     """
     found: list[str] = []
     if stable.inputs and other.inputs:
@@ -62,7 +63,7 @@ def output_differences(stable: Sequence[TensorSpec], other: Sequence[TensorSpec]
         mine = theirs.pop(spec.name, None)
         if mine is None:
             found.append(f"it has no output '{spec.name}'")
-        elif mine.datatype is not spec.datatype or not covers(spec.shape, mine.shape):
+        elif mine.datatype is not spec.datatype or not agree(spec.shape, mine.shape):
             found.append(f"output '{spec.name}' is {form(mine)} instead of {form(spec)}")
     found += [
         f"it gives an output '{spec.name}' ({form(spec)}) besides" for spec in theirs.values()
@@ -74,6 +75,13 @@ def covers(wide: Shape, narrow: Shape) -> bool:
     """Whether every tensor of shape `narrow` is one of shape `wide` (-1: any size)."""
     return len(wide) == len(narrow) and all(
         mine in (-1, theirs) for mine, theirs in zip(wide, narrow, strict=True)
+    )
+
+
+def agree(one: Shape, other: Shape) -> bool:
+    """Whether some tensor is of both shapes."""
+    return len(one) == len(other) and all(
+        mine == theirs or -1 in (mine, theirs) for mine, theirs in zip(one, other, strict=True)
     )
 
 

@@ -29,8 +29,8 @@ class Record:
     """One load of one version: its state, since when (Unix seconds), and why."""
 
     __slots__ = (
-        "aspired", "attempts", "cause", "lease", "log", "model", "progress", "retry_at",
-        "runtime", "servable", "since", "state", "urgent",
+        "aspired", "attempts", "cause", "dropped", "lease", "log", "measured", "model", "place",
+        "progress", "retry_at", "runtime", "servable", "since", "state", "urgent",
     )  # fmt: skip
 
     def __init__(self, aspired: AspiredVersion, model: str = "", log: LoadLog | None = None):
@@ -51,6 +51,13 @@ class Record:
         self.runtime = ""
         self.urgent = False
         """Whether another model waits for it, perhaps one that is loading itself."""
+        self.dropped = False
+        """Set when nobody wants it any more, for the threads that fetch and load it."""
+        self.place = 0
+        """Its place in the line for memory, a lower number before a higher one; 0 = it is not in
+        the line."""
+        self.measured = 0
+        """Bytes of memory that it was seen to take; 0 = not known."""
 
     @property
     def version(self) -> str:

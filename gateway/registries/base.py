@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from gateway.artifacts.base import Origin
 from gateway.model_settings import ModelSettings
@@ -72,3 +72,16 @@ class Registry(Protocol):
 
     def hint(self) -> None:
         """Something may have changed: `watch` looks now. For the event loop."""
+
+
+@runtime_checkable
+class Elsewhere(Protocol):
+    """A registry whose source may not answer, and that remembers what it said."""
+
+    def stand_in(self, why: str) -> Snapshot | None:
+        """The last known state, while the first look still goes on; `None` without any. `why` is
+        what keeps it. Once something was found, that."""
+
+    def close(self) -> None:
+        """The gateway stops: writes down what is to be remembered. Blocking, but it waits for no
+        source."""

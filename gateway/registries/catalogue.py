@@ -112,10 +112,10 @@ class Catalogue:
         missing = [
             version
             for version in settling.believed.keys() - folder.versions.keys()
-            if settling.show(version, None) is None
+            if version not in folder.withheld and settling.show(version, None) is None
         ]
         present = {v: p for v, p in settling.believed.items() if v not in missing}
-        if not folder.versions and not folder.documents and not present:
+        if not (folder.versions or folder.withheld or folder.documents or present):
             if path is not None:
                 self.ignore(name, "it has no version folders such as 1/, and no model.yaml")
             return None
@@ -127,7 +127,7 @@ class Catalogue:
 
     def _with_remote(self, name: str, path: str | None, folder: Folder) -> Folder:
         """A model on another server needs no version folders: it has version 1."""
-        if path is None or folder.versions or MODEL_YAML not in folder.documents:
+        if path is None or folder.versions or folder.withheld or MODEL_YAML not in folder.documents:
             return folder
         own = only(folder.documents, MODEL_YAML, CONFIG_PBTXT)
         try:
@@ -171,8 +171,10 @@ class Catalogue:
         versions, stand_ins = self._versions(
             name, folder, settings, traffic, settling, settle=settle
         )
+        errors += folder.withheld.values()
         if not on_disk and not versions:
-            errors.append(NO_VERSIONS)
+            if not folder.withheld:
+                errors.append(NO_VERSIONS)
         elif not versions and not settling.waiting:
             errors.append(f"its version policy chooses none of the versions {', '.join(on_disk)}")
         return AspiredModel(

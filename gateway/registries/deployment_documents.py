@@ -23,7 +23,7 @@ NEW: Final = "new"
 KEPT: Final = 10
 """Newest versions that a deployment remembers, besides those that split or labels name."""
 
-_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,254}")
+_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 
 
 class Version(Document, frozen=True, kw_only=True):
@@ -114,7 +114,7 @@ def check_name(name: str | None) -> str:
     if not _NAME.fullmatch(name):
         raise InvalidRequest(
             f"'{printable(name)}' cannot be a model's name; it has letters, digits, '.', '_' and "
-            "'-', and begins with a letter or digit"
+            "'-', begins with a letter or digit, and is not longer than 200"
         )
     return name
 

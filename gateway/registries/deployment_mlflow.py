@@ -105,7 +105,7 @@ class MlflowUris:
 
     def origin(self, source: str, created: float) -> MlflowOrigin:
         """Where the files of a URI from `resolve` are; asks nobody. Raises `FetchError`."""
-        from gateway.registries.mlflow.registry import rules
+        from gateway.registries.mlflow.opening import rules
 
         match = _PINNED.fullmatch(source)
         assert match is not None
@@ -158,7 +158,7 @@ class MlflowUris:
         )
 
     def _client(self, place: Place) -> Client:
-        from gateway.registries.mlflow.registry import open_client
+        from gateway.registries.mlflow.opening import open_client
 
         with self._lock:
             client = self._clients.get(place.name)

@@ -10,12 +10,14 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 
+from gateway.artifacts.archives import is_archive
 from gateway.artifacts.base import Origin
 from gateway.artifacts.origins import origin_of
-from gateway.errors import ConfigError, FetchError, RegistryError, SluiceError
+from gateway.errors import ConfigError, FetchError, RegistryError, SluiceError, printable
 from gateway.model_settings import ModelSettings
 from gateway.registries.base import AspiredModel, AspiredVersion, Snapshot
 from gateway.registries.choice import loading_key, stand_ins, wanted_versions
@@ -23,11 +25,15 @@ from gateway.registries.deployment_documents import Deployment, Version, of_text
 from gateway.registries.traffic import Traffic, traffic_tree
 from gateway.state import StateDir
 from gateway.telemetry.logs import log
+from gateway.uris import public
 
 FOLDER: Final = "deployments"
 FILE: Final = "file://"
 
 MLFLOW: Final = "mlflow+"
+
+MODEL_FILES: Final = (".onnx", ".pt", ".pth", ".pt2", ".py")
+"""Endings by which a URI of a store names one file, and no folder."""
 
 OriginOf = Callable[[str, float], Origin]
 """From a pinned URI in MLflow, and when it was pinned, to its files. Raises `FetchError`."""
@@ -69,7 +75,7 @@ class DeploymentsRegistry:
 
     def names(self) -> list[str]:
         """Every deployment."""
-        return sorted(self._documents)
+        return sorted(self._documents.copy())
 
     def get(self, name: str) -> Deployment | None:
         """One deployment, as it was stored last."""
@@ -77,14 +83,11 @@ class DeploymentsRegistry:
 
     def scan(self) -> Snapshot:
         """See `Registry.scan`; from memory."""
-        snapshot: dict[str, AspiredModel] = {}
-        for name in sorted({*self._documents, *self._trials}):
-            trial = self._trials.get(name)
-            if trial is not None:
-                snapshot[name] = self._aspired(*trial)
-            else:
-                snapshot[name] = self._aspired(self._documents[name], frozenset())
-        return snapshot
+        # Copied in one step, as other threads store and delete.
+        nothing: frozenset[str] = frozenset()
+        found = {name: (each, nothing) for name, each in self._documents.copy().items()}
+        found.update(self._trials.copy())
+        return {name: self._aspired(*found[name]) for name in sorted(found)}
 
     def _aspired(self, deployment: Deployment, tried: frozenset[str]) -> AspiredModel:
         name = deployment.name
@@ -99,7 +102,8 @@ class DeploymentsRegistry:
             try:
                 found[version] = self._version(version, deployment.versions[version], settings)
             except FetchError as error:
-                errors.append(f"version {version}: {error}")
+                source = deployment.versions[version].source
+                errors.append(f"version {version}: {without_uri(str(error), source)}")
         return AspiredModel(
             name,
             {v: found[v] for v in wanted if v in found},
@@ -114,10 +118,9 @@ class DeploymentsRegistry:
         """The settings, with the file of each version that is a single one."""
         settings = deployment.model_settings()
         files = {
-            version: path.name
+            version: name
             for version, each in deployment.versions.items()
-            if each.source.startswith(FILE)
-            and (path := Path(each.source.removeprefix(FILE))).is_file()
+            if (name := single_file(each.source))
         }
         if not files:
             return settings
@@ -134,7 +137,7 @@ class DeploymentsRegistry:
             origin = self._in_mlflow(each.source, each.created)
         else:
             origin = origin_of(each.source, folder=version)
-        return AspiredVersion(version, Path(), key, each.source, origin)
+        return AspiredVersion(version, Path(), key, public(each.source), origin)
 
     async def watch(self, changed: Callable[[Snapshot], Awaitable[None]]) -> None:
         """See `Registry.watch`. Nothing changes but by us."""
@@ -190,3 +193,26 @@ class DeploymentsRegistry:
             self.put(msgspec.structs.replace(deployment, traffic=traffic_tree(traffic)))
         except SluiceError as error:
             raise RegistryError(str(error)) from None
+
+
+def single_file(source: str) -> str:
+    """The name of the one file that a pinned URI names; empty for folders and archives, and where
+    nobody can tell before it is fetched."""
+    if source.startswith(FILE):
+        here = Path(source.removeprefix(FILE))
+        return here.name if here.is_file() else ""
+    scheme, path = source.partition(":")[0], urlsplit(source).path
+    if scheme in ("http", "https"):
+        name = unquote(path).rpartition("/")[2]
+    elif path.endswith(MODEL_FILES) and (scheme != "hf" or path.strip("/").count("/")):
+        name = path.rpartition("/")[2]
+    else:
+        name = ""
+    return "" if is_archive(name) else name
+
+
+def without_uri(text: str, uri: str) -> str:
+    """What went wrong with a URI, without what is secret in it."""
+    for raw in (uri, printable(uri), printable(uri, 200)):
+        text = text.replace(raw, printable(public(uri), 200))
+    return text

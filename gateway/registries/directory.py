@@ -33,6 +33,7 @@ from gateway.registries.overlay import Overlays
 from gateway.registries.traffic import Traffic, read_traffic, write_traffic
 from gateway.state import StateDir
 from gateway.telemetry.logs import log
+from gateway.threads import in_thread
 
 __all__ = ["DOCUMENTS", "NO_VERSIONS", "DirectoryRegistry", "kind_of"]
 
@@ -175,7 +176,7 @@ class DirectoryRegistry:
         try:
             while True:
                 writes = self._writes
-                snapshot = await asyncio.to_thread(self.scan)
+                snapshot = await in_thread(self.scan)
                 if writes == self._writes:  # else a split may be older than the one in effect
                     break
         except RegistryError as error:

@@ -15,7 +15,7 @@ SETTLE_SECONDS: Final = 0.3
 """What appears or changes while serving must look the same for this long to be believed."""
 GONE_SECONDS: Final = 1.0
 """What is missing must be missing for this long: it may be just about to be replaced."""
-MOST_FILES: Final = 10_000
+MOST_MARKED: Final = 10_000
 TICK_NS: Final = 2_000_000_000
 """A file this young may change once more without its times showing it."""
 
@@ -38,6 +38,8 @@ class Folder:
     documents: Mapping[str, Mark] = field(default_factory=dict)
     others: tuple[str, ...] = ()
     """Folders that are no versions: their names are no whole numbers, or begin with 0."""
+    withheld: Mapping[str, str] = field(default_factory=dict)
+    """Versions that are there and must not be loaded as they are, with why."""
 
 
 def look_into(folder: str, documents: Collection[str]) -> Folder:
@@ -92,7 +94,7 @@ def fingerprint(folder: str) -> Hashable:
     marks: list[Hashable] = []
     visited: set[tuple[int, int]] = set()
     folders = [folder]
-    while folders and len(marks) < MOST_FILES:
+    while folders and len(marks) < MOST_MARKED:
         current = folders.pop()
         try:
             stat = os.stat(current)

@@ -70,9 +70,10 @@ class Overlays:
             try:
                 self._state.write(text.encode(), FOLDER, self._folder, f"{file_name(model)}.yaml")
             except ConfigError as error:
+                log.error("%s: the split cannot be kept: %s", model, error)  # it names folders
                 raise RegistryError(
-                    f"{self._source} cannot be written, and neither can the state directory: "
-                    f"{error}"
+                    f"{self._source} cannot be written, and neither can the state directory of "
+                    "the gateway; its log says why"
                 ) from None
             self._known[model] = (digest, traffic)
         if first:

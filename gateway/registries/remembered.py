@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
+from collections.abc import Callable
+from threading import RLock
 from typing import Final
 
 from gateway.errors import ConfigError
 from gateway.state import StateDir, file_name
 from gateway.telemetry.logs import log
+from gateway.times import local_time
 
 FOLDER: Final = "remembered"
 CONFIRM_SECONDS: Final = 60.0
 """How often it is noted that what is remembered still holds."""
+WRITE_SECONDS: Final = 30.0
+"""What changes again and again is written no more often than this."""
 
 
 class Remembered:
     """One document per source, kept below ``remembered/`` in the state directory.
 
     What is in it is the registry's own affair. Without a state directory nothing is kept, and one
-    that cannot be written costs one line in the log. For one thread at a time.
+    that cannot be written costs one line in the log. For any thread.
     """
 
     def __init__(self, state: StateDir | None, source: str) -> None:
@@ -28,9 +34,35 @@ class Remembered:
         self._last: bytes | None = None
         self._confirmed = 0.0
         self._trouble = ""
+        self._later: Callable[[], bytes] | None = None
+        self._written = -math.inf
+        self._lock = RLock()
+
+    def changed(self, make: Callable[[], bytes]) -> None:
+        """Keeps what `make` gives as what the source said just now: at once, or, where something
+        was written a moment ago, with one of the next calls."""
+        with self._lock:
+            self._later = make
+            self._write_later()
+
+    def flush(self) -> None:
+        """Writes now what was to be written later."""
+        with self._lock:
+            make, self._later = self._later, None
+            if make is not None and self._state is not None:
+                self.save(make())
+                self._written = time.monotonic()
+
+    def _write_later(self) -> None:
+        if time.monotonic() - self._written >= WRITE_SECONDS:
+            self.flush()
 
     def save(self, content: bytes) -> None:
         """Keeps `content` as what the source said just now; cheap when nothing has changed."""
+        with self._lock:
+            self._save(content)
+
+    def _save(self, content: bytes) -> None:
         if self._state is None:
             return
         if content == self._last:
@@ -61,6 +93,13 @@ class Remembered:
 
     def confirm(self) -> None:
         """Notes that what was saved last still holds; cheap."""
+        with self._lock:
+            if self._later is not None:
+                self._write_later()
+            else:
+                self._confirm()
+
+    def _confirm(self) -> None:
         now = time.monotonic()
         if self._state is None or now - self._confirmed < CONFIRM_SECONDS:
             return
@@ -72,5 +111,5 @@ class Remembered:
 
 
 def when(seconds: float) -> str:
-    """A time for people, in the zone of this machine: ``2026-11-17 12:00:00``."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    """See `local_time`."""
+    return local_time(seconds)

@@ -8,9 +8,9 @@ documents are read here, and only when their ETags change. Artifacts are fetched
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from threading import Lock
 from typing import Final
 
@@ -20,20 +20,20 @@ from gateway.registries.base import Snapshot
 from gateway.registries.catalogue import Catalogue
 from gateway.registries.files import SETTLE_SECONDS
 from gateway.registries.overlay import Overlays
+from gateway.registries.polling import pause_after
 from gateway.registries.remembered import Remembered, when
 from gateway.registries.stores_place import StorePlace, dump, load
 from gateway.registries.stores_shelves import Shelf, shelf_of
 from gateway.registries.traffic import TRAFFIC_YAML, Traffic, traffic_text
 from gateway.state import StateDir
 from gateway.telemetry.logs import log
+from gateway.threads import in_thread
 
 LONGEST_PAUSE: Final = 60.0
 """Most seconds between two tries at a source that cannot be read, unless it is polled less often
 anyway."""
 UNSETTLED_PAUSE: Final = 2.0
 """Most seconds until the second look at what has changed."""
-JITTER: Final = 0.1
-"""Share by which pauses differ, so that many gateways do not ask at the same moment."""
 
 
 class StoreRegistry:
@@ -55,7 +55,11 @@ class StoreRegistry:
         self._overlays = Overlays(state, self.source)
         self._catalogue = Catalogue(self._place, self._overlays, now)
         self._remembered = Remembered(state, self.source)
+        self._looking = Lock()
+        """One look at a time; it may hang."""
         self._lock = Lock()
+        self._busy = 0.0
+        """Processor time in seconds that the last look took."""
         self._writes = 0
         self._last: Snapshot | None = None
         self._stale = True
@@ -70,29 +74,50 @@ class StoreRegistry:
 
         A first look at a source that cannot be read gives what is remembered of it.
         """
-        with self._lock:
-            return self._scan()
+        with self._looking:
+            began = time.thread_time()
+            try:
+                return self._scan()
+            finally:
+                self._busy = time.thread_time() - began
 
     def _scan(self) -> Snapshot:
-        first = self._last is None
         try:
-            changed = self._place.look()
+            found = self._place.look()
         except FetchError as error:
-            if not first or not self._remember(error):
-                raise RegistryError(str(error)) from None
-            changed = True
-        else:
-            if changed:
-                self._remembered.save(dump(self._place.seen))
+            with self._lock:
+                if self._last is None and self._remember(str(error)):
+                    return self._looked(settle=False)
+            raise RegistryError(str(error)) from None
+        with self._lock:
+            if found is not None:
+                self._place.take(found)
+                self._remembered.changed(partial(dump, found.seen))
             else:
                 self._remembered.confirm()
-        if self._last is None or changed or self._stale or self._catalogue.unsettled:
-            self._stale = False
-            folders = self._place.folders(self._catalogue.ignore)
-            self._last = self._catalogue.look(folders, settle=not first)
+            changed = found is not None or self._stale or self._catalogue.unsettled
+            if self._last is None or changed:
+                return self._looked(settle=self._last is not None)
+            return self._last
+
+    def _looked(self, *, settle: bool) -> Snapshot:
+        self._stale = False
+        folders = self._place.folders(self._catalogue.ignore)
+        self._last = self._catalogue.look(folders, settle=settle)
         return self._last
 
-    def _remember(self, error: FetchError) -> bool:
+    def stand_in(self, why: str) -> Snapshot | None:
+        """See `Elsewhere.stand_in`."""
+        with self._lock:
+            if self._last is None and self._remember(why):
+                return self._looked(settle=False)
+            return self._last
+
+    def close(self) -> None:
+        """See `Elsewhere.close`."""
+        self._remembered.flush()
+
+    def _remember(self, why: str) -> bool:
         """Starts with the last known state; False if there is none."""
         kept = self._remembered.load()
         if kept is None:
@@ -102,10 +127,10 @@ class StoreRegistry:
             self._place.seen = load(content)
         except (ValueError, KeyError, TypeError):
             return False
-        self.trouble = str(error)
+        self.trouble = why
         log.error(
             "%s; starting with what was there on %s, until it can be read again",
-            error, when(saved),
+            why, when(saved),
         )  # fmt: skip
         return True
 
@@ -118,20 +143,19 @@ class StoreRegistry:
         failures = 0
         while True:
             snapshot = await self._look()
+            seconds = self._poll_seconds
             if snapshot is None:
                 failures += 1
-                most = max(LONGEST_PAUSE, self._poll_seconds)
-                pause = min(self._poll_seconds * 2.0 ** min(failures, 16), most)
             else:
                 failures = 0
                 if snapshot is not last:
                     last = snapshot
                     await changed(snapshot)
-                pause = self._poll_seconds
                 if self._catalogue.unsettled:
-                    pause = max(SETTLE_SECONDS, min(pause, UNSETTLED_PAUSE))
+                    seconds = max(SETTLE_SECONDS, min(seconds, UNSETTLED_PAUSE))
+            pause = pause_after(seconds, failures, LONGEST_PAUSE, self._busy)
             try:
-                async with asyncio.timeout(pause * random.uniform(1 - JITTER, 1 + JITTER)):
+                async with asyncio.timeout(pause):
                     await self._hint.wait()
             except TimeoutError:
                 pass
@@ -142,7 +166,7 @@ class StoreRegistry:
         try:
             while True:
                 writes = self._writes
-                snapshot = await asyncio.to_thread(self.scan)
+                snapshot = await in_thread(self.scan)
                 if writes == self._writes:  # else a split may be older than the one in effect
                     break
         except RegistryError as error:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from hashlib import blake2b
 from typing import Final, Literal
 
 from gateway.artifacts.archives import is_archive
 from gateway.artifacts.base import RemoteFile
+from gateway.errors import InvalidModelSettings
 from gateway.registries.catalogue import DOCUMENTS, LIKE_A_VERSION, NAME
 from gateway.registries.files import Folder, Mark, in_order
 
@@ -21,6 +23,17 @@ VERSION: Final = re.compile(r"[1-9][0-9]{0,17}")
 _SUM = re.compile(r"\\?([0-9a-fA-F]{64}) [ *](.+)")
 
 
+@dataclass(frozen=True)
+class Declared:
+    """What a model's ``SHA256SUMS`` say."""
+
+    sums: Mapping[str, Mapping[str, str]]
+    """Version → file → digest."""
+    withheld: Mapping[str, str]
+    """Versions that must not be loaded, as they are not whole or their digests cannot be read,
+    with why."""
+
+
 @dataclass
 class Shelved:
     """One model's files, by their names in its folder."""
@@ -30,14 +43,26 @@ class Shelved:
     side: list[RemoteFile] = field(default_factory=list)
     """Its own files besides: labels, warm-up data."""
     others: set[str] = field(default_factory=set)
+    listed: list[RemoteFile] = field(default_factory=list)
+    """The files as they were listed, of which it was made."""
+    trees: dict[str, tuple[tuple[RemoteFile, ...], str]] = field(default_factory=dict)
+    """Version → what is fetched for it, and the digest of that; made when it is asked for."""
+    declared: Declared | None = None
+    """Made when it is asked for."""
 
-    def folder(self, path: str, incomplete: Iterable[str] = ()) -> Folder:
+    @cached_property
+    def read(self) -> list[RemoteFile]:
+        """Its files that are read by the gateway itself."""
+        sums = (f for version in self.versions.values() for f in version if is_sums(f))
+        return [*self.documents.values(), *sums]
+
+    def folder(self, path: str, withheld: Mapping[str, str]) -> Folder:
         """As `gateway.registries.files.look_into` tells it."""
-        versions = {v: f"{path}/{v}" for v in self.versions if v not in incomplete}
+        versions = {v: f"{path}/{v}" for v in self.versions if v not in withheld}
         marks: dict[str, Mark] = {
             name: (file.size, 0, 0, file.identity) for name, file in self.documents.items()
         }
-        return Folder(in_order(versions), marks, tuple(sorted(self.others)))
+        return Folder(in_order(versions), marks, tuple(sorted(self.others)), withheld)
 
     def tree(self, version: str, sums: Mapping[str, str]) -> tuple[RemoteFile, ...]:
         """What is fetched for a version: its folder (an archive that is all there is in it is
@@ -127,6 +152,11 @@ def is_name(name: str) -> bool:
     return bool(NAME.fullmatch(name))
 
 
+def is_sums(file: RemoteFile) -> bool:
+    """Whether it declares the digests of a version."""
+    return file.name.partition("/")[2] == SUMS
+
+
 def digest_of(files: Iterable[RemoteFile]) -> str:
     """Differs when names, sizes or contents do."""
     digest = blake2b(digest_size=16)
@@ -136,14 +166,24 @@ def digest_of(files: Iterable[RemoteFile]) -> str:
 
 
 def parse_sums(content: bytes) -> dict[str, str]:
-    """File → SHA-256, from what ``sha256sum`` writes. Raises `ValueError` for anything else."""
+    """File → SHA-256, from what ``sha256sum`` writes. Raises `InvalidModelSettings` for anything
+    else: who declares digests must not be left without."""
     sums: dict[str, str] = {}
-    for line in content.decode().splitlines():
+    try:
+        lines = content.decode().splitlines()
+    except UnicodeDecodeError:
+        raise InvalidModelSettings("it is no text") from None
+    for number, line in enumerate(lines, 1):
         if line.strip():
             match = _SUM.fullmatch(line.rstrip())
             if match is None:
-                raise ValueError
+                raise InvalidModelSettings(
+                    f"line {number} is not '<64 hexadecimal digits>  <file>', as sha256sum writes it"
+                )
             sums[match[2].removeprefix("./")] = match[1].lower()
+    sums.pop(SUMS, None)  # written while it was there: its own digest cannot be in it
+    if not sums:
+        raise InvalidModelSettings("it names no file")
     return sums
 
 

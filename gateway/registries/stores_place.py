@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Final
@@ -15,17 +15,19 @@ import msgspec
 
 from gateway.artifacts.archives import is_archive
 from gateway.artifacts.base import RemoteFile
-from gateway.errors import FetchError, InvalidModelSettings
+from gateway.errors import FetchError, InvalidModelSettings, printable
 from gateway.model_settings import ModelSettings
 from gateway.registries.base import AspiredVersion
 from gateway.registries.files import Folder
 from gateway.registries.model_documents import CONFIG_PBTXT, MODEL_YAML, parse_settings, parse_tree
 from gateway.registries.stores_index import (
     SUMS,
+    Declared,
     Kind,
     Shelved,
     digest_of,
     is_name,
+    is_sums,
     kind_of,
     model_name,
     parse_sums,
@@ -34,12 +36,17 @@ from gateway.registries.stores_index import (
 )
 from gateway.registries.stores_shelves import Shelf
 from gateway.registries.traffic import TRAFFIC_YAML, Traffic, parse_traffic
+from gateway.threads import Threads
 
 READERS: Final = 8
 """Documents that are read at the same time."""
 MOST_DOCUMENT: Final = 4 * 1024 * 1024
 """Largest document that is read, in bytes."""
 NOWHERE: Final = Path(os.devnull)
+MOST_TOLD: Final = 5
+"""Most missing files that are named."""
+
+Models = dict[str, Shelved]
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,14 @@ class Seen:
     """Name → ETag and content, of all that is read here."""
 
 
+@dataclass(frozen=True)
+class Look:
+    """What was found, until it is taken over."""
+
+    seen: Seen
+    models: Models
+
+
 class StorePlace:
     """See `gateway.registries.catalogue.Place`."""
 
@@ -61,7 +76,7 @@ class StorePlace:
         self._shelf = shelf
         self._name = model_name(shelf.name)
         self._seen = Seen()
-        self._models: dict[str, Shelved] = {}
+        self._models: Models = {}
         self._looks = 0
         self._lock = Lock()
         self._written: dict[str, tuple[str, int]] = {}
@@ -74,43 +89,57 @@ class StorePlace:
 
     @seen.setter
     def seen(self, seen: Seen) -> None:
-        self._seen = seen
-        kind = seen.kind
-        self._models = {} if kind is None else shelve(visible(seen.files), kind, self._name)
+        self.take(Look(seen, self._shelved(seen.files, seen.kind)))
 
     # --- looking
 
-    def look(self) -> bool:
-        """Looks anew; False where nothing has changed. Raises `FetchError`, and then all is as it
-        was before."""
+    def look(self) -> Look | None:
+        """Looks anew, and changes nothing: see `take`; `None` where all is as it was. It may
+        take long. Raises `FetchError`."""
         self._looks += 1
         files = self._shelf.files()
         if files == self._seen.files and self._seen.kind is not None:
-            return False
-        shown = visible(files)
+            return None
         kind = self._seen.kind
-        if kind is None and shown:
+        if kind is None and (shown := visible(files)):
             is_file = self._shelf.is_file(files)
             kind = "file" if is_file else kind_of(shown, loose=self._shelf.loose)
-        models = {} if kind is None else shelve(shown, kind, self._name)
-        seen = Seen(kind, files, self._read_all(models))
+        models = self._shelved(files, kind)
+        return Look(Seen(kind, files, self._read_all(models)), models)
+
+    def take(self, look: Look) -> None:
+        """From now on it is as it was found."""
         with self._lock:
-            self.seen = seen
+            self._seen, self._models = look.seen, look.models
             # What was written before this look began is in it.
-            for name in [n for n, (_, look) in self._written.items() if look < self._looks]:
+            for name in [n for n, (_, at) in self._written.items() if at < self._looks]:
                 del self._written[name]
-        return True
+
+    def _shelved(self, files: tuple[RemoteFile, ...], kind: Kind | None) -> Models:
+        """The models; one that has not changed is the same object as before."""
+        if kind is None:
+            return {}
+        if kind != "models":
+            return shelve(visible(files), kind, self._name)
+        groups: dict[str, list[RemoteFile]] = {}
+        for file in files:
+            name, separator, _ = file.name.partition("/")
+            if separator:
+                groups.setdefault(name, []).append(file)
+        models: Models = {}
+        for name, group in groups.items():
+            before = self._models.get(name)
+            if before is not None and before.listed == group and all(f.identity for f in before.read):
+                models[name] = before
+                continue
+            for model in shelve(visible(group), kind, self._name).values():
+                model.listed = group
+                models[name] = model
+        return models
 
     def _read_all(self, models: Mapping[str, Shelved]) -> dict[str, tuple[str, bytes]]:
         """The contents of all documents; those that have not changed are not read again."""
-        wanted: dict[str, RemoteFile] = {}
-        for model in models.values():
-            for file in model.documents.values():
-                wanted[file.locator] = file
-            for version in model.versions.values():
-                for file in version:
-                    if file.name.partition("/")[2] == SUMS:
-                        wanted[file.locator] = file
+        wanted = {file.locator: file for model in models.values() for file in model.read}
         known = self._seen.documents
         kept = {
             at: known[at]
@@ -124,9 +153,13 @@ class StorePlace:
                     f"{self.source}: {file.name} has {file.size} bytes, more than a document may"
                 )
         if missing:
-            with ThreadPoolExecutor(min(READERS, len(missing)), "sluice-read") as pool:
-                for file, content in zip(missing, pool.map(self._shelf.read, missing), strict=True):
-                    kept[file.locator] = (file.identity, content)
+            readers = Threads(READERS, "sluice-read")
+            contents = [readers.submit(partial(self._shelf.read, file)) for file in missing]
+            try:
+                for file, content in zip(missing, contents, strict=True):
+                    kept[file.locator] = (file.identity, content.result())
+            finally:
+                readers.close()
         return kept
 
     def folders(self, ignore: Callable[[str, str], object]) -> dict[str, str]:
@@ -146,9 +179,7 @@ class StorePlace:
     def look_into(self, path: str) -> Folder:
         """See `Place.look_into`."""
         model = self._model(path)
-        # Nobody believes in it yet, at the first look.
-        incomplete = {v for v in model.versions if self._looks <= 1 and self._missing(model, v)}
-        return model.folder(path, incomplete)
+        return model.folder(path, self._declared(model).withheld)
 
     def read_settings(self, path: str, name: str) -> ModelSettings:
         """See `Place.read_settings`."""
@@ -172,11 +203,10 @@ class StorePlace:
     def version(self, version: str, path: str, key: object) -> AspiredVersion:
         """See `Place.version`."""
         model = self._model(path.rpartition("/")[0])
-        files = model.versions.get(version, [])
-        tree = model.tree(version, self._sums(files))
-        mark: object = digest_of(tree)
-        if self._missing(model, version):
-            mark = self._looks  # it is being put there: never the same twice
+        if version not in model.trees:
+            tree = model.tree(version, self._declared(model).sums.get(version, {}))
+            model.trees[version] = (tree, digest_of(tree))
+        tree, mark = model.trees[version]
         uri = path if self._seen.kind in ("model", "models") else self._uri
         origin = self._shelf.origin(uri, version, tree) if tree else None
         return AspiredVersion(version, NOWHERE / version, (key, mark), uri, origin)
@@ -195,21 +225,30 @@ class StorePlace:
             if name in model.documents
         }
 
-    def _sums(self, files: list[RemoteFile]) -> dict[str, str]:
-        """The digests declared for a version's files."""
-        for file in files:
-            if file.name.partition("/")[2] == SUMS and file.locator in self._seen.documents:
-                try:
-                    return parse_sums(self._seen.documents[file.locator][1])
-                except ValueError:
-                    return {}
-        return {}
-
-    def _missing(self, model: Shelved, version: str) -> bool:
-        """Whether files that are declared for a version are not there yet."""
-        files = model.versions.get(version, [])
-        sums = self._sums(files)
-        return bool(sums) and not sums.keys() <= {f.name.partition("/")[2] for f in files}
+    def _declared(self, model: Shelved) -> Declared:
+        if model.declared is not None:
+            return model.declared
+        sums: dict[str, dict[str, str]] = {}
+        withheld: dict[str, str] = {}
+        for file in model.read:
+            if not is_sums(file) or file.locator not in self._seen.documents:
+                continue
+            version = file.name.partition("/")[0]
+            try:
+                declared = parse_sums(self._seen.documents[file.locator][1])
+            except InvalidModelSettings as error:
+                withheld[version] = f"{version}/{SUMS}: {error}; the version is not loaded so"
+                continue
+            there = {each.name.partition("/")[2] for each in model.versions[version]}
+            if missing := sorted(declared.keys() - there):
+                named = ", ".join(f"'{printable(name, 100)}'" for name in missing[:MOST_TOLD])
+                more = ", ..." if len(missing) > MOST_TOLD else ""
+                withheld[version] = (
+                    f"version {version} waits for {named}{more}, which its {SUMS} names"
+                )
+            sums[version] = declared
+        model.declared = Declared(sums, withheld)
+        return model.declared
 
     def _only_file(self, model: Shelved) -> str | None:
         """The file that is meant where nobody says which; `None` is the runtime's default."""
@@ -249,7 +288,10 @@ def dump(seen: Seen) -> bytes:
     documents = {
         at: (etag, b64encode(text).decode()) for at, (etag, text) in seen.documents.items()
     }
-    tree = {"kind": seen.kind, "files": [astuple(file) for file in seen.files]}
+    files = [
+        (f.name, f.size, f.identity, f.sha256, f.locator, f.archive) for f in seen.files
+    ]  # not `astuple`, which copies
+    tree = {"kind": seen.kind, "files": files}
     return msgspec.json.encode({**tree, "documents": documents})
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from gateway.artifacts.base import Origin, RemoteFile
 from gateway.artifacts.origins import BUCKETS, origin_of
 from gateway.errors import FetchError, RegistryError
+
+if TYPE_CHECKING:
+    from gateway.artifacts.stores import Stored
 
 Files = tuple[RemoteFile, ...]
 
@@ -29,7 +32,8 @@ class Shelf(Protocol):
     not models to be."""
 
     def files(self) -> Files:
-        """Every file, by its name below the place. Raises `FetchError`."""
+        """Every file, by its name below the place; best the same tuple where nothing has changed,
+        and the same objects for files that have not. Raises `FetchError`."""
 
     def is_file(self, files: Files) -> bool:
         """Whether the place, of which these are all files, is a file itself."""
@@ -60,21 +64,30 @@ class BucketShelf:
         self._bucket, self._prefix = stores.bucket_of(uri)
         self.name = (self._prefix or self._bucket.name).rpartition("/")[2]
         self._companions = self._prefix.endswith(".onnx")
+        self._listed: list[stores.Stored] = []
+        self._files: Files = ()
 
     def files(self) -> Files:
-        """See `Shelf.files`."""
+        """See `Shelf.files`. What has not changed is the same object as before."""
         found = self._stores.list_objects(self._bucket, self._prefix)
         if len(found) == 1 and found[0].key == self._prefix and self._companions:
             for ending in EXTERNAL:
                 found += self._stores.list_objects(self._bucket, self._prefix + ending)
-        cut = len(self._prefix) + 1 if self._prefix else 0
-        last = self._prefix.rpartition("/")[0]
-        files = []
-        for each in found:
-            inside = not self._prefix or each.key.startswith(f"{self._prefix}/")
-            name = each.key[cut:] if inside else each.key[len(last) + 1 if last else 0 :]
-            files.append(RemoteFile(name, each.size, each.etag, locator=each.key))
-        return tuple(files)
+        if found != self._listed:
+            known = dict(zip(self._listed, self._files, strict=True))
+            self._files = tuple(known.get(each) or self._file(each) for each in found)
+            self._listed = found
+        return self._files
+
+    def _file(self, stored: Stored) -> RemoteFile:
+        key = stored.key
+        if not self._prefix:
+            name = key
+        elif key.startswith(f"{self._prefix}/"):
+            name = key[len(self._prefix) + 1 :]
+        else:  # the prefix is a file itself
+            name = key.rpartition("/")[2]
+        return RemoteFile(name, stored.size, stored.etag, locator=key)
 
     def is_file(self, files: Files) -> bool:
         """See `Shelf.is_file`."""

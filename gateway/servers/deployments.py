@@ -14,10 +14,11 @@ from starlette.routing import BaseRoute, Route
 
 from gateway.codecs.json_data import parse_json
 from gateway.config import Config
-from gateway.control.callers import Caller, check_caller, host_of, is_this_machine
+from gateway.control.callers import Caller, check_caller
 from gateway.control.deploying import Deploying
 from gateway.registries.deployment_documents import Asked, asked
 from gateway.servers.http_app import answer, read_body
+from gateway.servers.repository import caller_of
 
 BASE: Final = "/admin/v1/deployments"
 MAX_BODY: Final = 1024 * 1024
@@ -45,8 +46,7 @@ class Deployments:
         self, handler: Callable[[Request, Caller], Awaitable[Response]]
     ) -> Callable[[Request], Awaitable[Response]]:
         async def guarded(request: Request) -> Response:
-            peer = request.client.host if request.client is not None else ""
-            caller = Caller(peer, {k.lower(): v for k, v in request.headers.items()})
+            caller = caller_of(request)
             check_caller(caller, self._config.admin.token, what="the admin API", key="admin.token")
             return await handler(request, caller)
 
@@ -62,14 +62,14 @@ class Deployments:
     async def create(self, request: Request, caller: Caller) -> Response:
         """Body: ``{"name": "iris", "uri": "models:/iris/1", "settings": {}, "traffic": {}}``."""
         wanted = await self._body(request)
-        made = await self._deploying.create(wanted, caller.who, local=is_local(caller))
+        made = await self._deploying.create(wanted, caller.who, local=caller.local)
         return answer(made)
 
     async def update(self, request: Request, caller: Caller) -> Response:
         """Body: as for `create`; what is left out stays as it is."""
         wanted = await self._body(request)
         name = request.path_params["name"]
-        made = await self._deploying.update(name, wanted, caller.who, local=is_local(caller))
+        made = await self._deploying.update(name, wanted, caller.who, local=caller.local)
         return answer(made)
 
     async def delete(self, request: Request, caller: Caller) -> Response:
@@ -82,13 +82,3 @@ class Deployments:
         body = await read_body(request, MAX_BODY)
         tree: dict[str, Any] = parse_json(body, self._config.limits.max_json_depth)
         return asked(tree)
-
-
-def is_local(caller: Caller) -> bool:
-    """Whether the caller is on this machine, and not somebody behind a proxy on it."""
-    if not is_this_machine(caller.peer):
-        return False
-    headers = caller.headers
-    if headers.get("x-forwarded-for") or headers.get("forwarded"):
-        return False
-    return is_this_machine(host_of("//" + headers.get("host", "")))

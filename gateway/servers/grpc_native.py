@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from time import perf_counter
 from typing import Any, Final
 
@@ -21,9 +22,16 @@ from gateway.codecs.oip_grpc import GrpcCodec
 from gateway.codecs.statuses import UNAVAILABLE, grpc_status
 from gateway.config import LimitsConfig
 from gateway.control.callers import Caller
-from gateway.errors import Draining, InferenceFailed, NotLoaded, SluiceError, text_of
+from gateway.errors import (
+    DeadlineExceeded,
+    Draining,
+    InferenceFailed,
+    NotLoaded,
+    SluiceError,
+    text_of,
+)
 from gateway.pipeline import Pipeline
-from gateway.servers.grpc_service import INFER, GrpcService, grpc_caller
+from gateway.servers.grpc_service import INFER, GrpcService, Slow, grpc_caller
 from gateway.servers.trailers import answer_trailers, error_trailers
 from gateway.telemetry.logs import log
 from gateway.tensors import InferenceRequest, InferenceResponse
@@ -208,6 +216,8 @@ class NativeGrpcServer:
                     call = calls.get(call_id)
                     if call is not None:
                         call.cancel()
+                    elif (task := self._tasks.get(call_id)) is not None:
+                        task.cancel()
                 elif method == 0:
                     metadata, _, left = details
                     deadline = None if left is None else now + left
@@ -216,45 +226,47 @@ class NativeGrpcServer:
                     admission.in_flight += 1
                     serve(call)
                 elif method in self._handlers:
-                    self._control(call_id, method, payload)
+                    self._control(call_id, method, payload, details)
                 else:
-                    metadata, peer, _ = details
-                    work = self._answer(call_id, method, payload, grpc_caller(metadata, peer))
-                    self._tasks[call_id] = self._loop.create_task(work)
+                    metadata, peer, left = details
+                    slow, caller = self._slow[method], grpc_caller(metadata, peer)
+                    self._later(call_id, partial(self._asked, slow, payload, caller), left)
             except Exception:  # the others of the burst have nothing to do with it
                 log.exception("unexpected error on the native gRPC server")
 
-    def _control(self, call_id: int, method: int, payload: bytes) -> None:
-        """Answers anything but inference, at once."""
+    def _control(self, call_id: int, method: int, payload: bytes, details: Any) -> None:
+        """Answers anything but inference: at once, or when the model in question is loaded."""
         try:
             self.pipeline.admission.check_size(len(payload))
             self.front.respond(call_id, self._handlers[method](payload))
         except NotLoaded:
-            self._tasks[call_id] = self._loop.create_task(
-                self._answer_loaded(call_id, method, payload)
-            )
+            ask = partial(self._handlers[method], payload)
+            self._later(call_id, partial(self.pipeline.when_loaded, ask), details[2])
         except Exception as error:
             self._refuse(call_id, error)
 
-    async def _answer_loaded(self, call_id: int, method: int, payload: bytes) -> None:
-        """Answers once the model in question is loaded."""
+    async def _asked(self, slow: Slow, payload: bytes, caller: Caller) -> bytes:
+        self.pipeline.admission.check_size(len(payload))
+        return await slow(payload, caller)
+
+    def _later(
+        self, call_id: int, work: Callable[[], Awaitable[bytes]], left: float | None
+    ) -> None:
+        """Answers what takes its time, `left` seconds at most; the event loop goes on meanwhile."""
+        task = self._loop.create_task(self._answer(call_id, work, left))
+        self._tasks[call_id] = task
+        task.add_done_callback(lambda _: self._tasks.pop(call_id, None))
+
+    async def _answer(
+        self, call_id: int, work: Callable[[], Awaitable[bytes]], left: float | None
+    ) -> None:
         try:
-            answer = await self.pipeline.when_loaded(lambda: self._handlers[method](payload))
+            async with asyncio.timeout(left) as limit:
+                answer = await work()
             self.front.respond(call_id, answer)
         except Exception as error:
-            self._refuse(call_id, error)
-        finally:
-            del self._tasks[call_id]
-
-    async def _answer(self, call_id: int, method: int, payload: bytes, caller: Caller) -> None:
-        """Answers what takes its time; the event loop goes on meanwhile."""
-        try:
-            self.pipeline.admission.check_size(len(payload))
-            self.front.respond(call_id, await self._slow[method](payload, caller))
-        except Exception as error:
-            self._refuse(call_id, error)
-        finally:
-            del self._tasks[call_id]
+            late = DeadlineExceeded("the deadline passed before there was an answer")
+            self._refuse(call_id, late if limit.expired() else error)
 
     def _refuse(self, call_id: int, error: Exception) -> None:
         if not isinstance(error, SluiceError):

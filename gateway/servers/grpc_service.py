@@ -14,7 +14,7 @@ from gateway import __version__
 from gateway.codecs.messages import METHODS
 from gateway.control.callers import Caller, grpc_peer
 from gateway.control.repository import Parameter, Repository
-from gateway.errors import InvalidRequest, printable
+from gateway.errors import InvalidRequest, ModelNotReady, NotLoaded, printable
 from gateway.facts import NAME, Facts, statistics_json
 
 INFER: Final = "ModelInfer"
@@ -96,7 +96,10 @@ class GrpcService:
         }
 
     def _statistics(self, request: Any) -> dict[str, Any]:
-        servables = self._facts.servables(request.name, request.version)
+        try:
+            servables = self._facts.servables(request.name, request.version)
+        except NotLoaded as error:  # to be counted is no reason to be loaded
+            raise ModelNotReady(str(error)) from None
         return {"model_stats": [statistics_json(servable) for servable in servables]}
 
 
@@ -137,9 +140,6 @@ def answered(name: str, request: Any, **done: bool) -> bytes:
 
 
 def grpc_caller(metadata: Iterable[tuple[str, str | bytes]], peer: str) -> Caller:
-    """Who calls: the metadata with text values, the first of each key."""
-    headers: dict[str, str] = {}
-    for key, value in metadata:
-        if isinstance(value, str):
-            headers.setdefault(key, value)
-    return Caller(grpc_peer(peer), headers)
+    """Who calls, with the metadata that has text values."""
+    texts = ((key, value) for key, value in metadata if isinstance(value, str))
+    return Caller.of(grpc_peer(peer), texts)

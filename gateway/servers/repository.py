@@ -16,7 +16,7 @@ from gateway.codecs.oip_rest import refuse_unknown
 from gateway.control.callers import Caller
 from gateway.control.files import PREFIX
 from gateway.control.repository import Parameter, Repository
-from gateway.errors import Draining, InvalidRequest, printable
+from gateway.errors import InvalidRequest, printable
 from gateway.servers.http_app import answer, read_body
 from gateway.servers.http_call import IN_THREAD
 from gateway.servers.http_state import HttpState
@@ -54,21 +54,7 @@ class RepositoryRoutes:
         parameters = await self._parameters(request)
         path = request.path_params
         change = self._repository.load if what == "load" else self._repository.unload
-        me = asyncio.current_task()
-        assert me is not None
-        self._shared.streams.add(me)
-        try:
-            await change(
-                caller,
-                path["model"],
-                parameters,
-                version=path.get("version", ""),
-            )
-        except asyncio.CancelledError:
-            me.uncancel()  # the caller is told, and the task ends in order
-            raise Draining from None
-        finally:
-            self._shared.streams.discard(me)
+        await change(caller, path["model"], parameters, version=path.get("version", ""))
         # Triton answers nothing, KServe these words.
         return answer({"name": path["model"], what: True})
 
@@ -107,4 +93,4 @@ def parse_parameters(body: bytes, max_depth: int) -> dict[str, Parameter]:
 def caller_of(request: Request) -> Caller:
     """Who sends a request."""
     host = request.client.host if request.client is not None else ""
-    return Caller(host, dict(reversed(request.headers.items())))
+    return Caller.of(host, request.headers.items())

@@ -30,8 +30,8 @@ class Counted:
     servable: Servable | None
 
 
-class Loads:
-    """All loads of one version."""
+class CountedVersion:
+    """The numbers of one version, of all its loads."""
 
     def __init__(self) -> None:
         self.servable: Servable | None = None
@@ -67,26 +67,26 @@ class Counts:
     ) -> None:
         self._answering = answering
         self._known = known
-        self._models: dict[str, dict[str, Loads]] = {}
+        self._models: dict[str, dict[str, CountedVersion]] = {}
 
     def changed(self, model: str) -> None:
         """Hears that other versions of a model may answer now."""
         answering = {servable.version: servable for servable in self._answering(model)}
-        loads = self._models.setdefault(model, {})
+        versions = self._models.setdefault(model, {})
         for version, servable in answering.items():
             # Behind the others: the last to go is the last to be forgotten.
-            loads[version] = loads.pop(version) if version in loads else Loads()
-            loads[version].take(servable)
-        retired = [version for version in loads if version not in answering]
+            versions[version] = versions.pop(version) if version in versions else CountedVersion()
+            versions[version].take(servable)
+        retired = [version for version in versions if version not in answering]
         for version in retired[: max(0, len(retired) - MOST_RETIRED)]:
-            del loads[version]
+            del versions[version]
         for version in retired[-MOST_RETIRED:]:
-            loads[version].take(None)
+            versions[version].take(None)
 
     def all(self) -> Iterator[Counted]:
         """Every version of every model that is still known."""
         for name in [name for name in self._models if name not in self._known]:
             del self._models[name]
         for name, versions in list(self._models.items()):
-            for version, loads in list(versions.items()):
-                yield Counted(name, version, loads.stats(), loads.decoupled, loads.servable)
+            for version, each in list(versions.items()):
+                yield Counted(name, version, each.stats(), each.decoupled, each.servable)

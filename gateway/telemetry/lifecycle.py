@@ -12,7 +12,7 @@ from gateway.lifecycle.manager import Manager
 def lifecycle_metrics(manager: Manager) -> Iterator[Metric]:
     """Loads, and the memory that versions hold."""
     loads = CounterMetricFamily("sluice_loads", "Loads of versions that ended.", labels=["outcome"])
-    for outcome, count in manager.loads.items():
+    for outcome, count in manager.ended_loads.items():
         loads.add_metric([outcome], count)
     yield loads
     yield CounterMetricFamily(
@@ -31,6 +31,30 @@ def lifecycle_metrics(manager: Manager) -> Iterator[Metric]:
     for labels, size in sizes.items():
         memory.add_metric(labels, size)
     yield memory
+    yield GaugeMetricFamily(
+        "sluice_loads_waiting_for_memory",
+        "Loads of versions that wait now for memory.",
+        manager.memory.waiting,
+    )
+    yield GaugeMetricFamily(
+        "sluice_fetches_running",
+        "Versions whose files are being fetched now.",
+        manager.runner.fetching,
+    )
+    yield CounterMetricFamily(
+        "sluice_fetched_bytes",
+        "Bytes of versions' files that were fetched.",
+        manager.runner.fetched_bytes,
+    )
+    held_back = GaugeMetricFamily(
+        "sluice_version_held_back",
+        "1 for a version that is ready and gets no share of the split, for its signature.",
+        labels=["model", "version"],
+    )
+    for name, model in manager.models.items():
+        for version in model.refused:
+            held_back.add_metric([name, version], 1)
+    yield held_back
     if manager.memory.budget:
         yield GaugeMetricFamily(
             "sluice_memory_budget_bytes", "lifecycle.memory_budget_mb.", manager.memory.budget

@@ -14,6 +14,7 @@ from random import Random
 from time import perf_counter
 from typing import Any, Final
 
+from gateway.artifacts.addresses import is_metadata_host
 from gateway.codecs.client_grpc import ServerMetadata
 from gateway.remote_document import Location
 from runtimes.remote.failures import AttemptFailed, Fate
@@ -92,6 +93,12 @@ class Replicas:
             self.trouble = f"'{location.host}' cannot be looked up: {text}"
             return before
         addresses = list(dict.fromkeys(str(entry[4][0]) for entry in entries))
+        if any(map(is_metadata_host, addresses)):  # whoever mixes them is up to something
+            self.trouble = (
+                f"'{location.host}' is a link-local address or a cloud's metadata service; no "
+                "model is called there"
+            )
+            return []
         if len({entry[0] for entry in entries}) > 1:
             # The same hosts by both protocols: IPv4 alone, as nobody says which belong together.
             addresses = [address for address in addresses if ":" not in address]

@@ -78,7 +78,7 @@ def test_check_a_directory_without_models(tmp_path: Path) -> None:
     [
         (["serve"], "give a SOURCE"),
         (["serve", "nothing"], "source 'nothing' does not exist"),
-        (["serve", "s3://bucket/models"], "scheme 's3' is not supported"),
+        (["serve", "ftp://host/models"], "scheme 'ftp' is not known"),
         (["serve", str(MODELS), "--set", "grpc.sever=native"], "did you mean 'grpc.server'?"),
         (["serve", str(MODELS), "--set", "drain.grace"], "must be KEY=VALUE"),
         (["serve", str(MODELS), "--set", "drain.grace=long"], "drain.grace"),
@@ -104,11 +104,11 @@ def test_an_unknown_variable_is_refused() -> None:
 
 def test_config_show(tmp_path: Path) -> None:
     file = tmp_path / "sluice.yaml"
-    file.write_text("drain: {grace: 3}\nadmin: {token: secret}\n")
-    variables = {"SLUICE_GRPC__SERVER": "grpcio", "SLUICE_URL": "x", "SLUICE_TOKEN": "secret"}
+    file.write_text("drain: {grace: 3}\nadmin: {token: hush-hush}\n")
+    variables = {"SLUICE_GRPC__SERVER": "grpcio", "SLUICE_URL": "x", "SLUICE_TOKEN": "hush-hush"}
     result = sluice("config", "show", "--config", file, **variables)
     assert result.returncode == 0, result.stderr
-    assert "secret" not in result.stdout
+    assert "hush-hush" not in result.stdout
     tree = yaml.safe_load(result.stdout)
     assert tree["drain"]["grace"] == 3
     assert tree["grpc"]["server"] == "grpcio"

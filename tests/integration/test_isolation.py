@@ -358,7 +358,7 @@ def test_a_spare_that_dies_when_it_is_needed_fails_no_load(tmp_path: Path) -> No
             (spare,) = spares.values()
             os.kill(spare.pid, signal.SIGSTOP)
             write_misbehaving(tmp_path / "n")
-            scan = asyncio.create_task(rig.gateway.rescan(rig.gateway.registries[0]))
+            scan = asyncio.create_task(rig.gateway.look(rig.gateway.registries[0]))
             await rig.until(lambda: spare not in spares.values(), "the load to take the spare")
             os.kill(spare.pid, signal.SIGKILL)
             await scan
@@ -646,7 +646,7 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
                 for name in models:
                     assert (await rig.ask(name, [[1, 2]])).tolist() == [[2, 4]]
                     os.utime(tmp_path / name / "1" / "model.mis", (cycle + 1, cycle + 1))
-                await rig.gateway.rescan(rig.gateway.registries[0])
+                await rig.gateway.look(rig.gateway.registries[0])
 
                 def swapped(name: str, old: dict[str, int] = old) -> bool:
                     versions = rig.gateway.facts.status(name)["versions"]
@@ -691,7 +691,7 @@ def test_spare_takes_over(tmp_path: Path) -> None:
             (spare,) = spares.values()
             (tmp_path / "m" / "1" / "model.mis").unlink()
             (tmp_path / "m" / "1").rmdir()
-            await rig.gateway.rescan(rig.gateway.registries[0])
+            await rig.gateway.look(rig.gateway.registries[0])
             await rig.until(lambda: spare.ended.is_set(), "the end of the spare")
 
     asyncio.run(main())

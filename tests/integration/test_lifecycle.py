@@ -133,7 +133,7 @@ def test_a_slow_copy_is_loaded_once_and_whole(tmp_path: Path) -> None:
             assert (await served.ask())[0] == "1"
             await asyncio.sleep(0.02)
         await served.answers("2", 2.0)
-        assert served.gateway.manager.loads == {"ok": 2, "failed": 0}
+        assert served.gateway.manager.ended_loads == {"ok": 2, "failed": 0}
 
     serving(test, tmp_path)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from mlflow.exceptions import MlflowException
 
 from gateway.deployments.client import SluicegateDeployments
 from tests.support.environments import environment, python
+from tests.support.file_server import FileServer
 from tests.support.gateway import PATIENCE, ROOT, GatewayProcess, wait_until
 from tests.support.mlflow_models import save_onnx, save_sklearn
 from tests.support.onnx_models import write_adding
@@ -242,16 +245,24 @@ def test_mlflow_finds_the_plugin(
     assert done.stdout.startswith("[]") and "traffic.VERSION=WEIGHT" in done.stdout
 
 
-def test_run_local(models: Path, installed: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_run_local(
+    stop: signal.Signals, models: Path, installed: dict[str, str], tmp_path: Path
+) -> None:
+    path = tmp_path / "iris, the second"
+    shutil.copytree(models / "iris", path)
+    folders = tmp_path / "temporary"
+    folders.mkdir()
+    config = {"http": "127.0.0.1:0", "grpc": "127.0.0.1:0"}
     script = (
         "from gateway.deployments.plugin import run_local\n"
-        f"run_local('m', '{models}/iris', config={{'http': '127.0.0.1:0', 'grpc': '127.0.0.1:0'}})"
+        f"run_local('m', '{path}', config={config})"
     )
     log = tmp_path / "local.log"
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [sys.executable, "-c", script],
-            env=installed, cwd=tmp_path, stdout=out, stderr=out, start_new_session=True,
+            [sys.executable, "-c", script], env=installed | {"TMPDIR": str(folders)},
+            cwd=tmp_path, stdout=out, stderr=out, start_new_session=True,
         )  # fmt: skip
     try:
         wait_until(
@@ -260,8 +271,64 @@ def test_run_local(models: Path, installed: dict[str, str], tmp_path: Path) -> N
         )  # fmt: skip
         assert process.poll() is None, log.read_text()
     finally:
-        os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
+        if stop == signal.SIGINT:
+            os.killpg(process.pid, stop)  # as Ctrl-C does
+        else:
+            process.send_signal(stop)
         assert process.wait(PATIENCE) == 0, log.read_text()
+    with pytest.raises(ProcessLookupError):  # no gateway is left in its group
+        os.killpg(process.pid, 0)
+    assert not list(folders.glob("sluice-local-*"))
+
+
+PLUS = b"""import numpy as np
+
+class Plus:
+    signature = {"inputs": {"x": ("FP32", [-1])}, "outputs": {"y": ("FP32", [-1])}}
+
+    def infer(self, inputs):
+        return {"y": inputs["x"] + np.float32(1)}
+"""
+
+
+def test_files_of_a_web_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLUICE_TOKEN", "secret")
+    files = {"/trusted/plus.py": PLUS, "/files/plus.py": PLUS}
+    with FileServer(files) as server:
+        host = server.url("").removeprefix("http://").rstrip("/")
+        settings = {
+            "state_dir": tmp_path / "state", "trust.code": f"http://{host}/trusted",
+            "admin.token": "secret",
+        }  # fmt: skip
+        (tmp_path / "models").mkdir()
+        gateway = GatewayProcess(tmp_path, [tmp_path / "models"], settings=settings)
+        try:
+            client = client_of(gateway)
+            for way, said in (
+                ("trusted/../files/plus.py", "'..'"),
+                ("trusted/%2e%2e/files/plus.py", "'..'"),
+                ("files/plus.py", "not trusted"),
+            ):
+                with pytest.raises(MlflowException, match=re.escape(said)):
+                    client.create_deployment("d", f"http://{host}/{way}")
+            made = client.create_deployment(
+                "d", f"http://ann:hidden@{host}/trusted/plus.py?s=hidden"
+            )
+            assert made["uri"] == f"http://{host}/trusted/plus.py?…"
+            assert client.predict("d", {"x": [1.0]})["predictions"] == {"y": [2.0]}
+            token = {"authorization": "Bearer secret"}
+            for path in ("history", "deployments", "models/d", "models/d/history", "status"):
+                shown = httpx.get(f"{gateway.http}/admin/v1/{path}", headers=token).text
+                assert "hidden" not in shown
+        finally:
+            gateway.stop()
+        assert "hidden" not in gateway.log()
+    holding = [
+        path.name
+        for path in (tmp_path / "state").rglob("*")
+        if path.is_file() and b"hidden" in path.read_bytes()
+    ]
+    assert holding == ["d.yaml"]
 
 
 def test_target_may_be_left_to_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

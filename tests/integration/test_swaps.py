@@ -189,7 +189,7 @@ async def run(rig: Rig, plan: Callable[[Rig, Load], Any], swaps: int) -> None:
         rate = load.sent / took
         grown = (psutil.Process().memory_info().rss - memory) / 2**20
         print(f"{rig.swaps} swaps, {load.sent} requests, {rate:.0f} a second, {grown:.1f} MiB more")
-        assert rate >= 200, "too little load to prove anything"
+        assert load.sent >= 100 * swaps, "too little load to prove anything"
         assert grown < 200
         await check_nothing_is_left(rig)
     finally:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gateway.artifacts.base import Origin
+from gateway.artifacts.origins import LocalOrigin
 from gateway.deployments.settings import body_of
 from gateway.errors import FetchError, InvalidModelSettings, InvalidRequest, RegistryError
 from gateway.registries.deployment_documents import (
@@ -26,6 +28,7 @@ from gateway.registries.deployments import DeploymentsRegistry
 from gateway.registries.traffic import StickyKey, Traffic
 from gateway.state import StateDir
 from gateway.trust import Trust
+from gateway.uris import public
 
 
 def version(source: str = "s3://b/m") -> Version:
@@ -95,7 +98,7 @@ def test_requests() -> None:
     ):
         with pytest.raises(InvalidRequest, match=said):
             asked(tree)
-    for name in (None, "", ".hidden", "a/b", "a" * 300, "ä"):
+    for name in (None, "", ".hidden", "a/b", "a" * 201, "ä"):
         with pytest.raises(InvalidRequest):
             check_name(name)
 
@@ -174,6 +177,95 @@ def test_paths_are_for_callers_on_this_machine(tmp_path: Path) -> None:
     for uri in ("", "models:/", "relative", f"{tmp_path}/nothing"):
         with pytest.raises(InvalidRequest):
             pinned(uri, resolve, local=True)
+
+
+def nowhere(uri: str) -> str:
+    raise AssertionError("nobody is asked")
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("ftp://ann:secret@x/y?sig=secret", "'ftp://x/y[?]…'.*'ftp' is not known"),
+        ("hf://x", "names no model repository"),
+        ("s3:///secret?sig=secret" + "x" * 100, "names no bucket"),
+        ("http://h/trusted/../secret-less/model.py", r"holds '\.' or '\.\.'"),
+        ("http://ann:secret@h/a/%2e%2e/b", r"'http://h/a/%2e%2e/b' holds"),
+        ("models:/../1", r"holds '\.' or '\.\.'"),
+        ("runs:/abc/a/../../b", r"holds '\.' or '\.\.'"),
+    ],
+)
+def test_uris_that_cannot_be_one_are_bad_requests(uri: str, said: str) -> None:
+    with pytest.raises(InvalidRequest, match=said) as error:
+        pinned(uri, nowhere, local=True)
+    assert "sig=" not in str(error.value) and "ann" not in str(error.value)
+
+
+def test_uris_are_kept_as_they_are_asked_for() -> None:
+    given = "http://ann:secret@H:80/m/plus.py?sig=secret"
+    kept = pinned(given, nowhere, local=False)
+    assert kept == "http://ann:secret@h/m/plus.py?sig=secret"
+
+
+def test_secrets_stay_in_the_document(tmp_path: Path) -> None:
+    source = "https://ann:secret@h/m/plus.py?sig=secret"
+    registry = DeploymentsRegistry(StateDir(tmp_path), in_mlflow)
+    registry.put(Deployment(name="m", versions={"1": version(source)}, traffic={}))
+    (document,) = (tmp_path / "deployments").iterdir()
+    assert source in document.read_text() and document.stat().st_mode & 0o777 == 0o600
+    model = DeploymentsRegistry(StateDir(tmp_path), in_mlflow).scan()["m"]
+    assert model.versions["1"].source == "https://h/m/plus.py?…"
+    assert Trust(["https://h/m"]).covers(Path("/x"), model.versions["1"].source)
+
+
+def test_what_may_be_shown() -> None:
+    for uri, shown in (
+        ("models:/m@champion", "models:/m@champion"),
+        ("mlflow+http://h/models:/m/1", "mlflow+http://h/models:/m/1"),
+        ("abfss://container@account.dfs.core.windows.net/m",) * 2,
+        ("abfss://ann:pass@account/m", "abfss://account/m"),
+        ("https://a:b@c@h:1/m?x#sha256=1", "https://h:1/m?…"),
+        ("/a/path@b?c", "/a/path@b?c"),
+    ):
+        assert public(uri) == shown
+
+
+@pytest.mark.parametrize(
+    ("source", "file"),
+    [
+        ("https://h/a/plus%20one.py?x=1", "plus one.py"),
+        ("https://h/weights.tar.gz", ""),
+        ("s3://b/a/m.onnx", "m.onnx"),
+        ("s3://b/a/m", ""),
+        ("hf://o/m.onnx", ""),
+        ("hf://o/r/m.pt2", "m.pt2"),
+        ("mlflow+http://h/models:/m/1", ""),
+        ("oci://h/r:1", ""),
+    ],
+)
+def test_a_single_file_keeps_its_name(source: str, file: str, tmp_path: Path) -> None:
+    def somewhere(source: str, created: float) -> Origin:
+        return LocalOrigin(tmp_path)
+
+    registry = DeploymentsRegistry(StateDir(tmp_path), somewhere)
+    registry.put(Deployment(name="m", versions={"1": version(source)}, traffic={}))
+    assert registry.scan()["m"].settings.version_files.get("1", "") == file
+
+
+def test_deployments_may_be_stored_while_they_are_read(tmp_path: Path) -> None:
+    registry = DeploymentsRegistry(StateDir(tmp_path), in_mlflow)
+    registry.put(deployment())
+
+    class Growing(dict[str, Deployment]):
+        """A thread that stores one more at the worst moment."""
+
+        def __iter__(self) -> Iterator[str]:
+            for name in super().__iter__():
+                yield name
+                self["n"] = deployment()
+
+    registry._documents = Growing(registry._documents)
+    assert list(registry.scan()) == ["m"] and registry.names() == ["m"]
 
 
 def test_trust_covers_paths_named_by_uri(tmp_path: Path) -> None:

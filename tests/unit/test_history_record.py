@@ -352,6 +352,23 @@ def test_a_database_of_the_users_is_never_set_aside(
 # --- the table
 
 
+def test_only_its_owner_may_read_the_file(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        file = tmp_path / "history.db"
+        with closing(open_file(file)) as store:
+            store.open_runs()
+            modes = {each.name: each.stat().st_mode & 0o777 for each in tmp_path.iterdir()}
+        assert modes["history.db"] == 0o600 and set(modes.values()) == {0o600}
+        # One that is there already stays as its owner wants it.
+        file.chmod(0o640)
+        with closing(open_file(file)) as store:
+            store.open_runs()
+        assert file.stat().st_mode & 0o777 == 0o640
+    finally:
+        os.umask(before)
+
+
 def test_nobody_changes_what_is_written(tmp_path: Path) -> None:
     with closing(open_file(tmp_path / "history.db")) as store:
         store.add([row_of(entry(1))])

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import ModelLoadError
-from gateway.lifecycle.budget import Evict, Fits, Holding, Never, Stay, Wait, decide
+from gateway.lifecycle.budget import Evict, Fits, Holding, Never, Stay, Sums, Wait, decide
 from gateway.lifecycle.memory import MOST_PASSED, Memory
 from gateway.lifecycle.resident import give_back, own_share, resident
 from gateway.lifecycle.states import Record
@@ -55,7 +55,7 @@ def holding(key: str, size: int, stay: Stay, last_used: float = 0.0) -> Holding:
     ],
 )
 def test_decisions(need: int, held: list[Holding], verdict: object) -> None:
-    assert decide(need, 100, held) == verdict
+    assert decide(need, 100, Sums(held)) == verdict
 
 
 @given(
@@ -67,7 +67,7 @@ def test_decisions(need: int, held: list[Holding], verdict: object) -> None:
 def test_what_is_decided_makes_room(need: int, held: list[tuple[int, Stay, int]]) -> None:
     holdings = [Holding(n, size, stay, used) for n, (size, stay, used) in enumerate(held)]
     total = sum(each.size for each in holdings)
-    verdict = decide(need, 100, holdings)
+    verdict = decide(need, 100, Sums(holdings))
     leaving = sum(each.size for each in holdings if each.stay is Stay.LEAVING)
     match verdict:
         case Fits():
@@ -105,9 +105,10 @@ class Line:
             lambda: self.now,
         )
 
-    def evict(self, record: Record) -> None:
+    def evict(self, record: Record) -> int:
         self.evicted.append(record.version)
         self.stays[record] = Stay.LEAVING
+        return 1
 
     def record(self, version: str, stay: Stay = Stay.BUSY) -> Record:
         made = Record(AspiredVersion(version, Path(version), "a"), f"model-{version}")

@@ -14,6 +14,7 @@ from gateway.config import Config, MlflowConfig, RegistryConfig
 from gateway.errors import RegistryError
 from gateway.model_settings import ModelSettings
 from gateway.registries.base import Snapshot
+from gateway.registries.mlflow import registry as module
 from gateway.registries.mlflow.documents import (
     Alias,
     ModelPage,
@@ -176,7 +177,7 @@ def test_models_that_slip_from_page_to_page_are_not_lost(mlflow: FakeMlflow) -> 
     own = registry(mlflow)
     assert len(own.scan()) == 2
     pages = mlflow.pages()
-    mlflow.pages = lambda: [pages[0], msgspec.json.encode(ModelPage())]  # type: ignore[method-assign]
+    mlflow.pages = lambda: [pages[0], msgspec.json.encode(ModelPage(()))]  # type: ignore[method-assign]
     assert len(own.scan()) == 2
     del mlflow.models["n"]
     mlflow.add("x", 1, {})
@@ -184,15 +185,92 @@ def test_models_that_slip_from_page_to_page_are_not_lost(mlflow: FakeMlflow) -> 
     assert served(own.scan()) == {"m": ["1"]}
 
 
-def test_an_empty_answer_is_believed(mlflow: FakeMlflow) -> None:
-    own = registry(mlflow)
-    own.scan()
-    mlflow.pages = lambda: [b"{}"]  # type: ignore[method-assign]
-    assert own.scan() == {}
-    for wrong in (b"", b"[]", b"<html>", b'{"registered_models": 3}', b"\xff"):
+def test_an_answer_without_models_is_checked(mlflow: FakeMlflow, tmp_path: Path) -> None:
+    own = registry(mlflow, tmp_path)
+    before = own.scan()
+    for wrong in (
+        b"", b"[]", b"<html>", b'{"registered_models": 3}', b"\xff",
+        b'{"status": "maintenance"}', b'{"next_page_token": "", "status": "maintenance"}',
+    ):  # fmt: skip
         mlflow.pages = lambda wrong=wrong: [wrong]  # type: ignore[method-assign]
         with pytest.raises(RegistryError, match="something else than was asked"):
             own.scan()
+    mlflow.pages = lambda: [b"{}"]  # type: ignore[method-assign]
+    with pytest.raises(RegistryError, match="lists no models, and yet it has 'm'"):
+        own.scan()
+    mlflow.down = "away"
+    mlflow.pages = lambda: mlflow._ask("pages") or []  # type: ignore[method-assign,func-returns-value]
+    assert registry(mlflow, tmp_path).scan() == before, "what is remembered is what it was"
+    mlflow.down = ""
+    del mlflow.models["m"]
+    mlflow.pages = lambda: [b"{}"]  # type: ignore[method-assign]
+    assert own.scan() == {}
+    assert registry(mlflow).scan() == {}
+
+
+def test_an_alias_on_a_version_that_mlflow_does_not_list(mlflow: FakeMlflow) -> None:
+    own = registry(mlflow)
+    before = own.scan()["m"]
+    mlflow.set_alias("m", "champion", "4")
+    now = own.scan()["m"]
+    assert (now.versions, now.traffic) == (before.versions, before.traffic)
+    assert now.error == "version 4, which the alias 'champion' names, is not in MLflow's list"
+    mlflow.all_versions["m"].append(Version("m", "4"))
+    now = own.scan()["m"]
+    assert list(now.versions) == ["4"] and now.traffic.stable == "4" and not now.error
+    # Nor is what serves unloaded when the list of versions is empty all at once.
+    mlflow.all_versions["m"].clear()
+    mlflow.set_tag("m", "any", "thing")
+    now = own.scan()["m"]
+    assert list(now.versions) == ["4"] and now.traffic.stable == "4" and now.error
+
+
+def test_versions_that_stay_pending_are_asked_for_less_and_less(mlflow: FakeMlflow) -> None:
+    mlflow.add("other", 1, {"champion": "1"})
+    mlflow.all_versions["m"].append(Version("m", "4", status="PENDING_REGISTRATION"))
+    own = registry(mlflow)
+    own.scan()
+    mlflow.asked.clear()
+    for _ in range(200):
+        own.scan()
+    assert set(mlflow.asked) == {"pages", "versions m"}
+    assert 4 < mlflow.asked.count("versions m") < 12
+    mlflow.all_versions["m"][-1] = Version("m", "4")
+    mlflow.set_alias("m", "champion", "4")
+    assert served(own.scan())["m"] == ["4"]
+    mlflow.asked.clear()
+    own.scan()
+    assert mlflow.asked == ["pages"]
+
+
+def test_every_alias(mlflow: FakeMlflow) -> None:
+    mlflow.set_alias("m", "old", "2")
+    own = registry(mlflow, versions=("@*",))
+    model = own.scan()["m"]
+    assert list(model.versions) == ["1", "2"]
+    assert model.traffic.labels["old"] == "2" and model.traffic.weights == {"1": 100}
+
+
+def test_a_split_does_not_wait_for_a_registry_that_hangs(
+    mlflow: FakeMlflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WRITE_WAIT", 0.01)
+    own = registry(mlflow)
+    own.scan()
+    with own._lock, pytest.raises(RegistryError, match=r"is being read, .* nothing was written"):
+        own.write_traffic("m", Traffic(stable="1"))
+
+
+def test_a_look_that_fails_in_any_way_is_a_failed_look(
+    mlflow: FakeMlflow, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = registry(mlflow)
+    watching = own._watching
+    mlflow.pages = lambda: [][1]  # type: ignore[method-assign]
+    assert asyncio.run(watching._look()) is None
+    assert watching._failures == 1
+    assert "cannot be read: IndexError: list index out of range" in own.trouble
+    assert "Traceback" not in caplog.text
 
 
 def test_an_alias_on_a_version_that_is_not_there_yet(mlflow: FakeMlflow) -> None:
@@ -220,6 +298,7 @@ def test_wrong_tags_keep_what_was_good(mlflow: FakeMlflow) -> None:
         ("sluice.settings", "a: [", "is no YAML"),
         ("sluice.settings", "text", "must hold keys of model.yaml"),
         ("sluice.settings", "versions: {all: true}", "set mlflow.versions"),
+        ("sluice.settings", "remote: {url: http://h}", "'remote' is not for models in MLflow"),
         ("sluice.traffic", "x", "must be NAME=WEIGHT"),
         ("sluice.sticky", "x", "must be header=NAME"),
     ]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
 
 from gateway.errors import RegistryError
 from gateway.registries.mlflow import client as module
-from gateway.registries.mlflow.client import RestClient, bearer
+from gateway.registries.mlflow.auth import bearer
+from gateway.registries.mlflow.client import RestClient
 from gateway.registries.mlflow.uri import Place
 
 
@@ -53,6 +57,7 @@ def test_pages_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
         (httpx.Response(404, json={"error_code": "ENDPOINT_NOT_FOUND"}), "answered 404$"),
         (httpx.Response(200, text="<html>"), "something else than was asked"),
         (httpx.Response(200, json={"registered_model": {}}), "something else than was asked"),
+        (httpx.Response(200, json={"status": "maintenance"}), "something else than was asked"),
     ],
 )
 def test_answers_that_are_none(answer: httpx.Response, problem: str) -> None:
@@ -71,6 +76,68 @@ def test_an_answer_that_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
     large = client(lambda request: httpx.Response(200, content=b" " * (3 << 20)))
     with pytest.raises(RegistryError, match="more than 1 MiB"):
         large.pages()
+
+
+def test_an_error_that_is_too_large() -> None:
+    read = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal read
+        while True:
+            read += 1000
+            yield b" " * 1000
+
+    wrong = client(lambda request: httpx.Response(500, content=endless()))
+    for ask in (
+        wrong.pages,
+        lambda: list(wrong.content("x", 0)),
+        lambda: wrong.set_tag("m", "a", "b"),
+    ):
+        read = 0
+        with pytest.raises(RegistryError, match=r"answered 500$"):
+            ask()
+        assert read < 70_000
+
+
+@pytest.mark.parametrize("token", [b'"\\q"', b'"\xff"', b'"a\x01"'])
+def test_a_token_that_is_none(token: bytes) -> None:
+    page = b'{"registered_models": [], "next_page_token": ' + token + b"}"
+    with pytest.raises(RegistryError, match="something else than was asked"):
+        client(lambda request: httpx.Response(200, content=page)).pages()
+
+
+def test_pages_of_versions_that_are_none() -> None:
+    other = client(lambda request: httpx.Response(200, json={"status": "maintenance"}))
+    with pytest.raises(RegistryError, match="something else than was asked"):
+        list(other.versions("m"))
+    assert list(client(lambda request: httpx.Response(200, text="{}")).versions("m")) == []
+
+
+@pytest.mark.parametrize("head", [b"", b"HTTP/1.1 200 OK\r\n\r\n{}"])
+def test_a_server_that_sends_a_byte_now_and_then(
+    head: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SECONDS", 0.3)
+    ended = threading.Event()
+
+    def drip() -> None:
+        connection, _ = listener.accept()
+        with contextlib.suppress(OSError), connection:
+            connection.recv(1000)
+            connection.sendall(head)
+            while not ended.wait(0.02):
+                connection.sendall(b" " if head else b"H")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=drip)
+        thread.start()
+        own = RestClient(Place("http", f"http://127.0.0.1:{listener.getsockname()[1]}"), {})
+        try:
+            with pytest.raises(RegistryError, match="does not answer in time"):
+                own.pages()
+        finally:
+            ended.set()
+            thread.join()
 
 
 def test_a_file_from_its_middle() -> None:

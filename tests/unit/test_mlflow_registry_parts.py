@@ -14,7 +14,8 @@ from gateway.artifacts.base import RemoteFile
 from gateway.artifacts.mlflow import MlflowOrigin, Rules
 from gateway.artifacts.origins import LocalOrigin
 from gateway.errors import ConfigError, FetchError, ModelLoadError, NotAllowed, RegistryError
-from gateway.registries.mlflow.client import RestClient, tls
+from gateway.registries.mlflow.auth import tls
+from gateway.registries.mlflow.client import RestClient
 from gateway.registries.mlflow.documents import (
     Alias,
     ModelPage,
@@ -46,10 +47,22 @@ def test_sources_as_users_know_them() -> None:
 
 
 def test_passwords_are_not_shown() -> None:
-    for password in ("pass", "pa/s@s:"):
-        source = parse_source(f"mlflow+postgresql://ann:{password}@h/db")
-        assert source.place.url == f"postgresql://ann:{password}@h/db"
-        assert source.name == "mlflow+postgresql://ann@h/db"
+    for password in ("pass", "pa/s@s:", "pa?ss", "pa/s?s"):
+        url = f"postgresql://ann:{password}@h:5432/db?sslkey=secret"
+        source = parse_source(f"mlflow+{url}")
+        assert source.place.url == url
+        assert source.name == "mlflow+postgresql://h:5432/db"
+    for url, name in (
+        ("mysql://h/db?password=p@ss", "mysql://h/db"),
+        ("mysql://h:1/db?password=p@ss", "mysql://…"),
+        ("sqlite:////a/b@c.db?x=1", "sqlite:////a/b@c.db"),
+        ("http://h:1/p", "http://h:1/p"),
+    ):
+        assert parse_source(f"mlflow+{url}").name == f"mlflow+{name}"
+    for wrong in ("mlflow+http://h?token=pass@", "mlflow://ann:pass@h", "mlflow+x://h?y=pass@"):
+        with pytest.raises(RegistryError) as error:
+            parse_source(wrong, {})
+        assert "pass" not in str(error.value)
     with pytest.raises(RegistryError, match="set MLFLOW_TRACKING_USERNAME") as error:
         parse_source("mlflow+http://ann:pass@h")
     assert "pass@" not in str(error.value)
@@ -69,6 +82,7 @@ def test_passwords_are_not_shown() -> None:
         ("models:/m", "must be models:/NAME/VERSION"),
         ("models:/m/champion", "models:/m@champion"),
         ("models:/m/0", "is no version"),
+        ("models:/m@*", "is no one alias"),
         ("models:/a/b/c", "must be models:/NAME/VERSION"),
     ],
 )
@@ -111,6 +125,7 @@ VERSIONS.append(Version("m", "4", status="PENDING_REGISTRATION"))
         (["latest:2"], ["1"], ["1", "3", "10"], []),
         (["latest:99"], [], ["1", "2", "3", "10"], []),
         (["3", "@next"], [], ["3"], ["4"]),
+        (["@*"], [], ["2"], ["4"]),
     ],
 )
 def test_choice(
@@ -119,11 +134,12 @@ def test_choice(
     choice = choose(MODEL, VERSIONS, [parse_selector(each) for each in selectors], named)
     assert [each.version for each in choice.usable] == usable
     assert [each.version for each in choice.unready] == unready
+    assert choice.missing == ({"9": "gone"} if {"@gone", "@*"} & set(selectors) else {})
 
 
 @pytest.mark.parametrize("text", ["", "@", "latest:", "latest:0", "champion", "03", "latest:x"])
 def test_choices_that_are_none(text: str) -> None:
-    with pytest.raises(RegistryError, match=r"mlflow\.versions: .* give @ALIAS, latest, latest:N"):
+    with pytest.raises(RegistryError, match=r"mlflow\.versions: .* give @ALIAS, .* latest:N"):
         parse_selector(text)
 
 

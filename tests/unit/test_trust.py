@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.errors import ModelLoadError
+from gateway.errors import ConfigError, ModelLoadError
 from gateway.trust import Trust
 
 
@@ -144,3 +144,40 @@ def test_fetched_artifacts_go_by_where_they_came_from(tmp_path: Path) -> None:
     (folder / "helper.py").symlink_to(tmp_path / "secret.py")
     with pytest.raises(ModelLoadError, match=r"'helper\.py' beside it is a link out"):
         trust.check("model.py", folder, "s3://bucket/models/m/1")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "trusted/../files/model.py", "trusted/%2e%2E/files", "trusted/..%2ffiles", "trusted/./m",
+        "trusted/%252e%252e/files", "trusted\\..\\files", "trusted/..", "trusted/m/..?x=1",
+    ],
+)  # fmt: skip
+def test_uris_with_dots_lead_out_of_what_is_trusted(path: str) -> None:
+    for place in ("http://h", "s3://b", "mlflow+http://h/models:"):
+        trust = Trust([f"{place}/trusted"])
+        assert trust.covers(Path("/x"), f"{place}/trusted/..m/a.b/model.py")
+        assert not trust.covers(Path("/x"), f"{place}/{path}")
+        with pytest.raises(ConfigError, match=r"holds '\.' or '\.\.'"):
+            Trust([f"{place}/{path}"])
+
+
+def test_a_file_uri_is_trusted_as_its_path_is(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("x = 1")
+    file = tmp_path / "mine.py"
+    alone = Trust([str(file)])
+    assert alone.check("mine.py", tmp_path, f"file://{file}", file=file)
+    with pytest.raises(ModelLoadError):
+        alone.check("other.py", tmp_path, f"file://{file}", file=tmp_path / "other.py")
+    # A trusted version does not make the folder beside it trusted.
+    folder = version(tmp_path / "models")
+    trust = Trust([str(folder)])
+    trust.check("model.py", folder, f"file://{folder}")
+    with pytest.raises(ModelLoadError, match=rf"'{folder.parent}'\]"):
+        trust.check("model.py", folder, f"file://{folder}", beside=[folder.parent])
+    # And its links may lead to where code is trusted, as with a path.
+    other = version(tmp_path / "others")
+    (folder / "helper.py").symlink_to(other / "model.py")
+    with pytest.raises(ModelLoadError, match="is a link out of the trusted directory"):
+        trust.check("model.py", folder, f"file://{folder}")
+    Trust([str(folder), str(other)]).check("model.py", folder, f"file://{folder}")

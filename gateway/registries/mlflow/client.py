@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import os
-import ssl
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final, Protocol
+from typing import Any, Final, NoReturn, Protocol
 from urllib.parse import quote, urlsplit
 
 import httpx
-import msgspec
 
 from gateway import __version__
 from gateway.errors import RegistryError, printable
+from gateway.registries.mlflow.answers import Deadline, head, reason, text_at, whole
+from gateway.registries.mlflow.auth import basic, bearer, tls
 from gateway.registries.mlflow.documents import (
     Listing,
     OneModel,
     Registered,
     RemoteEntry,
     Version,
-    VersionPage,
     decoded,
     next_token,
     tree,
+    version_page,
 )
 from gateway.registries.mlflow.uri import Place
 
@@ -35,7 +35,10 @@ MOST_BYTES: Final = 256 << 20
 """More of one answer is taken for a mistake."""
 PIECE: Final = 1 << 20
 TIMEOUT: Final = httpx.Timeout(30.0, connect=5.0)
+SECONDS: Final = 60.0
+"""Longest time for one whole answer, other than a file."""
 API: Final = "/api/2.0/mlflow/"
+NOT_THERE: Final = b"RESOURCE_DOES_NOT_EXIST"
 ARTIFACTS: Final = "/api/2.0/mlflow-artifacts/artifacts"
 
 
@@ -120,7 +123,7 @@ class RestClient:
                 asked["filter"] = f"name='{name}'"  # names with quotes are not served
             if token:
                 asked["page_token"] = token
-            page = decoded(self._get("model-versions/search", asked), VersionPage, self._name)
+            page = version_page(self._get("model-versions/search", asked), self._name)
             yield from page.model_versions
             token = page.next_page_token
             if not token:
@@ -165,9 +168,8 @@ class RestClient:
 
     def entries(self, path: str) -> tuple[RemoteEntry, ...]:
         """See `Client.entries`."""
-        with self._request("GET", f"{self._base}{ARTIFACTS}", params={"path": path}) as answer:
-            self._check(answer)
-            return decoded(whole(answer, self._name), Listing, self._name).files
+        content = self._ask("GET", f"{self._base}{ARTIFACTS}", params={"path": path})
+        return decoded(content, Listing, self._name).files
 
     def content(self, path: str, start: int) -> Iterator[bytes]:
         """See `Client.content`."""
@@ -178,7 +180,8 @@ class RestClient:
         with self._request("GET", url, headers=headers) as answer:
             if start and answer.status_code == 416:  # there is no more of it
                 return
-            self._check(answer)
+            if answer.status_code >= 300:
+                self._refuse(answer, head(answer))
             skip = start if answer.status_code != 206 else 0
             for piece in answer.iter_bytes(PIECE):
                 if skip >= len(piece):
@@ -191,18 +194,31 @@ class RestClient:
 
     def _get(self, path: str, asked: Mapping[str, Any], *, missing: bool = False) -> bytes:
         """An answer, whole; with `missing`, an empty one says that nothing has that name."""
-        with self._request("GET", f"{self._base}{API}{path}", params=asked) as answer:
-            content = whole(answer, self._name)
-            if missing and answer.status_code == 404 and b"RESOURCE_DOES_NOT_EXIST" in content:
-                return b""
-            self._check(answer)
-            return content
+        return self._ask("GET", f"{self._base}{API}{path}", missing=missing, params=asked)
 
     def _send(self, method: str, path: str, document: Mapping[str, str]) -> None:
-        url = f"{self._base}{API}{path}"
-        with self._request(method, url, json=dict(document)) as answer:
-            answer.read()
-            self._check(answer)
+        self._ask(method, f"{self._base}{API}{path}", json=dict(document))
+
+    def _ask(self, method: str, url: str, *, missing: bool = False, **more: Any) -> bytes:
+        with Deadline(SECONDS) as deadline:
+            more["extensions"] = {"trace": deadline.trace}
+            try:
+                with self._request(method, url, **more) as answer:
+                    if answer.status_code < 300:
+                        content = whole(answer, self._name, MOST_BYTES)
+                    else:
+                        content = head(answer)
+                        if not (missing and answer.status_code == 404 and NOT_THERE in content):
+                            self._refuse(answer, content)
+                        content = b""
+            except RegistryError:
+                if not deadline.over:
+                    raise
+            if deadline.over:  # what has come may be a part of it
+                raise RegistryError(
+                    f"{self._name} does not answer in time ({SECONDS:g} s for all of it)"
+                )
+            return content
 
     @contextmanager
     def _request(self, method: str, url: str, **more: Any) -> Iterator[httpx.Response]:
@@ -215,16 +231,14 @@ class RestClient:
             text = printable(error, 200) or type(error).__name__
             raise RegistryError(f"{self._name} cannot be reached: {text}") from None
 
-    def _check(self, answer: httpx.Response) -> None:
+    def _refuse(self, answer: httpx.Response, content: bytes) -> NoReturn:
         status = answer.status_code
-        if status < 300:
-            return
         if status < 400:
             to = printable(answer.headers.get("location", "elsewhere"), 200)
             raise RegistryError(
                 f"{self._name} redirects to {to}; give that address as the source, if it is right"
             )
-        said = reason(answer)
+        said = reason(content)
         if status in (401, 403):
             raise RegistryError(
                 f"{self._name} refuses access ({status}{said}); set MLFLOW_TRACKING_USERNAME and "
@@ -243,89 +257,7 @@ class RestClient:
                     auth=basic(self._environment),
                     verify=tls(self._environment),
                     timeout=TIMEOUT,
+                    # A deadline can only end a connection that it has seen being made.
+                    limits=httpx.Limits(max_keepalive_connections=0),
                 )
             return self._http
-
-
-def whole(answer: httpx.Response, name: str) -> bytes:
-    """The body. Raises `RegistryError` before there is too much of it."""
-    body = bytearray()
-    for piece in answer.iter_bytes():
-        body += piece
-        if len(body) > MOST_BYTES:
-            raise RegistryError(f"{name} answered with more than {MOST_BYTES >> 20} MiB")
-    return bytes(body)
-
-
-def reason(answer: httpx.Response) -> str:
-    """What an error's body says, if it is MLflow's."""
-    try:
-        content = answer.content
-    except httpx.ResponseNotRead:
-        try:
-            content = answer.read()
-        except (httpx.HTTPError, httpx.StreamError):
-            return ""
-    try:
-        said = msgspec.json.decode(content)["message"]
-    except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError):
-        return ""
-    return f": {printable(said, 300)}"
-
-
-def text_at(document: Any, *path: str) -> str:
-    """A text in a document. Raises `RegistryError` where there is none."""
-    for key in path:
-        document = document.get(key) if isinstance(document, dict) else None
-    if not isinstance(document, str) or not document:
-        raise RegistryError(
-            f"MLflow's answer has no '{'.'.join(path)}'; is it MLflow 2.3 or newer?"
-        )
-    return document
-
-
-def bearer(environment: Mapping[str, str]) -> dict[str, str]:
-    """The header of a token; a user's name and password win over it, as in MLflow."""
-    token = environment.get("MLFLOW_TRACKING_TOKEN", "")
-    if not token or basic(environment) is not None:
-        return {}
-    return {"authorization": f"Bearer {token}"}
-
-
-def basic(environment: Mapping[str, str]) -> tuple[str, str] | None:
-    """User and password."""
-    user = environment.get("MLFLOW_TRACKING_USERNAME", "")
-    password = environment.get("MLFLOW_TRACKING_PASSWORD", "")
-    return (user, password) if user and password else None
-
-
-def tls(environment: Mapping[str, str]) -> ssl.SSLContext | bool:
-    """How the server's certificate is checked, and which one we show.
-
-    Raises `RegistryError` for files that cannot be used.
-    """
-    insecure = environment.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1")
-    authorities = environment.get("MLFLOW_TRACKING_SERVER_CERT_PATH", "")
-    own = environment.get("MLFLOW_TRACKING_CLIENT_CERT_PATH", "")
-    if insecure and authorities:
-        raise RegistryError(
-            "MLFLOW_TRACKING_INSECURE_TLS and MLFLOW_TRACKING_SERVER_CERT_PATH are both set; "
-            "unset one of them"
-        )
-    if not (insecure or authorities or own):
-        return True
-    name, path = "MLFLOW_TRACKING_SERVER_CERT_PATH", authorities
-    try:
-        if authorities and os.path.isdir(authorities):
-            context = ssl.create_default_context(capath=authorities)
-        else:
-            context = ssl.create_default_context(cafile=authorities or None)
-        if insecure:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        if own:
-            name, path = "MLFLOW_TRACKING_CLIENT_CERT_PATH", own
-            context.load_cert_chain(own)
-    except (OSError, ssl.SSLError) as error:
-        raise RegistryError(f"{name} '{path}' cannot be used: {printable(error, 200)}") from None
-    return context

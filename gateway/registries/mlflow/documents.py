@@ -59,12 +59,18 @@ class Registered(msgspec.Struct, frozen=True):
 
 
 class ModelPage(msgspec.Struct, frozen=True):
-    registered_models: tuple[Registered, ...] = ()
+    registered_models: tuple[Registered, ...]
     next_page_token: str = ""
 
 
 class VersionPage(msgspec.Struct, frozen=True):
-    model_versions: tuple[Version, ...] = ()
+    model_versions: tuple[Version, ...]
+    next_page_token: str = ""
+
+
+class EmptyPage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A page without a single entry, as MLflow writes it: ``{}``."""
+
     next_page_token: str = ""
 
 
@@ -97,11 +103,35 @@ _TOKEN: Final = re.compile(rb'"next_page_token"\s*:\s*"((?:[^"\\]|\\.)*)"')
 def next_token(page: bytes) -> str:
     """The token of the page after this one, found without parsing; empty for the last one.
 
-    The real one stands behind the models; a tag can only hold it with its quotes escaped.
+    The real one stands behind the models; a tag can only hold it with its quotes escaped. Raises
+    `RegistryError` for one that is no text.
     """
     tail = page[-4096:]
     found = _TOKEN.findall(tail) or (_TOKEN.findall(page[:4096]) if len(page) > 4096 else [])
-    return str(msgspec.json.decode(b'"' + found[-1] + b'"', type=str)) if found else ""
+    return decoded(b'"' + found[-1] + b'"', str, "MLflow") if found else ""
+
+
+def model_page(content: bytes, what: str) -> ModelPage:
+    """A page of registered models; nothing but ``{}`` is one without any.
+
+    Raises `RegistryError` for what is no such page, such as an answer of something in between.
+    """
+    empty = _empty(content)
+    return decoded(content, ModelPage, what) if empty is None else ModelPage((), empty)
+
+
+def version_page(content: bytes, what: str) -> VersionPage:
+    """As `model_page`, of versions."""
+    empty = _empty(content)
+    return decoded(content, VersionPage, what) if empty is None else VersionPage((), empty)
+
+
+def _empty(content: bytes) -> str | None:
+    """The token of a page without entries; `None` for all that is none."""
+    try:
+        return msgspec.json.decode(content, type=EmptyPage).next_page_token
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def decoded(content: bytes, kind: type[T], what: str) -> T:

@@ -8,19 +8,21 @@ from typing import Final
 
 import msgspec
 
+from gateway.errors import RegistryError, printable
 from gateway.registries.mlflow.client import Client
 from gateway.registries.mlflow.documents import (
     FAILED,
     READY,
     Known,
-    ModelPage,
     Registered,
     Version,
-    decoded,
+    model_page,
 )
 
 MANY: Final = 20
 """From so many changed models on, the versions of all models are asked for at once."""
+MOST_SKIPPED: Final = 63
+"""Looks, at most, between two at versions that are not ready, while the list stays the same."""
 
 
 class Reader:
@@ -32,6 +34,9 @@ class Reader:
         self._name = name
         self._digest = b""
         self._pending: set[str] = set()
+        """Models whose versions may change while the list of models does not."""
+        self._tries = 0
+        self._skip = 0
 
     def read(self, is_ours: Callable[[Registered], bool]) -> bool:
         """Reads; whether anything is new. `is_ours` says whose versions are of interest.
@@ -40,13 +45,15 @@ class Reader:
         """
         pages = self._client.pages()
         digest = blake2b(b"\0".join(pages), digest_size=16).digest()
-        if digest == self._digest and not self._pending:
-            return False
+        if digest == self._digest:
+            return self._look_at_pending()
         # Setting an alias leaves `last_updated_timestamp` alone, so whole documents are compared.
         models: dict[str, Registered] = {}
         for page in pages:
-            for model in decoded(page, ModelPage, self._name).registered_models:
+            for model in model_page(page, self._name).registered_models:
                 models.setdefault(model.name, model)
+        if not models:
+            self._check_empty()
         if len(pages) > 1:
             # Between two pages something may have slipped from the one to the other.
             for name in self.known.models.keys() - models.keys():
@@ -66,9 +73,44 @@ class Reader:
         versions.update(self._versions(fresh))
         new = models != before.models or versions != before.versions
         self.known = Known(models=models, versions=versions)
-        self._pending = {name for name, all_of_it in versions.items() if is_pending(all_of_it)}
         self._digest = digest
+        self._note_pending()
+        self._tries = self._skip = 0
         return new
+
+    def _check_empty(self) -> None:
+        """Raises `RegistryError` where an answer without any model is wrong: it would unload
+        everything."""
+        known = next(iter(self.known.models), None)
+        if known is not None and self._client.registered(known) is not None:
+            raise RegistryError(
+                f"{self._name} lists no models, and yet it has '{printable(known)}'; its answer "
+                "is not believed"
+            )
+
+    def _look_at_pending(self) -> bool:
+        """Asks for versions that were not ready, less and less often; whether anything is new."""
+        if not self._pending:
+            return False
+        if self._skip:
+            self._skip -= 1
+            return False
+        found = self._versions(sorted(self._pending))
+        self._tries += 1
+        self._skip = min(2 ** min(self._tries, 10) - 2, MOST_SKIPPED)
+        new = any(self.known.versions.get(name) != versions for name, versions in found.items())
+        if new:
+            self.known = Known(self.known.models, self.known.versions | found)
+            self._note_pending()
+        return new
+
+    def _note_pending(self) -> None:
+        models = self.known.models
+        self._pending = {
+            name
+            for name, versions in self.known.versions.items()
+            if is_pending(versions) or not_listed(models[name], versions)
+        }
 
     def restore(self, content: bytes) -> None:
         """Takes what `remembered` gave. Raises `msgspec.DecodeError`."""
@@ -78,10 +120,6 @@ class Reader:
     def remembered(self) -> bytes:
         """What has been read, to be kept."""
         return msgspec.json.encode(self.known)
-
-    def forget(self) -> None:
-        """The next `read` parses what it gets, whatever it is."""
-        self._digest = b""
 
     def _versions(self, names: Iterable[str]) -> dict[str, tuple[Version, ...]]:
         """All versions of some models."""
@@ -98,3 +136,8 @@ class Reader:
 def is_pending(versions: Iterable[Version]) -> bool:
     """Whether a version's registration goes on, which the list of models may not show."""
     return any(each.status not in (READY, FAILED) for each in versions)
+
+
+def not_listed(model: Registered, versions: Iterable[Version]) -> set[str]:
+    """The versions that aliases name and that MLflow's list of versions lacks."""
+    return set(model.by_alias.values()) - {each.version for each in versions}

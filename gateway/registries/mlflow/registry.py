@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-import yaml
 
-from gateway.artifacts.mlflow import MlflowOrigin, Rules
+from gateway.artifacts.mlflow import MlflowOrigin
 from gateway.config import Config
-from gateway.errors import InvalidModelSettings, RegistryError, printable
+from gateway.errors import InvalidModelSettings, RegistryError
 from gateway.model_settings import ModelSettings
 from gateway.registries.base import AspiredModel, AspiredVersion, Snapshot
 from gateway.registries.choice import loading_key
-from gateway.registries.mlflow.client import Client, RestClient
+from gateway.registries.mlflow.client import Client
 from gateway.registries.mlflow.documents import Registered, Version
+from gateway.registries.mlflow.notes import Notes
+from gateway.registries.mlflow.opening import open_client, rules
 from gateway.registries.mlflow.reading import Reader
 from gateway.registries.mlflow.selection import (
     bad_name,
@@ -27,20 +28,18 @@ from gateway.registries.mlflow.selection import (
     is_selected,
     parse_selector,
 )
-from gateway.registries.mlflow.traffic import SETTINGS, Read, Roles, traffic_of
-from gateway.registries.mlflow.uri import Place, Source, is_version, parse_source
+from gateway.registries.mlflow.settings import DEFAULTS, settings_of
+from gateway.registries.mlflow.traffic import Read, Roles, traffic_of
+from gateway.registries.mlflow.uri import Source, is_version, parse_source
 from gateway.registries.mlflow.watching import Watching
 from gateway.registries.mlflow.writing import write
-from gateway.registries.model_documents import merge
 from gateway.registries.remembered import Remembered, when
 from gateway.registries.traffic import Traffic
 from gateway.state import StateDir
 from gateway.telemetry.logs import log
 
-DEFAULTS: Final = ModelSettings(isolation="code")
-"""Code of models from a registry runs in processes of its own."""
-MOST_NAMES: Final = 5
-"""Most models that one log line names."""
+WRITE_WAIT: Final = 10.0
+"""Seconds for which a split waits while the registry is being read."""
 
 
 class MlflowRegistry:
@@ -79,9 +78,10 @@ class MlflowRegistry:
         self._watching = Watching(self, config.registry.poll_seconds)
         self._snapshot: Snapshot | None = None
         self._good: dict[str, AspiredModel] = {}
-        self._told: set[tuple[str, str]] = set()
+        self._notes = Notes(self.source)
         self._pinned: dict[str, frozenset[str]] = {}
         self._pins_changed = False
+        self._outdated = False
         self._saved = False
         self._written: dict[str, Registered] = {}
 
@@ -103,9 +103,11 @@ class MlflowRegistry:
                 self.trouble = ""
                 log.info("%s can be read again", self.source)
             self._written.clear()
-            if new or self._snapshot is None or self._pins_changed:
+            self._outdated |= new
+            if self._outdated or self._snapshot is None or self._pins_changed:
                 self._pins_changed = False
                 self._snapshot = self._build()
+                self._outdated = False
             if new or not self._saved:
                 self._saved = True
                 self._remembered.save(self._reader.remembered())
@@ -153,7 +155,8 @@ class MlflowRegistry:
                     ignored[name] = f"it has no version that is {self._chosen}"
         if self._what.model and self._what.model not in known.models:
             ignored[self._what.model] = "no such model is registered"
-        self._tell(ignored)
+        self.ignored = ignored
+        self._notes.ignored(ignored)
         self._good = {
             name: replace(model, error="")
             if not model.error
@@ -174,10 +177,11 @@ class MlflowRegistry:
             labels = {a: v for a, v in registered.by_alias.items() if not is_version(a)}
             read = Read(good.traffic if good else Traffic(labels=labels))
         for lost in read.lost:
-            self._tell_once(
-                name, f"the tag sluice.traffic names '{lost}', which is no alias or version; its "
-                "part goes to the others",
-            )  # fmt: skip
+            self._notes.once(
+                name,
+                f"the tag sluice.traffic names '{lost}', which is no alias or version; its part "
+                "goes to the others",
+            )
         settings: ModelSettings | None
         try:
             settings = settings_of(registered)
@@ -195,13 +199,17 @@ class MlflowRegistry:
         aspired: dict[str, AspiredVersion] = {}
         for each in choice.usable if settings is not None else ():
             aspired[each.version] = self._version(registered, each, key)
-        if choice.unready:
+        if choice.unready or choice.missing:
             errors += [
                 f"version {each.version} is {each.status} in MLflow" for each in choice.unready
             ]
+            errors += [
+                f"version {version}, which the alias '{alias}' names, is not in MLflow's list"
+                for version, alias in choice.missing.items()
+            ]
             if good is not None:
                 # What an alias moved away from stays until the other one can be had.
-                there = {each.version for each in versions}
+                there = {each.version for each in versions} | choice.missing.keys()
                 aspired = {**{v: a for v, a in good.versions.items() if v in there}, **aspired}
                 aspired = dict(sorted(aspired.items(), key=lambda item: int(item[0])))
                 traffic = good.traffic
@@ -238,28 +246,6 @@ class MlflowRegistry:
             self._rules,
         )
 
-    def _tell(self, ignored: dict[str, str]) -> None:
-        new: dict[str, list[str]] = {}
-        for name, why in ignored.items():
-            if self.ignored.get(name) != why:
-                new.setdefault(why, []).append(name)
-        for why, names in new.items():
-            if len(names) == 1:
-                log.warning("%s: not serving model '%s': %s", self.source, names[0], why)
-            else:
-                some = ", ".join(printable(name) for name in names[:MOST_NAMES])
-                more = ", ..." if len(names) > MOST_NAMES else ""
-                log.warning(
-                    "%s: not serving %d models (%s%s), for each: %s",
-                    self.source, len(names), some, more, why,
-                )  # fmt: skip
-        self.ignored = ignored
-
-    def _tell_once(self, name: str, text: str) -> None:
-        if (name, text) not in self._told:
-            self._told.add((name, text))
-            log.warning("%s: %s", name, text)
-
     # --- watching
 
     async def watch(self, changed: Callable[[Snapshot], Awaitable[None]]) -> None:
@@ -288,50 +274,16 @@ class MlflowRegistry:
                 f"{self.source} is one version and has no split; serve {self._what.place.name} "
                 "to split or promote"
             )
-        with self._lock:
+        if not self._lock.acquire(timeout=WRITE_WAIT):
+            raise RegistryError(
+                f"{self.source} is being read, and answers slowly; nothing was written: try again"
+            )
+        try:
             try:
                 # What was written since the last look holds, too.
                 seen = self._written.get(model) or self._reader.known.models.get(model)
                 self._written[model] = write(self._client, seen, traffic, self._roles)
             finally:
                 self._watching.wrote()
-
-
-def open_client(place: Place) -> Client:
-    """What reads and writes a registry. Raises `RegistryError`."""
-    if place.kind == "http":
-        return RestClient(place)
-    from gateway.registries.mlflow.sql import SqlClient
-
-    return SqlClient(place)
-
-
-def rules(place: Place, allowed: tuple[str, ...]) -> Rules:
-    """Where a registry's word may send us: for files of this machine, only below directories that
-    the operator has named, as a database by its path is."""
-    roots = [Path(each).expanduser().resolve() for each in allowed]
-    if place.file is not None:
-        roots.append(place.file.resolve().parent)
-    return Rules(tuple(roots))
-
-
-def settings_of(registered: Registered) -> ModelSettings:
-    """The settings in a registered model's tag ``sluice.settings``, what ``model.yaml`` holds
-    elsewhere. Raises `InvalidModelSettings`."""
-    text = registered.by_tag.get(SETTINGS, "")
-    if not text.strip():
-        return DEFAULTS
-    where = f"tag {SETTINGS}"
-    try:
-        document = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        line = " ".join(str(error).split())
-        raise InvalidModelSettings(f"{where} is no YAML: {line[:200]}") from None
-    if not isinstance(document, dict):
-        raise InvalidModelSettings(f"{where} must hold keys of model.yaml, such as 'runtime: onnx'")
-    document = {str(key): value for key, value in document.items()}
-    if "versions" in document:
-        raise InvalidModelSettings(
-            f"{where}: 'versions' is not for models in MLflow; set mlflow.versions of the gateway"
-        )
-    return merge(ModelSettings(), {"isolation": "code", **document}, where)
+        finally:
+            self._lock.release()

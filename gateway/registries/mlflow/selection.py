@@ -21,6 +21,7 @@ class Selector:
     """One entry of ``mlflow.versions``; exactly one of the three is set."""
 
     alias: str = ""
+    """``*`` is every alias."""
     version: str = ""
     latest: int = 0
 
@@ -41,7 +42,7 @@ def parse_selector(text: str) -> Selector:
         return Selector(latest=int(count or 1))
     raise RegistryError(
         f"mlflow.versions: '{printable(text)}' is no choice of versions; "
-        "give @ALIAS, latest, latest:N or a number"
+        "give @ALIAS, @* (every alias), latest, latest:N or a number"
     )
 
 
@@ -71,6 +72,8 @@ class Choice:
     usable: list[Version]
     unready: list[Version]
     """Chosen by alias or number, with a registration that is not finished or has failed."""
+    missing: dict[str, str]
+    """Chosen by alias, and not in MLflow's list of versions: version → alias."""
 
 
 def choose(
@@ -87,11 +90,15 @@ def choose(
     for selector in selectors:
         if selector.latest:
             chosen.update(each.version for each in usable[-selector.latest :])
+        elif selector.alias == "*":
+            chosen.update(aliases.values())
         else:
             chosen.add(selector.version or aliases.get(selector.alias, ""))
+    listed = {each.version for each in there}
     return Choice(
         [each for each in usable if each.version in chosen],
         [each for each in there if each.version in chosen and each.status != READY],
+        {v: alias for alias, v in aliases.items() if v in chosen and v not in listed},
     )
 
 

@@ -16,7 +16,6 @@ EXAMPLES: Final = "mlflow+http://HOST:PORT or mlflow+sqlite:///PATH.db"
 DATABASES: Final = ("sqlite", "postgresql", "mysql", "mssql")
 
 _MODEL: Final = re.compile(r"models:/([^/@:]+)(?:/([^/@:]+)|@([^/@:]+))")
-_PASSWORD: Final = re.compile(r"(?<=://)([^/@:]*):[^?]*@")
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,8 @@ class Place:
 
     @property
     def name(self) -> str:
-        """As sources have it, without a password."""
-        return "mlflow+" + _PASSWORD.sub(r"\1@", self.url)
+        """As sources have it: scheme, host, port and path or database, and nothing secret."""
+        return "mlflow+" + bare(self.url)
 
     @property
     def file(self) -> Path | None:
@@ -69,6 +68,11 @@ def parse_source(source: str, environment: Mapping[str, str] = os.environ) -> So
                 "models:/NAME/latest"
             )
         model, version, alias = match.groups()
+        if alias == "*":
+            raise RegistryError(
+                f"source '{printable(source)}': '@*' is no one alias; serve the registry with "
+                "mlflow.versions: '@*'"
+            )
         if version is not None and version != "latest" and not is_version(version):
             raise RegistryError(
                 f"source '{printable(source)}': '{version}' is no version; give a number or "
@@ -78,9 +82,10 @@ def parse_source(source: str, environment: Mapping[str, str] = os.environ) -> So
     scheme, separator, rest = source.partition("://")
     if separator and scheme == "mlflow":
         if rest.strip("/"):
+            where = shown(source).partition("://")[2]
             raise RegistryError(
-                f"source '{printable(source)}': say how the registry is reached, "
-                f"mlflow+http://{rest} or mlflow+https://{rest}"
+                f"source '{shown(source)}': say how the registry is reached, "
+                f"mlflow+http://{where} or mlflow+https://{where}"
             )
         return Source(_from_environment(source, environment))
     if separator and scheme.startswith("mlflow+"):
@@ -130,6 +135,22 @@ def is_version(text: str) -> bool:
     return re.fullmatch(r"[1-9][0-9]{0,17}", text) is not None
 
 
+def bare(url: str) -> str:
+    """A URL without user, password and query. As SQLAlchemy has it, a password may hold ``?`` and
+    ``/``; what may be a part of one is left out."""
+    scheme, separator, rest = url.partition("://")
+    place, _, query = rest.partition("?")
+    if rest.startswith("/"):
+        pass  # no host, and no user
+    elif "@" in place:
+        place = place.rpartition("@")[2]
+    elif "@" in query and re.match(r"[^:/]*:[0-9]+/", place):
+        place = "…"  # port and database, or the beginning of a password
+    elif "@" in query and ":" in place:
+        place = rest.partition("@")[2].partition("?")[0]
+    return scheme + separator + place
+
+
 def shown(url: str) -> str:
-    """A URL for people, without its password."""
-    return printable(_PASSWORD.sub(r"\1@", url), 200)
+    """A URL for people, without what may be secret."""
+    return printable(bare(url), 200)

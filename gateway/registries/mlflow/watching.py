@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
-import threading
 from collections.abc import Awaitable, Callable
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol
 
-from gateway.errors import RegistryError
+from gateway.errors import RegistryError, printable
 from gateway.registries.base import Snapshot
+from gateway.registries.polling import pause_after
 from gateway.telemetry.logs import log
+from gateway.threads import in_thread
 
-JITTER: Final = 0.1
-"""Part of the interval by which it varies, so that many gateways do not ask at the same time."""
 LONGEST_PAUSE: Final = 30.0
 """Seconds between two tries at a registry that cannot be read (or the interval, if longer)."""
 GAP: Final = 0.2
 """Shortest time in seconds between two looks, however many hints there are."""
-
-T = TypeVar("T")
 
 
 class Scanned(Protocol):
@@ -68,9 +64,7 @@ class Watching:
 
     def pause(self) -> float:
         """Seconds until the next look: longer and longer while there is no answer."""
-        pause = self._poll_seconds * 2.0 ** min(self._failures, 10)
-        pause = min(pause, max(self._poll_seconds, LONGEST_PAUSE))
-        return pause * random.uniform(1 - JITTER, 1 + JITTER)
+        return pause_after(self._poll_seconds, self._failures, LONGEST_PAUSE)
 
     async def _wait(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -82,9 +76,13 @@ class Watching:
         writes = self._writes
         try:
             snapshot = await in_thread(self._registry.scan)
-        except RegistryError as error:
+        except Exception as error:
             self._failures += 1
-            text = f"{error}; serving goes on with what is loaded"
+            what = str(error)
+            if not isinstance(error, RegistryError):
+                what = f"{self._registry.source} cannot be read: {type(error).__name__}: {error}"
+                log.debug("%s", what, exc_info=error)
+            text = f"{printable(what, 1000)}; serving goes on with what is loaded"
             if not self._registry.trouble:
                 log.error("%s", text)
                 self._registry.trouble = text
@@ -93,30 +91,3 @@ class Watching:
         if writes != self._writes:  # what is in effect may be newer
             return None
         return snapshot
-
-
-async def in_thread(work: Callable[[], T]) -> T:
-    """What `work` gives; in a thread that nobody waits for when the process ends: a server that
-    hangs must not keep a gateway from stopping."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
-
-    def end(result: T | None, error: BaseException | None) -> None:
-        if done.cancelled():
-            return
-        if error is not None:
-            done.set_exception(error)
-        else:
-            done.set_result(result)  # type: ignore[arg-type]
-
-    def run() -> None:
-        result, failure = None, None
-        try:
-            result = work()
-        except BaseException as error:
-            failure = error
-        with contextlib.suppress(RuntimeError):  # the loop may be closed
-            loop.call_soon_threadsafe(end, result, failure)
-
-    threading.Thread(target=run, name="sluice-mlflow", daemon=True).start()
-    return await done
