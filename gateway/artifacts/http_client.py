@@ -92,7 +92,7 @@ def request(method: str, url: httpx.URL, headers: dict[str, str]) -> Iterator[ht
     for _ in range(MOST_REDIRECTS + 1):
         transport = CheckedTransport(most)
         own = url if same_place(url, first) else url.copy_with(userinfo=b"")
-        # With which the caller proves itself: for the first host alone, and it goes before all else.
+        # By which the caller is known: for the first host alone, and before all else.
         given = {name.lower(): value for name, value in headers.items()}
         if not same_place(url, first):
             given.pop("authorization", None)

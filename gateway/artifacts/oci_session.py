@@ -6,7 +6,6 @@ registry itself, never further inside, and no link-local address or cloud's meta
 
 from __future__ import annotations
 
-import socket
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -70,14 +69,17 @@ def guarded(session: Any, guard: Guard) -> None:
     class Pinned:
         """Looks a name up once, and connects to just the addresses that were checked."""
 
-        def _new_conn(self: Any) -> socket.socket:
+        _dns_host: str
+        port: int
+
+        def _new_conn(self) -> Any:
             named = self._dns_host
             failure: Exception | None = None
             try:
                 for address in guard.addresses(named, self.port):
                     self._dns_host = address
                     try:
-                        return super()._new_conn()  # type: ignore[misc, no-any-return]
+                        return super()._new_conn()  # type: ignore[misc]
                     except Exception as error:
                         failure = error
             finally:

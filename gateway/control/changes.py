@@ -6,28 +6,24 @@ effect, and recorded with who made it and why. A change goes on when its caller 
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
 import msgspec
 
 from gateway.config import ControlConfig
 from gateway.control import rollback
-from gateway.control.checks import Checks
 from gateway.control.controls import Controls
-from gateway.control.documents import Control, Pause
-from gateway.control.loading import Loading, Look
+from gateway.control.documents import Pause
+from gateway.control.loading import Look
+from gateway.control.making import Making
 from gateway.control.starts import Starts
-from gateway.control.turns import EVERYTHING, TRAFFIC, Turns
+from gateway.control.turns import EVERYTHING
 from gateway.errors import (
     Conflict,
     InvalidRequest,
     ModelNotReady,
-    RegistryError,
-    UnknownModel,
     printable,
 )
 from gateway.facts import Facts
@@ -37,8 +33,6 @@ from gateway.lifecycle.routes import by_age
 from gateway.lifecycle.states import State
 from gateway.registries.base import Registry
 from gateway.registries.traffic import Traffic
-from gateway.telemetry.logs import log
-from gateway.threads import in_thread
 
 LONGEST_MESSAGE = 1000
 HISTORY = 1000
@@ -47,7 +41,7 @@ HISTORY = 1000
 T = TypeVar("T")
 
 
-class Changes:
+class Changes(Making):
     """The service behind admin API, repository API and command line. For the event loop.
 
     Every method raises `Conflict` while the model is paused, `UnknownModel`, and what its own
@@ -64,21 +58,8 @@ class Changes:
         registry_of: Callable[[str], Registry],
         look: Look,
     ) -> None:
-        self._controls = controls
-        self._facts = facts
-        self._manager = manager
-        self._history = history
-        self._registry_of = registry_of
-        self._checks = Checks(facts, controls)
-        self._turns = Turns()
-        self._loading = Loading(
-            manager, controls, self._turns, registry_of, look, config.load_seconds
-        )
+        super().__init__(config, controls, facts, manager, history, registry_of, look)
         self._starts = Starts(manager)
-
-    async def close(self) -> None:
-        """Gives up what has not ended; what is stored stays. Later changes raise `Draining`."""
-        await self._turns.close()
 
     # --- traffic
 
@@ -163,6 +144,8 @@ class Changes:
             control = self._controls.of(model)
             needed = {v for v, weight in traffic.weights.items() if weight}
             needed |= {traffic.stable} if traffic.stable is not None else set()
+            if not needed:  # the newest of those wanted takes everything
+                needed = set(list(self._facts.managed(model).aspired.versions)[-1:])
             left_out = sorted(needed & set(control.without_versions))
             if left_out or not self._controls.is_loaded(model):
                 raise Conflict(
@@ -299,64 +282,6 @@ class Changes:
         """`work` as one change of a model, which need not exist. Raises `Conflict` while the
         model is paused, and what `work` does."""
         return await self._one(model, work, known=False, patient=True)
-
-    # --- parts
-
-    async def _one(
-        self,
-        model: str,
-        work: Callable[[], Awaitable[T]],
-        *,
-        paused: bool = False,
-        known: bool = True,
-        patient: bool = False,
-    ) -> T:
-        """See `Turns.one`; what has to hold is checked when it is the change's turn."""
-
-        async def checked() -> T:
-            if known:
-                self._facts.managed(model)
-            if not paused:
-                self._checks.check_not_paused(model)
-            return await work()
-
-        if known:
-            self._facts.managed(model)
-        return await self._turns.one(model, checked, patient=patient)
-
-    async def _declare(self, model: str, what: str, traffic: Traffic) -> None:
-        """Stores new traffic in the registry, then lets it take effect."""
-        self._checks.check_declarable(model, traffic)
-        # A load may go on beside it, not a rollback.
-        self._turns.go_ahead(model, what, frozenset({TRAFFIC}))
-        try:
-            registry = self._registry_of(model)
-        except KeyError:  # gone from its registry, and still draining
-            raise UnknownModel(model) from None
-        await in_thread(registry.write_traffic, model, traffic)
-        self._controls.set_traffic(model, traffic)
-        self._manager.set_traffic(model, traffic)
-        # Versions may be named now that are not loaded.
-        await self._look_again(model, settled=False)
-
-    async def _look_again(self, model: str, *, settled: bool) -> None:
-        """Has the registry looked at after a change that is stored: it is made, come what may."""
-        try:
-            await self._loading.look(model, settled=settled)
-        except RegistryError as error:
-            log.error(
-                "%s: the change is made, but its source cannot be looked at: %s", model, error
-            )
-
-    @contextmanager
-    def _because(self, model: str, action: str, who: str, message: str) -> Iterator[None]:
-        """What changes in the block is in the history with who and why, and in the log."""
-        with self._history.because(model, action, who, message):
-            yield
-        log.info("%s: %s by %s%s", model, action, who, f": {message}" if message else "")
-
-    async def _store(self, control: Control) -> None:
-        await asyncio.to_thread(self._controls.documents.write, control)
 
 
 def message_of(text: object) -> str:

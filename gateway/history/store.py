@@ -330,8 +330,9 @@ def open_store(url: str, *, read_only: bool = False) -> Store:
             "history.url names a sqlite database in memory; give a file, such as "
             "sqlite:////path/history.db"
         )
-    if read_only and parsed.get_backend_name() == "sqlite" and not parsed.query:
-        return read_file(Path(parsed.database or ""))  # a bad name must not make a file
+    if read_only and parsed.get_backend_name() == "sqlite" and "uri" not in parsed.query:
+        # A bad name must not make a file.
+        return read_file(Path(parsed.database or ""))
     return Store(parsed, read_only=read_only)
 
 

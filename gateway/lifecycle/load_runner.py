@@ -234,7 +234,7 @@ class LoadRunner:
     def _came_late(self, future: Future[T], unused: Callable[[T], object] | None) -> None:
         if unused is not None and not future.cancelled() and future.exception() is None:
             unused(future.result())
-        self._left.discard(future)  # type: ignore[arg-type]
+        self._left.discard(future)
 
     def _size(
         self, record: Record, loaded: Loaded, settings: ModelSettings, grown: int | None

@@ -129,6 +129,8 @@ class OnDemand:
             # Neither does a new version replace one in use before it is ready, nor one of a split
             # another.
             return Holding(record, size, Stay.LASTING)
+        if record.servable is not None and not record.servable.idle:
+            return Holding(record, size, Stay.BUSY)
         group = model.group(record)
         loaded = [r for r in group if r.servable is not None]
         if not loaded or not all(r.servable.idle for r in loaded if r.servable is not None):

@@ -178,7 +178,8 @@ def parse_sums(content: bytes) -> dict[str, str]:
             match = _SUM.fullmatch(line.rstrip())
             if match is None:
                 raise InvalidModelSettings(
-                    f"line {number} is not '<64 hexadecimal digits>  <file>', as sha256sum writes it"
+                    f"line {number} is not '<64 hexadecimal digits>  <file>' (as sha256sum "
+                    "writes it)"
                 )
             sums[match[2].removeprefix("./")] = match[1].lower()
     sums.pop(SUMS, None)  # written while it was there: its own digest cannot be in it

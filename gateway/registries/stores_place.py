@@ -129,7 +129,11 @@ class StorePlace:
         models: Models = {}
         for name, group in groups.items():
             before = self._models.get(name)
-            if before is not None and before.listed == group and all(f.identity for f in before.read):
+            if (
+                before is not None
+                and before.listed == group
+                and all(f.identity for f in before.read)
+            ):
                 models[name] = before
                 continue
             for model in shelve(visible(group), kind, self._name).values():

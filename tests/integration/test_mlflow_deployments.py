@@ -300,7 +300,7 @@ def test_files_of_a_web_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             "state_dir": tmp_path / "state", "trust.code": f"http://{host}/trusted",
             "admin.token": "secret",
         }  # fmt: skip
-        (tmp_path / "models").mkdir()
+        write_adding(tmp_path / "models", "taken", 5.0)  # without a model it is not ready
         gateway = GatewayProcess(tmp_path, [tmp_path / "models"], settings=settings)
         try:
             client = client_of(gateway)

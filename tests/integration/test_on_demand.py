@@ -34,6 +34,22 @@ class Model:
     def infer(self, inputs):
         return self.context.call("inner", inputs)
 """
+HANGS = """
+import os
+import pathlib
+import threading
+
+
+class Model:
+    signature = {"inputs": {"x": ("FP32", [-1, 4])}, "outputs": {"y": ("FP32", [-1, 4])}}
+
+    def load(self, context):
+        pathlib.Path(__file__).with_name("pid").write_text(str(os.getpid()))
+        threading.Event().wait()
+
+    def infer(self, inputs):
+        return {"y": inputs["x"]}
+"""
 MODELS = ("oip", "raw", "v1", "generate", "grpc", "stream", "metadata", "config", "held", "named")
 
 
@@ -243,3 +259,38 @@ def test_a_model_that_asks_for_another_one_has_it_loaded(tmp_path: Path) -> None
         status, answer, _ = post(gateway, "/v2/models/outer/infer", {"inputs": [tensor()]})
         assert status == 200, answer
         assert answer["outputs"][0]["data"] == [5.0] * 4
+
+
+def test_under_a_budget_too_a_model_that_loads_may_ask_for_another_one(tmp_path: Path) -> None:
+    on_demand(tmp_path, "inner", 5.0)
+    (tmp_path / "outer" / "1").mkdir(parents=True)
+    (tmp_path / "outer" / "1" / "model.py").write_text(OUTER)
+    (tmp_path / "outer" / "model.yaml").write_text("on_demand: true\nruntime: python\n")
+    settings = {
+        "state_dir": tmp_path / "state",
+        "lifecycle.load_threads": 1,
+        "lifecycle.memory_budget_mb": 4000,
+    }
+    with GatewayProcess(tmp_path, [tmp_path], settings=settings) as gateway:
+        status, answer, _ = post(gateway, "/v2/models/outer/infer", {"inputs": [tensor()]})
+        assert status == 200, answer
+        assert answer["outputs"][0]["data"] == [5.0] * 4
+
+
+@pytest.mark.parametrize("isolation", ["none", "process"])
+def test_the_process_ends_while_a_load_hangs(tmp_path: Path, isolation: str) -> None:
+    (tmp_path / "models" / "hangs" / "1").mkdir(parents=True)
+    (tmp_path / "models" / "hangs" / "1" / "model.py").write_text(HANGS)
+    (tmp_path / "models" / "hangs" / "model.yaml").write_text(
+        f"on_demand: true\nruntime: python\nisolation: {isolation}\n"
+    )
+    on_demand(tmp_path / "models", "other", 1.0)
+    settings = {"state_dir": tmp_path / "state", "lifecycle.on_demand_wait": 0, "drain.timeout": 1}
+    with GatewayProcess(tmp_path, [tmp_path / "models"], settings=settings) as gateway:
+        assert post(gateway, "/v2/models/hangs/infer", {"inputs": [tensor()]})[0] == 503
+        pid_file = tmp_path / "models" / "hangs" / "1" / "pid"
+        wait_until(lambda: pid_file.exists() and pid_file.read_text().strip(), "the load to begin")
+        gateway.process.terminate()
+        assert gateway.process.wait(PATIENCE) == 0
+        pid = int(pid_file.read_text())
+        wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the child to end")

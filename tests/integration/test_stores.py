@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import tarfile
@@ -300,3 +301,15 @@ def test_files_of_web_servers_hubs_and_image_registries(tmp_path: Path) -> None:
     assert "hidden" not in gateway.log()
     for kept in (tmp_path / "state" / FOLDER).iterdir():
         assert b"hidden" not in kept.read_bytes()
+
+
+def test_a_source_that_hangs_keeps_nobody_waiting(tmp_path: Path) -> None:
+    """Neither those who ask for other models, nor whoever stops the gateway."""
+    (tmp_path / "models/m/1").mkdir(parents=True)
+    (tmp_path / "models/m/1/model.onnx").write_bytes(adding(1.0))
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, says nothing
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/late.onnx"
+        with serving(tmp_path, str(tmp_path / "models"), url) as gateway:
+            gateway.until("1", 1.0)
+            unreachable = gateway.ask("GET", "/admin/v1/status")[1]["unreachable"]
+            assert unreachable == {url: f"{url} does not answer"}

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from gateway.artifacts.base import Lease
 from gateway.artifacts.cache import Cache
 from gateway.artifacts.layout import Layout
+from gateway.artifacts.pieces import rest_of
 from gateway.config import CacheConfig
 from gateway.errors import FetchError
 from gateway.state import StateDir
@@ -197,3 +198,20 @@ class Whole(FakeOrigin):
 
     def read(self, file, start):  # type: ignore[no-untyped-def]
         yield self.store.contents[file.name][start:]
+
+
+@given(
+    content=st.binary(max_size=60), start=st.integers(0, 60), earlier=st.integers(0, 60),
+    piece=st.integers(1, 20), partial=st.booleans(),
+)  # fmt: skip
+def test_what_is_wanted_of_an_answer(
+    content: bytes, start: int, earlier: int, piece: int, partial: bool
+) -> None:
+    """The server gives the range, a longer one, or everything; whole pieces or tiny ones."""
+    start = min(start, len(content))
+    begin = max(start - earlier, 0) if partial else 0
+    body = content[begin:]
+    pieces = [body[at : at + piece] for at in range(0, len(body), piece)]
+    headers = {"content-range": f"bytes {begin}-{len(content)}/{len(content)}"}
+    found = rest_of(pieces, 206 if partial else 200, headers if partial else {}, start, "x")
+    assert b"".join(found) == content[start:]

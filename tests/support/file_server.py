@@ -40,6 +40,8 @@ class FileServer:
     lengths: bool = True
     encoding: str = ""
     credentials: str = ""
+    challenge: str = ""
+    """``WWW-Authenticate`` of the answers with one of `statuses`."""
     asked: list[Asked] = field(default_factory=list)
     sent: int = 0
     hold: threading.Event = field(default_factory=threading.Event)
@@ -92,7 +94,8 @@ class FileServer:
         start = int(found[1]) if found else 0
         self.asked.append(Asked(to.command, to.path, start, headers))
         if self.statuses:
-            return plain(to, self.statuses.popleft())
+            challenge = {"www-authenticate": self.challenge} if self.challenge else {}
+            return plain(to, self.statuses.popleft(), challenge)
         if self.credentials and headers.get("authorization") != self.credentials:
             return plain(to, 401)
         if path in self.redirects:

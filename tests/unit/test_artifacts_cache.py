@@ -19,6 +19,7 @@ import pytest
 from gateway.artifacts import blobs as blobs_module
 from gateway.artifacts import cache as cache_module
 from gateway.artifacts.cache import Cache
+from gateway.artifacts.eviction import Eviction, trees
 from gateway.artifacts.http import HttpOrigin
 from gateway.artifacts.layout import Layout
 from gateway.artifacts.progress import Lines, Transfer
@@ -416,3 +417,96 @@ def test_list_verify_clean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert run(["cache", "verify", *place]) == 1
     assert run(["cache", "verify", *place]) == 0
     assert not list((tmp_path / "cache/trees").iterdir())
+
+
+# --- found later
+
+
+def test_killed_while_a_file_is_taken_over_it_can_be_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = Layout(tmp_path).blobs
+    part = tmp_path / "part"
+    part.write_bytes(b"content")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("digest_of", "os.replace"):
+        if name == "digest_of":
+            found.path("ab").parent.mkdir(parents=True)
+            found.path("ab").write_bytes(b"old")
+        with monkeypatch.context() as patch:
+            patch.setattr(f"gateway.artifacts.blobs.{name}", killed)
+            with pytest.raises(KeyboardInterrupt):
+                found.add(part, "ab")
+        assert part.stat().st_mode & 0o200
+    found.add(part, "ab")
+    assert found.path("ab").read_bytes() == b"content"
+    assert found.path("ab").stat().st_mode & 0o777 == blobs_module.MODE
+
+
+def test_a_partial_file_that_may_not_be_written_is_started_over(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.held_at = 20_000
+    server.hold.clear()
+    process = fetching(tmp_path, server.url("/model.onnx"))
+    try:
+        wait_until(lambda: partial_bytes(tmp_path) >= 20_000, "the bytes")
+    finally:
+        process.kill()
+        process.communicate()
+    server.hold.set()
+    server.held_at = -1
+    # Whoever runs the tests may be allowed everything.
+    monkeypatch.setattr("gateway.artifacts.downloads.os.access", lambda *_: False)
+    lease = cache(tmp_path).fetch(HttpOrigin(server.url("/model.onnx")), silent)
+    assert (lease.path / "model.onnx").read_bytes() == CONTENT
+    assert [each.start for each in server.asked if each.method == "GET"] == [0, 0]
+
+
+def test_a_wrong_size_costs_nobody_a_file(tmp_path: Path) -> None:
+    found = Layout(tmp_path).blobs
+    part = tmp_path / "part"
+    part.write_bytes(b"content")
+    found.add(part, "ab")
+    assert not found.place("ab", 3, tmp_path / "target")
+    assert found.path("ab").read_bytes() == b"content" and not (tmp_path / "target").exists()
+
+
+def test_a_damaged_file_is_replaced_by_what_was_unpacked(tmp_path: Path) -> None:
+    found = Layout(tmp_path).blobs
+    found.path("ab").parent.mkdir(parents=True)
+    found.path("ab").write_bytes(b"dam")
+    own = tmp_path / "own"
+    own.write_bytes(b"content")
+    found.adopt(own, "ab", 7)
+    assert found.path("ab").read_bytes() == own.read_bytes() == b"content"
+    assert not [each for each in tmp_path.iterdir() if each.is_file() and each != own]
+
+
+def test_letting_many_go_reads_everything_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = 30
+    shared = b"shared" * 100
+    for number in range(many):
+        files = {"1/own": str(number).encode() * 100, "1/shared": shared}
+        origin = FakeOrigin(FakeStore(files), f"fake://{number}")
+        cache(tmp_path).fetch(origin, silent).release()
+    kept = FakeOrigin(FakeStore({"1/kept": b"kept", "1/shared": shared}), "fake://kept")
+    lease = cache(tmp_path).fetch(kept, silent)
+    layout = Layout(tmp_path / "cache")
+    read: list[str] = []
+    all_blobs: list[int] = []
+    tree_list, every = Layout.tree_list, blobs_module.Blobs.all
+    monkeypatch.setattr(
+        Layout, "tree_list", lambda self, digest: read.append(digest) or tree_list(self, digest)
+    )
+    monkeypatch.setattr(blobs_module.Blobs, "all", lambda self: all_blobs.append(1) or every(self))
+    assert Eviction(layout, 0).clean(everything=True) > 0
+    assert len(read) <= 4 * (many + 1) and len(all_blobs) <= 3
+    assert [tree.uri for tree in trees(layout)] == ["fake://kept"]
+    assert sorted(each.read_bytes() for each in every(layout.blobs)) == sorted([b"kept", shared])
+    assert (lease.path / "shared").read_bytes() == shared

@@ -34,7 +34,7 @@ def control(**fields: object) -> Control:
 
 def test_no_decision_changes_nothing() -> None:
     aspired = model("3", "4", stand_ins={"2": AspiredVersion("2", Path("2"), 2)})
-    assert overlaid(aspired, control()) == aspired
+    assert overlaid(aspired, control()) is aspired
     assert pins(aspired, control()) == frozenset()
     assert control().empty
 
@@ -143,6 +143,20 @@ def test_paused_at_the_start_is_as_at_the_pause() -> None:
     assert pins(aspired, document) == {"1", "9"}
 
 
+def test_paused_at_the_start_has_the_stand_in_of_the_pause() -> None:
+    """Nothing else may be there to answer."""
+    pause = Pause(who="ada", at=1.0, versions=("4",), stand_ins=("3", "1", "9"))
+    document = control(pause=pause)
+    assert pins(model("4"), document) == {"1", "3", "4", "9"}
+    # What is pinned is among the registry's versions.
+    for aspired in (
+        model("3", "4", stand_ins={"1": AspiredVersion("1", Path("1"), 1)}),
+        model("1", "3", "4"),
+    ):
+        wanted = overlaid(aspired, document)
+        assert (list(wanted.versions), list(wanted.stand_ins)) == (["4"], ["3", "1"])
+
+
 def test_documents_survive_and_garbage_does_not_hurt(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -199,3 +213,48 @@ def test_a_paused_model_is_held_whatever_the_registry_says(tmp_path: Path) -> No
     assert controls.take([], ["m"]) == ([held], [])
     controls.put(control())
     assert controls.now("m") == ([], ["m"])
+
+
+def test_only_what_is_new_of_a_registry_is_handed_on(tmp_path: Path) -> None:
+    controls = Controls(ControlConfig(), StateDir(tmp_path), lambda name: Pinned())  # type: ignore[arg-type,return-value]
+    first = model("4")
+    assert controls.take([first], []) == ([first], [])
+    assert controls.take([first], []) == ([], [])
+    assert controls.take([model("4")], []) == ([], [])
+    assert controls.take([model("5")], []) == ([model("5")], [])
+    assert controls.take([], ["m"]) == ([], ["m"])
+    assert controls.take([model("5")], []) == ([model("5")], [])
+
+
+def test_a_registry_that_cannot_be_told_of_versions_is_told_again(tmp_path: Path) -> None:
+    registry = Pinned()
+    away = True
+
+    def owner(name: str) -> Pinned:
+        if away:
+            raise KeyError(name)
+        return registry
+
+    controls = Controls(ControlConfig(), StateDir(tmp_path), owner)  # type: ignore[arg-type]
+    controls.put(control(with_versions=("1",)))
+    controls.take([model("4")], [])
+    away = False
+    controls.take([model("4")], [])
+    assert registry.pins == [("m", frozenset({"1"}))]
+    assert controls.take([model("4")], []) == ([], [])
+
+
+def test_a_look_that_began_before_a_split_does_not_undo_it(tmp_path: Path) -> None:
+    controls = Controls(ControlConfig(), StateDir(tmp_path), lambda name: Pinned())  # type: ignore[arg-type,return-value]
+    old, new = Traffic(weights={"1": 1}), Traffic(weights={"2": 1})
+    before = model("1", "2", traffic=old)
+    controls.take([before], [])
+    began = controls.moment
+    controls.set_traffic("m", new)
+    assert controls.take([before], [], began) == ([], [])
+    newer = model("1", "2", "3", traffic=old)
+    ((wanted,), _) = controls.take([newer], [], began)
+    assert (set(wanted.versions), wanted.traffic) == ({"1", "2", "3"}, new)
+    # Whoever looks after it says what is there now.
+    ((wanted,), _) = controls.take([newer], [], controls.moment)
+    assert wanted.traffic == old

@@ -49,6 +49,13 @@ def test_grpc_peers(peer: str, address: str) -> None:
         (Caller("10.0.0.1"), "", False),
         (Caller(""), "", False),
         (Caller.of(HERE, [("x-forwarded-for", "1.2.3.4")]), "", False),
+        (Caller.of(HERE, [("x-forwarded-for", ""), ("x-forwarded-for", "1.2.3.4")]), "", False),
+        (Caller.of(HERE, [("Forwarded", "")]), "", False),
+        (Caller.of(HERE, [("x-real-ip", "")]), "", False),
+        (Caller.of(HERE, [("via", "1.1 proxy")]), "", False),
+        (Caller.of(HERE, [("host", "localhost:80")]), "", True),
+        (Caller.of(HERE, [("host", "localhost"), ("host", "evil.example")]), "", False),
+        (Caller.of(HERE, [("origin", "http://[::1]:80"), ("origin", "null")]), "", False),
         (Caller.of(HERE, [("origin", "https://evil.example")]), "", False),
         (Caller.of(HERE, [("host", "evil.example")]), "", False),
         (Caller(HERE), "t", False),
@@ -61,6 +68,8 @@ def test_who_may(caller: Caller, token: str, fine: bool) -> None:
     def check() -> None:
         check_caller(caller, token, what="it", key="some.token")
 
+    if not token:
+        assert caller.local is fine
     if fine:
         check()
     else:

@@ -123,10 +123,67 @@ def test_a_block_that_raises_is_no_change_of_its_maker(tmp_path: Path) -> None:
                     world.ready("m", version)  # by chance
                 raise ValueError
         found = await recorder.changes("m")
-        assert [c.message for c in found] == ["version 1 takes no traffic any more; version 2 "
-            "became ready; 2 is the stable version", "version 1 became ready"]  # fmt: skip
+        # What happened before it failed is there, once.
+        assert [(c.who, c.message) for c in found] == [
+            ("ada", "x"), (SOURCE, "version 1 became ready"),
+        ]  # fmt: skip
 
     run(test, tmp_path)
+
+
+def test_what_happens_in_a_long_change_is_there_at_once(tmp_path: Path) -> None:
+    async def test(given: tuple[World, Recorder]) -> None:
+        world, recorder = given
+        world.ready("m", "1", tell=False)
+        with recorder.because("m", "load", "ada", "more"):
+            world.ready("m", "2")
+            with recorder.because("m", "split", "bob", "half"):
+                world.split("m", weights={"1": 1, "2": 1})
+            found = await recorder.changes("m")
+            assert [(c.action, c.who) for c in found] == [
+                ("split", "bob"), ("load", "ada"), ("served", SOURCE),
+            ]  # fmt: skip
+            assert found[1].after.shares == found[0].before.shares == {"2": 100.0}
+        assert len(await recorder.changes("m")) == 3
+        with recorder.because("m", "load", "ada", ""):
+            for n in range(2 * BURST):  # it does not flood the record either
+                world.ready("m", "2", files=n)
+        assert BURST <= len(await recorder.changes("m")) <= BURST + 4
+
+    run(test, tmp_path)
+
+
+def test_models_that_are_gone_are_forgotten(tmp_path: Path) -> None:
+    async def test(given: tuple[World, Recorder]) -> None:
+        world, recorder = given
+        recorder._clock = lambda: now
+        for now in (4e9 + 10_000 * step for step in range(1000)):
+            name = f"m{now}"
+            world.ready(name, "1")
+            world.gone(name, "1")
+            del world.models[name]
+            with recorder.because(name, "load", "ada", ""):
+                pass
+            await asyncio.sleep(0)
+        assert (recorder._last, recorder._sources, recorder._asked) == ({}, {}, {})
+        assert len(recorder._throttles) < 200
+        entry = (await recorder.changes("", limit=3))[1]
+        assert (entry.action, entry.who) == ("served", SOURCE)
+
+    run(test, tmp_path)
+
+
+def test_a_place_without_a_history_is_left_as_it_is(tmp_path: Path) -> None:
+    missing = tmp_path / "no" / "such.db"
+    with pytest.raises(ConfigError, match="there is no history at"):
+        open_store(f"sqlite:///{missing}", read_only=True)
+    assert not missing.parent.exists()
+    empty = tmp_path / "empty.db"
+    empty.touch()
+    store = open_store(f"sqlite:///{empty}", read_only=True)
+    with pytest.raises(RegistryError, match="there is no history in"):
+        store.changes("", 1, None)
+    store.close()
 
 
 def test_versions_that_come_and_go_do_not_flood_it(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from gateway.errors import ModelLoadError
 from gateway.lifecycle.budget import Evict, Fits, Holding, Never, Stay, Sums, Wait, decide
-from gateway.lifecycle.memory import MOST_PASSED, Memory
+from gateway.lifecycle.memory import LOOK_AHEAD, MOST_PASSED, Memory
 from gateway.lifecycle.resident import give_back, own_share, resident
 from gateway.lifecycle.states import Record
 from gateway.registries.base import AspiredVersion
@@ -97,13 +97,18 @@ class Line:
         self.stays: dict[Record, Stay] = {}
         self.evicted: list[str] = []
         self.now = 0.0
+        self.looks = 0
         self.memory = Memory(
             budget * MIB,
             patience,
-            lambda record, size, asking: Holding(record, size, self.stays[record]),
+            self.look,
             self.evict,
             lambda: self.now,
         )
+
+    def look(self, record: Record, size: int, asking: Record | None) -> Holding:
+        self.looks += 1
+        return Holding(record, size, self.stays[record])
 
     def evict(self, record: Record) -> int:
         self.evicted.append(record.version)
@@ -222,6 +227,77 @@ def test_more_than_was_thought_makes_the_idle_go() -> None:
     run(test)
 
 
+def test_a_long_line_costs_no_more_than_what_is_held() -> None:
+    async def test() -> None:
+        line = Line(500)
+        held = [await line.load(f"held-{n}", 10) for n in range(50)]
+        waiting = []
+        for n in range(200):
+            before = line.looks
+            waiting.append(line.start(f"waiting-{n}", 10))
+            await asyncio.sleep(0)
+            assert line.looks - before <= 2 * len(held)
+        before = line.looks
+        line.memory.move()
+        assert line.looks - before <= 2 * len(held)
+        for n, record in enumerate(held):  # and they all get their turn, in the order they came
+            line.memory.release(record)
+            await waiting[n]
+        assert sum(task.done() for task in waiting) == len(held)
+        assert line.memory.used == 500 * MIB
+        for task in waiting[len(held) :]:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        assert line.memory.waiting == 0
+
+    run(test)
+
+
+def test_those_far_behind_in_the_line_still_fail_in_time_and_when_they_can_never_fit() -> None:
+    async def test() -> None:
+        line = Line(100, patience=5.0)
+        await line.load("busy", 60)
+        waiting = [line.start(f"waiting-{n}", 90) for n in range(3 * LOOK_AHEAD)]
+        await asyncio.sleep(0)
+        with pytest.raises(ModelLoadError, match="set it to at least 120"):
+            await line.load("never", 120)
+        line.now = 6.0
+        line.memory.move()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert all("waited 5 s" in str(task.exception()) for task in waiting)
+
+    run(test)
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 60), st.sampled_from(Stay)), max_size=8),
+    needs=st.lists(st.integers(1, 120), min_size=1, max_size=30),
+)
+def test_the_budget_holds_and_the_sums_are_right(
+    sizes: list[tuple[int, Stay]], needs: list[int]
+) -> None:
+    async def test() -> None:
+        line = Line(100)
+        for n, (size, stay) in enumerate(sizes):
+            if line.memory.used // MIB + size <= 100:
+                await line.load(f"held-{n}", size, stay)
+        tasks = [line.start(f"new-{n}", need) for n, need in enumerate(needs)]
+        for _ in range(4):
+            await asyncio.sleep(0)
+            assert line.memory.used == sum(line.memory.held.values()) <= 100 * MIB
+            gone = [r for r in line.memory.held if line.stays[r] is Stay.LEAVING]
+            for record in gone:
+                line.memory.release(record)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert line.memory.waiting == 0
+        assert line.memory.used == sum(line.memory.held.values())
+
+    run(test)
+
+
 # --- with the whole lifecycle
 
 
@@ -310,6 +386,76 @@ def test_a_request_that_comes_during_eviction_waits_for_the_reload() -> None:
             second = w.ask("a")
             go_on.set()
             assert {await w.answer(first), await w.answer(second)} == {"1"}
+
+    run(test)
+
+
+def test_two_splits_that_are_half_loaded_do_not_wait_for_each_other() -> None:
+    async def test() -> None:
+        async with World(memory_budget_mb=100) as w:
+            halves = [aspired(name, "1", memory_mb=40) for name in "ab"]
+            w.apply(*halves)
+            for name in "ab":
+                assert await w.answer(w.ask(name)) == "1"
+            assert w.loaded() == {"a/1", "b/1"}
+            # Each becomes a split, whose other half has no room beside both.
+            w.apply(*(aspired(n, "1", "2", memory_mb=40, weights={"1": 1, "2": 1}) for n in "ab"))
+            await w.until(lambda: w.loaded() == {"a/1", "a/2"})
+            assert w.manager.failed() == {}
+            # The other one was not forgotten: it comes back when somebody asks.
+            assert await w.answer(w.ask("b")) in ("1", "2")
+            await w.until(lambda: w.loaded() == {"b/1", "b/2"})
+            assert w.manager.memory.waiting == 0
+
+    run(test)
+
+
+def test_who_waits_for_what_had_to_make_room_is_answered_all_the_same() -> None:
+    async def test() -> None:
+        async with World(memory_budget_mb=100) as w:
+            split = {"1": 1.0, "2": 9.0}  # version 2 is the stable one
+            w.apply(*(aspired(n, "1", "2", memory_mb=40, weights=split) for n in "ab"))
+            for name in "ab":
+                assert await w.answer(w.ask(name, "1")) == "1"
+            assert w.loaded() == {"a/1", "b/1"}
+            calls = [w.ask(name) for name in "ab"]
+            for call in calls:
+                assert await w.answer(call) in ("1", "2"), call.error
+            assert w.manager.demand.waiting == 0
+
+    run(test)
+
+
+@pytest.mark.parametrize(("then", "expected"), [(70, 70), (0, 40)])
+def test_memory_mb_takes_effect_on_what_is_loaded(then: int, expected: int) -> None:
+    async def test() -> None:
+        async with World(memory_budget_mb=100) as w:
+            w.apply(aspired("idle", memory_mb=40), aspired("m", on_demand=False, memory_mb=40))
+            assert await w.answer(w.ask("idle")) == "1"
+            await w.until(lambda: w.loaded() == {"idle/1", "m/1"})
+            (record,) = w.manager.models["m"].records
+            record.measured = 0  # as where others were loading at the same time
+            w.apply(aspired("m", on_demand=False, memory_mb=then))
+            assert w.manager.memory.held[record] == expected * MIB
+            assert record.state == "ready"
+            # 70 and 40 are too much: what is idle makes room.
+            left = {"m/1"} if then else {"idle/1", "m/1"}
+            await w.until(lambda: w.loaded() == left)
+            assert w.manager.memory.evictions == (1 if then else 0)
+
+    run(test)
+
+
+def test_memory_mb_that_changes_during_a_load_counts_after_it() -> None:
+    async def test() -> None:
+        async with World(memory_budget_mb=100) as w:
+            gate = w.loader.shut("m")
+            w.apply(aspired("m", on_demand=False, memory_mb=40))
+            await w.until(lambda: w.loader.loads == ["m/1"])
+            w.apply(aspired("m", on_demand=False, memory_mb=20))
+            gate.set()
+            await w.until(lambda: w.loaded() == {"m/1"})
+            assert list(w.manager.memory.held.values()) == [20 * MIB]
 
     run(test)
 

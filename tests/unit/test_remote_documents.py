@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
-from gateway.config import RegistryConfig
+from gateway.config import BatchingConfig, RegistryConfig
 from gateway.errors import InvalidModelSettings, ModelLoadError
+from gateway.lifecycle.loader import Loader
 from gateway.model_settings import ModelSettings, RemoteSettings
+from gateway.registries.base import AspiredVersion
 from gateway.registries.directory import DirectoryRegistry
 from gateway.registries.model_documents import read_settings
 from gateway.remote_document import location
+from gateway.trust import Trust
 from runtimes.discovery import choose, load_runtimes
 from runtimes.interface import Artifact
 from runtimes.remote.oip import OipRuntime
+from runtimes.remote.replicas import Replicas
 from runtimes.remote.settings import remote_of
 from tests.support.onnx_models import write_adding
 
@@ -271,3 +277,54 @@ def test_one_models_folder_as_the_source(tmp_path: Path) -> None:
     found = Registry(tmp_path / "m").scan()
     assert isinstance(found["m"], dict)
     assert list(found["m"]) == ["1"]
+
+
+# --- from afar
+
+
+@pytest.mark.parametrize(
+    "url", ["http://169.254.169.254", "grpc://[fe80::1]:1", "http://metadata.google.internal"]
+)
+def test_metadata_services_are_never_called(url: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidModelSettings, match="metadata service; no model is called there"):
+        settings_of(tmp_path, f"runtime: oip\nremote: {{url: '{url}'}}")
+
+
+@pytest.mark.parametrize("document", [True, False])
+def test_who_put_it_there_must_be_trusted(document: bool, tmp_path: Path) -> None:
+    """Fetched from somewhere, it would let anybody send requests from here."""
+    folder = tmp_path / "m" / "1"
+    settings = ModelSettings()
+    if document:
+        write(folder, "remote.yaml", f"url: {URL}\nheaders: {{x: y}}")
+    else:
+        settings = ModelSettings(runtime="oip", remote=RemoteSettings(urls=[URL]))
+    fetched = AspiredVersion("1", folder, 0, "s3://b/m/1")
+    said = {
+        (): r"may not name, as it is not trusted; .* trust\.code: \['s3://b/m/1'\]",
+        ("s3://b/other",): "not trusted",
+        ("s3://b",): "need a gateway to run in",  # it would be called
+    }
+    for sources, why in said.items():
+        loader = Loader(load_runtimes(), BatchingConfig(), Mock(), Trust(sources))
+        with pytest.raises(ModelLoadError, match=why):
+            loader.load("m", fetched, settings, lambda _: None)
+    here = AspiredVersion("1", folder, 0)
+    with pytest.raises(ModelLoadError, match="need a gateway to run in"):
+        Loader(load_runtimes(), BatchingConfig(), Mock(), Trust(())).load(
+            "m", here, settings, lambda _: None
+        )
+
+
+def test_names_do_not_lead_to_metadata_services_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        async def found(*_: object, **__: object) -> list[object]:
+            return [(0, 0, 0, "", (address, 80)) for address in ("10.1.2.3", "169.254.169.254")]
+
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", found, raising=False)
+        replicas = Replicas("m", Mock(asks=False), [location("http://harmless.example")])
+        await replicas.look_up()
+        assert not list(replicas.pool.endpoints)
+        assert "'harmless.example' is a link-local address" in replicas.trouble
+
+    asyncio.run(run())

@@ -6,18 +6,22 @@ import importlib
 from hashlib import sha256
 from pathlib import Path
 
+import httpx
 import pytest
 
-from gateway.artifacts import origins
+from gateway.artifacts import oci_session, origins
+from gateway.artifacts.addresses import Reach
 from gateway.artifacts.base import RemoteFile
 from gateway.artifacts.hf import Repo, below, repo_of
-from gateway.artifacts.oci import Image, image_of
+from gateway.artifacts.http_client import request
+from gateway.artifacts.oci import Image, OciOrigin, image_of
 from gateway.artifacts.origins import origin_of
 from gateway.artifacts.stores import Bucket, StoreOrigin, bucket_of
 from gateway.artifacts.stores_access import profile, s3_endpoint, s3_options
 from gateway.config import Config
 from gateway.errors import FetchError, RegistryError
 from gateway.registries.sources import open_registry
+from tests.support.file_server import FileServer
 from tests.support.hubs import Hub
 
 DIGEST = "a" * 64
@@ -269,3 +273,53 @@ def test_profiles(tmp_path: Path) -> None:
     other.write_text("nothing\n")
     with pytest.raises(FetchError, match="malformed"):
         profile({**team, "AWS_CONFIG_FILE": str(other)})
+
+
+# --- where a registry leads
+
+
+def test_no_registry_at_metadata_services() -> None:
+    for host in ("169.254.169.254", "metadata.google.internal", "[fe80::1]:5000"):
+        origin = origin_of(f"oci+http://{host}/m:1")
+        with pytest.raises(FetchError, match="metadata service; nothing is fetched from there"):
+            origin.files()
+
+
+@pytest.mark.parametrize("what", ["redirect", "login"])
+def test_a_registry_leads_outward_at_most(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The registry counts as public here, and what it leads to as this machine."""
+    reach = {"127.0.0.1": Reach.PUBLIC, "localhost": Reach.LOOPBACK}
+    blob = f"sha256:{sha256(b'x').hexdigest()}"
+    file = RemoteFile("1/x", 1, blob, blob[7:], blob)
+    for own in ("127.0.0.1", "localhost"):
+        with FileServer({"/inner": b"x"}) as server:
+            monkeypatch.setattr(
+                oci_session, "resolve", lambda host, port: [("127.0.0.1", reach[host])]
+            )
+            inner = f"http://localhost:{server.port}/inner"
+            path = f"/v2/m/blobs/{blob}"
+            if what == "redirect":
+                server.redirects[path] = inner
+            else:
+                server.statuses.append(401)
+                server.challenge = f'Bearer realm="{inner}",service="x"'
+                server.files[path] = b"x"
+            origin = OciOrigin(f"oci://{own}:{server.port}/m")
+            if own == "localhost":  # from this machine to this machine
+                if what == "redirect":
+                    assert b"".join(origin.read(file, 0)) == b"x"
+                continue
+            with pytest.raises(FetchError, match="sends us to 'localhost', which is private"):
+                b"".join(origin.read(file, 0))
+            assert not [each for each in server.asked if each.path.startswith("/inner")]
+
+
+def test_credentials_do_not_go_along_with_redirects(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setenv("NETRC", "/nowhere")
+    with FileServer({"/there": b"x"}) as server:
+        server.redirects["/here"] = f"http://localhost:{server.port}/there"
+        with request("GET", httpx.URL(server.url("/here")), {"Authorization": "Bearer t"}) as got:
+            assert got.status_code == 200
+        sent = [each.headers.get("authorization") for each in server.asked]
+        assert sent == ["Bearer t", None]

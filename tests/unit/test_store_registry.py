@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import subprocess
+import sys
+import threading
+from functools import partial
 from hashlib import md5, sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gateway.artifacts import stores
 from gateway.artifacts.base import Origin, RemoteFile
-from gateway.artifacts.stores import StoreOrigin
+from gateway.artifacts.stores import Stored, StoreOrigin
 from gateway.config import Config, RegistryConfig
 from gateway.errors import Conflict, FetchError, RegistryError
 from gateway.registries.base import AspiredModel, Snapshot
 from gateway.registries.files import GONE_SECONDS, SETTLE_SECONDS
-from gateway.registries.remembered import FOLDER
+from gateway.registries.first_looks import first_looks
+from gateway.registries.polling import pause_after
+from gateway.registries.remembered import FOLDER, WRITE_SECONDS
 from gateway.registries.stores import StoreRegistry
 from gateway.registries.stores_place import Seen, dump, load
-from gateway.registries.stores_shelves import Files
+from gateway.registries.stores_shelves import BucketShelf, Files
 from gateway.registries.traffic import Traffic
 from gateway.state import StateDir, file_name
+from gateway.threads import Threads
+from tests.support.gateway import ROOT
 
 PATIENCE = 20.0
 
@@ -433,6 +442,268 @@ def test_a_look_survives_being_written_down() -> None:
     file = RemoteFile("m/é", 3, '"e"', "ab", "k", archive=True)
     seen = Seen("models", (file,), {"k": ('"e"', bytes(range(256)))})
     assert load(dump(seen)) == seen
+
+
+# --- what it costs
+
+
+def test_only_what_changed_is_looked_into(shelf: Shelf) -> None:
+    for name in "abc":
+        shelf.put(f"{name}/1/model.onnx")
+        shelf.put(f"{name}/1/SHA256SUMS", data=f"{sha256(b'x').hexdigest()}  model.onnx")
+    watched = Watched(shelf)
+    before = watched.look()
+    place = watched.registry._place
+    models = dict(place._models)
+    trees = {name: model.trees["1"] for name, model in models.items()}
+    shelf.put("b/2/model.onnx")
+    after = watched.settle()
+    assert list(after["b"].versions) == ["2"] and after["a"] == before["a"]
+    assert {n for n, m in place._models.items() if m is not models[n]} == {"b"}
+    assert place._models["a"].trees["1"] is trees["a"]
+    shelf.put("a/1/SHA256SUMS", data=f"{'0' * 64}  model.onnx")
+    assert watched.settle()["a"].versions["1"] != before["a"].versions["1"]
+
+
+def test_files_of_a_bucket_that_did_not_change_stay_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    objects = [Stored(f"p/m/{n}/model.onnx", n, f"e{n}") for n in range(1, 5)]
+    monkeypatch.setattr(stores, "list_objects", lambda *_: list(objects))
+    bucket = BucketShelf("s3://b/p")
+    before = bucket.files()
+    assert (before[0].name, before[0].identity) == ("m/1/model.onnx", "e1")
+    assert bucket.files() is before
+    objects[1] = Stored("p/m/2/model.onnx", 2, "other")
+    objects.append(Stored("p/m/5/model.onnx", 5, "e5"))
+    after = bucket.files()
+    assert [new is old for new, old in zip(after, before, strict=False)] == [
+        True, False, True, True,
+    ]  # fmt: skip
+    assert after[1].identity == "other" and after[4].name == "m/5/model.onnx"
+
+
+def test_what_is_remembered_is_written_now_and_then_and_at_the_end(
+    shelf: Shelf, state: StateDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("gateway.registries.remembered.time.monotonic", lambda: now[0])
+    shelf.put("m/1/model.onnx")
+    watched = Watched(shelf, state)
+
+    def kept() -> int:
+        content = state.read(FOLDER, file_name(shelf.uri))
+        assert content is not None
+        return len(load(content).files)
+
+    watched.look()
+    assert kept() == 1
+    shelf.put("m/2/model.onnx")
+    watched.look()
+    assert kept() == 1
+    now[0] += WRITE_SECONDS
+    watched.look()  # nothing changed, and it is written all the same
+    assert kept() == 2
+    shelf.put("m/3/model.onnx")
+    watched.look()
+    assert kept() == 2
+    watched.registry.close()
+    assert kept() == 3
+
+
+def test_pauses() -> None:
+    for _ in range(50):
+        assert 4.5 <= pause_after(5.0, 0, 60.0) <= 5.5
+        assert 18 <= pause_after(5.0, 2, 60.0) <= 22
+        assert 54 <= pause_after(5.0, 500, 60.0) <= 66
+        assert 90 <= pause_after(100.0, 3, 60.0) <= 110
+        # A look that keeps a processor busy is not made again and again.
+        assert 36 <= pause_after(5.0, 0, 60.0, busy=2.0) <= 44
+
+
+# --- digests that cannot be read, files that are not there
+
+
+@pytest.mark.parametrize("at_first", [True, False])
+@pytest.mark.parametrize(
+    ("sums", "why"),
+    [
+        ("nonsense", "line 1 is not"),
+        (f"{'0' * 64}  model.onnx\n{'0' * 63}  x", "line 2 is not"),
+        ("", "it names no file"),
+        (b"\xff\xfe", "it is no text"),
+    ],
+)
+def test_malformed_digests_switch_nothing_off(
+    sums: str | bytes, why: str, at_first: bool, shelf: Shelf
+) -> None:
+    shelf.put("m/1/model.onnx", "m/2/model.onnx", "other/1/model.onnx")
+    watched = Watched(shelf)
+    shelf.put("m/2/SHA256SUMS", data=sums)
+    if not at_first:
+        del shelf.objects["m/2/SHA256SUMS"], shelf.objects["m/2/model.onnx"]
+        watched.look()
+        shelf.put("m/2/model.onnx")
+        shelf.put("m/2/SHA256SUMS", data=sums)
+    for _ in range(3):
+        snapshot = watched.look(GONE_SECONDS)
+    assert list(snapshot["m"].versions) == ["1"]
+    assert f"2/SHA256SUMS: {why}" in snapshot["m"].error and not snapshot["other"].error
+    assert not watched.registry._catalogue.unsettled  # no reason to look more often
+    shelf.put("m/2/SHA256SUMS", data=f"{sha256(b'x').hexdigest()}  model.onnx")
+    mended = watched.settle()["m"]
+    assert list(mended.versions) == ["2"] and not mended.error
+
+
+def test_a_serving_version_stays_when_its_digests_cannot_be_read(shelf: Shelf) -> None:
+    shelf.put("m/1/model.onnx")
+    watched = Watched(shelf)
+    before = watched.look()["m"]
+    shelf.put("m/1/SHA256SUMS", data="nonsense")
+    after = watched.settle()["m"]
+    assert after.versions == before.versions and "1/SHA256SUMS" in after.error
+
+
+@pytest.mark.parametrize("others", [True, False])
+def test_missing_files_are_named(others: bool, shelf: Shelf) -> None:
+    digest = sha256(b"x").hexdigest()
+    shelf.put("m/2/SHA256SUMS", data="".join(f"{digest}  part{n}\n" for n in range(9)))
+    if others:
+        shelf.put("m/1/model.onnx")
+    model = scan(shelf)["m"]
+    assert list(model.versions) == (["1"] if others else [])
+    assert model.error == (
+        "version 2 waits for 'part0', 'part1', 'part2', 'part3', 'part4', ..., which its "
+        "SHA256SUMS names"
+    )
+
+
+# --- the first look
+
+
+class Hanging(Shelf):
+    """Does not answer until it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may = threading.Event()
+
+    def files(self) -> Files:
+        assert self.may.wait(PATIENCE)
+        return super().files()
+
+
+def test_a_source_that_hangs_starts_with_what_is_remembered(
+    state: StateDir, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        shelf = Hanging()
+        shelf.put("m/1/model.onnx")
+        shelf.may.set()
+        before = Watched(shelf, state).look()
+        shelf.may.clear()
+        shelf.put("m/2/model.onnx")
+        hung = Watched(shelf, state).registry
+        other = polled(Shelf(), 1)
+        first = await first_looks([hung, other], watched=False, patience=0.05)
+        assert first[0].snapshot == before and first[1].late is None
+        assert "does not answer; starting with what was there" in caplog.text
+        assert hung.trouble
+        shelf.may.set()
+        assert list((await first[0].answer() or {})["m"].versions) == ["1"]  # 2 must settle
+
+    asyncio.run(run())
+
+
+def test_a_source_that_hangs_keeps_no_others_waiting(caplog: pytest.LogCaptureFixture) -> None:
+    async def run() -> None:
+        hanging, good = Hanging(), Shelf()
+        hanging.put("late/1/model.onnx")
+        good.put("m/1/model.onnx")
+        registries = [polled(hanging, 1), polled(good, 1)]
+        late, there = await first_looks(registries, watched=True, patience=0.05)
+        assert list(there.snapshot) == ["m"] and there.late is None
+        assert late.snapshot == {} and "starting without its models" in caplog.text
+        assert registries[0].trouble == "s3://b/models does not answer"
+        hanging.may.set()
+        assert list(await late.answer() or {}) == ["late"]
+        assert await late.answer() is None
+        # Who does not watch would never hear of it.
+        hanging.may.clear()
+        waiting = asyncio.create_task(
+            first_looks([polled(hanging, 1), *registries[1:]], watched=False, patience=0.05)
+        )
+        await asyncio.sleep(0.3)
+        assert not waiting.done()
+        hanging.may.set()
+        assert [list(look.snapshot) for look in await waiting] == [["late"], ["m"]]
+
+    asyncio.run(run())
+
+
+def test_a_source_that_fails_at_first_ends_the_start() -> None:
+    async def run() -> None:
+        hanging, bad = Hanging(), Shelf()
+        bad.error = FetchError("denied")
+        with pytest.raises(RegistryError, match="denied"):
+            await first_looks([polled(hanging, 1), polled(bad, 1)], watched=True, patience=PATIENCE)
+        hanging.may.set()
+
+    asyncio.run(run())
+
+
+# --- threads that may hang
+
+
+def test_a_thread_that_hangs_keeps_no_process() -> None:
+    script = """
+import asyncio, threading
+from gateway.threads import Threads, in_thread
+hang = threading.Event().wait
+async def run():
+    try:
+        await asyncio.wait_for(in_thread(hang), 0.05)
+    except TimeoutError:
+        print("given up")
+    assert await in_thread(divmod, 7, 3) == (2, 1)
+pool = Threads(1, "x")
+pool.submit(hang)
+waiting = pool.submit(hang)
+pool.close()
+assert waiting.cancelled()
+asyncio.run(run())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE,
+        check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "given up\n", "")
+
+
+def test_threads_in_turn() -> None:
+    pool = Threads(2, "x")
+    together: list[int] = []
+    running = [0]
+    lock = threading.Lock()
+
+    def work(number: int) -> int:
+        with lock:
+            running[0] += 1
+            together.append(running[0])
+        with lock:
+            running[0] -= 1
+        if number == 7:
+            raise ValueError(number)
+        return number
+
+    futures = [pool.submit(partial(work, number)) for number in range(20)]
+    for number, future in enumerate(futures):
+        if number == 7:
+            with pytest.raises(ValueError, match="7"):
+                future.result(PATIENCE)
+        else:
+            assert future.result(PATIENCE) == number
+    assert max(together) <= 2
 
 
 # --- watching

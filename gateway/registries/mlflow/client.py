@@ -182,13 +182,9 @@ class RestClient:
                 return
             if answer.status_code >= 300:
                 self._refuse(answer, head(answer))
-            skip = start if answer.status_code != 206 else 0
-            for piece in answer.iter_bytes(PIECE):
-                if skip >= len(piece):
-                    skip -= len(piece)
-                    continue
-                yield piece[skip:] if skip else piece
-                skip = 0
+            pieces = answer.iter_bytes(PIECE)
+            where = f"{self._name}: '{printable(path, 200)}'"
+            yield from rest_of(pieces, answer.status_code, answer.headers, start, where)
 
     # --- underneath
 
