@@ -152,6 +152,19 @@ def test_bi02d_bombs(
         (b"\x1f\x8b\x08\x00" + zlib.compress(b"x"), "m.tar.gz"),
         (tar(("only/", tarfile.DIRTYPE, b"", "")), "m.tar.gz"),
     ],
+    ids=(
+        "empty tar",
+        "no tar",
+        "no zip",
+        "empty zip",
+        "no bz2",
+        "no xz",
+        "no plain tar",
+        "half a tar",
+        "half a zip",
+        "no gzip",
+        "a folder",
+    ),
 )
 def test_bi02d_broken_archives(
     refused: Callable[[bytes, str, str], None], packed: bytes, name: str

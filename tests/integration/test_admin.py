@@ -186,7 +186,7 @@ def test_what_is_refused_changes_nothing(root: Path) -> None:
 
 
 def test_a_directory_that_cannot_be_written_changes_nothing(
-    root: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refused(*args: Any, **kwargs: Any) -> Any:
         raise OSError(30, "Read-only file system")
@@ -196,7 +196,8 @@ def test_a_directory_that_cannot_be_written_changes_nothing(
     def test(client: Client, gateway: Gateway) -> None:
         status, answer = client.admin("PUT", "/models/m/split", {"weights": {"2": 1}})
         assert status == 503
-        assert "Read-only file system" in answer["error"]
+        assert "models cannot be written, and neither can the state directory" in answer["error"]
+        assert "Read-only file system" in caplog.text
         assert client.versions() == {"1": 40}
 
     serving(test, root)

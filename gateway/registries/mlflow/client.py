@@ -12,6 +12,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 
 from gateway import __version__
+from gateway.artifacts.pieces import range_header, rest_of
 from gateway.errors import RegistryError, printable
 from gateway.registries.mlflow.answers import Deadline, head, reason, text_at, whole
 from gateway.registries.mlflow.auth import basic, bearer, tls
@@ -173,9 +174,7 @@ class RestClient:
 
     def content(self, path: str, start: int) -> Iterator[bytes]:
         """See `Client.content`."""
-        headers = {"accept-encoding": "identity"}
-        if start:
-            headers["range"] = f"bytes={start}-"
+        headers = {"accept-encoding": "identity", **range_header(start)}
         url = f"{self._base}{ARTIFACTS}/{quote(path)}"
         with self._request("GET", url, headers=headers) as answer:
             if start and answer.status_code == 416:  # there is no more of it
