@@ -285,12 +285,11 @@ def test_the_process_ends_while_a_load_hangs(tmp_path: Path, isolation: str) -> 
         f"on_demand: true\nruntime: python\nisolation: {isolation}\n"
     )
     on_demand(tmp_path / "models", "other", 1.0)
-    settings = {"state_dir": tmp_path / "state", "lifecycle.on_demand_wait": 0, "drain.timeout": 1}
+    settings = {"state_dir": tmp_path / "state", "lifecycle.on_demand_wait": 0}
     with GatewayProcess(tmp_path, [tmp_path / "models"], settings=settings) as gateway:
         assert post(gateway, "/v2/models/hangs/infer", {"inputs": [tensor()]})[0] == 503
         pid_file = tmp_path / "models" / "hangs" / "1" / "pid"
         wait_until(lambda: pid_file.exists() and pid_file.read_text().strip(), "the load to begin")
-        gateway.process.terminate()
-        assert gateway.process.wait(PATIENCE) == 0
+        assert gateway.stop() == 0
         pid = int(pid_file.read_text())
         wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the child to end")

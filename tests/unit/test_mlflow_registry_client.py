@@ -146,7 +146,9 @@ def test_a_file_from_its_middle() -> None:
         start = int(request.headers.get("range", "bytes=0-")[6:-1])
         if start >= 10:
             return httpx.Response(416)
-        return httpx.Response(206 if start else 200, content=b"0123456789"[start:])
+        headers = {"content-range": f"bytes {start}-9/10"} if start else {}
+        content = b"0123456789"[start:]
+        return httpx.Response(206 if start else 200, headers=headers, content=content)
 
     assert b"".join(client(ranged).content("a b/c#", 4)) == b"456789"
     assert b"".join(client(ranged).content("a b/c#", 0)) == b"0123456789"
