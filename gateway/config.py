@@ -235,8 +235,8 @@ class MlflowConfig(Section, frozen=True, kw_only=True):
     versions: Annotated[
         tuple[str, ...],
         doc(
-            "Versions to serve of each model: `@alias`, `latest`, `latest:3` or a number. Versions "
-            "that the split names are served besides."
+            "Versions to serve of each model: `@alias`, `@*` (every alias), `latest`, `latest:3` "
+            "or a number. Versions that the split names are served besides."
         ),
     ] = ("@champion", "@challenger")
     stable: Annotated[str, doc("Alias of the version that is stable.")] = "champion"

@@ -122,7 +122,7 @@ class Manager:
                 changed.append(name)
         self._reconcile(*changed)
         for model in resized:
-            for record in model.records:
+            for record in list(model.records):
                 self._resize(model, record)
 
     def set_traffic(self, name: str, traffic: Traffic) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 from gateway.config import Config, MlflowConfig, RegistryConfig
 from gateway.errors import RegistryError
 from gateway.model_settings import ModelSettings
-from gateway.registries.base import Snapshot
+from gateway.registries.base import Elsewhere, Snapshot
 from gateway.registries.mlflow import registry as module
 from gateway.registries.mlflow.documents import (
     Alias,
@@ -241,6 +243,35 @@ def test_versions_that_stay_pending_are_asked_for_less_and_less(mlflow: FakeMlfl
     mlflow.asked.clear()
     own.scan()
     assert mlflow.asked == ["pages"]
+
+
+def test_what_is_remembered_stands_in_for_a_look_that_takes_long(
+    mlflow: FakeMlflow, tmp_path: Path
+) -> None:
+    before = registry(mlflow, tmp_path).scan()
+    own = registry(mlflow, tmp_path)
+    assert isinstance(own, Elsewhere)
+    asked, answer = threading.Event(), threading.Event()
+    pages = mlflow.pages
+
+    def slow() -> list[bytes]:
+        asked.set()
+        assert answer.wait(30)
+        return pages()
+
+    mlflow.pages = slow  # type: ignore[method-assign]
+    with ThreadPoolExecutor(1) as thread:
+        try:
+            look = thread.submit(own.scan)
+            assert asked.wait(30)
+            assert registry(mlflow).stand_in("it is slow") is None
+            assert own.stand_in("it is slow") == before
+            assert "it is slow; serving what it said at" in own.trouble
+            mlflow.set_alias("m", "champion", "2")
+        finally:
+            answer.set()
+        assert served(look.result()) == {"m": ["2"]} and not own.trouble
+    assert own.stand_in("it is slow") == look.result()
 
 
 def test_every_alias(mlflow: FakeMlflow) -> None:

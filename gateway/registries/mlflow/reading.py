@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from typing import Final
@@ -37,6 +38,7 @@ class Reader:
         """Models whose versions may change while the list of models does not."""
         self._tries = 0
         self._skip = 0
+        self._swapping = threading.Lock()
 
     def read(self, is_ours: Callable[[Registered], bool]) -> bool:
         """Reads; whether anything is new. `is_ours` says whose versions are of interest.
@@ -72,8 +74,9 @@ class Reader:
         versions = {name: v for name, v in before.versions.items() if name in ours}
         versions.update(self._versions(fresh))
         new = models != before.models or versions != before.versions
-        self.known = Known(models=models, versions=versions)
-        self._digest = digest
+        with self._swapping:
+            self.known = Known(models=models, versions=versions)
+            self._digest = digest
         self._note_pending()
         self._tries = self._skip = 0
         return new
@@ -113,9 +116,12 @@ class Reader:
         }
 
     def restore(self, content: bytes) -> None:
-        """Takes what `remembered` gave. Raises `msgspec.DecodeError`."""
-        self.known = msgspec.json.decode(content, type=Known)
-        self._digest = b""
+        """Takes what `remembered` gave, unless something has been read; also while `read` is
+        still on its way. Raises `msgspec.DecodeError`."""
+        known = msgspec.json.decode(content, type=Known)
+        with self._swapping:
+            if not self._digest:
+                self.known = known
 
     def remembered(self) -> bytes:
         """What has been read, to be kept."""

@@ -75,6 +75,8 @@ class MlflowRegistry:
         self._reader = Reader(self._client, self._what.place.name)
         self._remembered = Remembered(state, self.source)
         self._lock = threading.Lock()  # scanning and writing are for different threads
+        self._state = threading.Lock()
+        """Held for what a look has found; `_lock` is held while it asks, too."""
         self._watching = Watching(self, config.registry.poll_seconds)
         self._snapshot: Snapshot | None = None
         self._good: dict[str, AspiredModel] = {}
@@ -96,24 +98,40 @@ class MlflowRegistry:
                     lambda model: self._is_ours(model) and not bad_name(model.name)
                 )
             except RegistryError as error:
-                if self._snapshot is not None:
-                    raise
-                return self._stand_in(error)
-            if self.trouble:
-                self.trouble = ""
-                log.info("%s can be read again", self.source)
-            self._written.clear()
-            self._outdated |= new
-            if self._outdated or self._snapshot is None or self._pins_changed:
-                self._pins_changed = False
-                self._snapshot = self._build()
-                self._outdated = False
-            if new or not self._saved:
-                self._saved = True
-                self._remembered.save(self._reader.remembered())
-            else:
-                self._remembered.confirm()
+                with self._state:
+                    if self._snapshot is not None:
+                        raise
+                    return self._stand_in(error)
+            with self._state:
+                if self.trouble:
+                    self.trouble = ""
+                    log.info("%s can be read again", self.source)
+                self._written.clear()
+                self._outdated |= new
+                if self._outdated or self._snapshot is None or self._pins_changed:
+                    self._pins_changed = False
+                    self._snapshot = self._build()
+                    self._outdated = False
+                if new or not self._saved:
+                    self._saved = True
+                    self._remembered.save(self._reader.remembered())
+                else:
+                    self._remembered.confirm()
+                return self._snapshot
+
+    def stand_in(self, why: str) -> Snapshot | None:
+        """See `Elsewhere.stand_in`."""
+        with self._state:
+            if self._snapshot is None and self._remembered.load() is not None:
+                try:
+                    return self._stand_in(RegistryError(why))
+                except RegistryError:
+                    return None  # the look that goes on says what is wrong
             return self._snapshot
+
+    def close(self) -> None:
+        """See `Elsewhere.close`."""
+        self._remembered.flush()
 
     def _stand_in(self, error: RegistryError) -> Snapshot:
         """What the registry said before this gateway was started. Raises `error` without it."""

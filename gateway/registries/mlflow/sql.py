@@ -45,6 +45,8 @@ class SqlClient:
         self._lock = threading.Lock()
         self._mark: Mark = ()
         self._pages: list[bytes] = []
+        # Takes seconds, which are not the first look's.
+        self._import("mlflow.store.model_registry.sqlalchemy_store")
 
     # --- reading
 
