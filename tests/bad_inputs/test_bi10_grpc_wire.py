@@ -86,14 +86,19 @@ def ask(grpc_gateway: Served, block: bytes, data: bytes, seconds: float = 5) -> 
         return connection.read(seconds)
 
 
+def packed(message: bytes) -> bytes:
+    """Without the time, which would be in the test's name."""
+    return gzip.compress(message, mtime=0)
+
+
 @pytest.mark.parametrize(
     ("encoding", "flag", "body"),
     [
-        (b"gzip", 1, gzip.compress(good_message(), mtime=0)[:-6]), (b"gzip", 1, b"\x1f\x8b"), (b"gzip", 1,
-        b"nonsense"),
-        (b"br", 1, b"x"), (b"gzip, gzip", 1, gzip.compress(gzip.compress(good_message(), mtime=0), mtime=0)),
-        (b"identity", 1, good_message()), (b"", 1, good_message()), (b"\xff", 1, b"x"), (b"gzip",
-        7, b"x"),
+        (b"gzip", 1, packed(good_message())[:-6]), (b"gzip", 1, b"\x1f\x8b"),
+        (b"gzip", 1, b"nonsense"), (b"br", 1, b"x"),
+        (b"gzip, gzip", 1, packed(packed(good_message()))),
+        (b"identity", 1, good_message()), (b"", 1, good_message()), (b"\xff", 1, b"x"),
+        (b"gzip", 7, b"x"),
     ],
 )  # fmt: skip
 def test_bi10ce_packed_and_broken(
