@@ -84,7 +84,7 @@ class Making:
             registry = self._registry_of(model)
         except KeyError:  # gone from its registry, and still draining
             raise UnknownModel(model) from None
-        await in_thread(registry.write_traffic, model, traffic)
+        traffic = await in_thread(registry.write_traffic, model, traffic)
         self._controls.set_traffic(model, traffic)
         self._manager.set_traffic(model, traffic)
         # Versions may be named now that are not loaded.

@@ -63,8 +63,9 @@ class Registry(Protocol):
     async def watch(self, changed: Callable[[Snapshot], Awaitable[None]]) -> None:
         """Calls `changed` with a new snapshot whenever there is one, until cancelled."""
 
-    def write_traffic(self, model: str, traffic: Traffic) -> None:
-        """Stores a split; blocking, all or nothing. Raises `RegistryError`."""
+    def write_traffic(self, model: str, traffic: Traffic) -> Traffic:
+        """Stores a split and returns what is declared now (where labels follow the split, they are
+        others than those given); blocking, all or nothing. Raises `RegistryError`."""
 
     def pin(self, model: str, versions: frozenset[str]) -> None:
         """Versions that snapshots hold from the next scan on, whatever the version policy says;

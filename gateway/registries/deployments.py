@@ -184,7 +184,7 @@ class DeploymentsRegistry:
         self._documents.pop(name, None)
         self._pinned.pop(name, None)
 
-    def write_traffic(self, model: str, traffic: Traffic) -> None:
+    def write_traffic(self, model: str, traffic: Traffic) -> Traffic:
         """See `Registry.write_traffic`."""
         deployment = self._documents.get(model)
         if deployment is None:
@@ -193,6 +193,7 @@ class DeploymentsRegistry:
             self.put(msgspec.structs.replace(deployment, traffic=traffic_tree(traffic)))
         except SluiceError as error:
             raise RegistryError(str(error)) from None
+        return traffic
 
 
 def single_file(source: str) -> str:

@@ -199,7 +199,7 @@ class DirectoryRegistry:
 
     # --- writing
 
-    def write_traffic(self, model: str, traffic: Traffic) -> None:
+    def write_traffic(self, model: str, traffic: Traffic) -> Traffic:
         """See `Registry.write_traffic`. Where the directory may not be written, the split is kept
         in the state directory."""
         if self._kind == "file":
@@ -216,6 +216,7 @@ class DirectoryRegistry:
         else:
             self._overlays.drop(model)
         self._writes += 1
+        return traffic
 
 
 def kind_of(path: Path) -> Literal["file", "model", "models"]:

@@ -190,7 +190,7 @@ class StoreRegistry:
 
     # --- writing
 
-    def write_traffic(self, model: str, traffic: Traffic) -> None:
+    def write_traffic(self, model: str, traffic: Traffic) -> Traffic:
         """See `Registry.write_traffic`. Where the store may not be written, the split is kept in
         the state directory. Raises `Conflict` if the document was changed by others meanwhile."""
         if self._place.seen.kind == "file":
@@ -200,7 +200,7 @@ class StoreRegistry:
             )
         if not self._shelf.writable:
             self._overlay(model, traffic)
-            return
+            return traffic
         try:
             self._place.write(model, traffic_text(traffic).encode())
         except FetchError as error:
@@ -214,9 +214,10 @@ class StoreRegistry:
             if not error.denied:
                 raise RegistryError(f"the split cannot be stored: {error}") from None
             self._overlay(model, traffic)
-            return
+            return traffic
         self._overlays.drop(model)
         self._wrote()
+        return traffic
 
     def _overlay(self, model: str, traffic: Traffic) -> None:
         if not self._overlays.possible:

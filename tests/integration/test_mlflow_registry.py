@@ -190,6 +190,12 @@ def test_splits_and_promotions_are_written_to_mlflow(
         assert state()[1] == {"sluice.traffic": "champion=80, challenger=20"}
         answer = admin(gateway, "POST", "models/add/promote", {"version": "2"})
         assert answer["stable"] == "2"
+        assert answer["labels"] == {"stable": "2", "champion": "2"}  # before the next poll
+        assert state() == ({"champion": "2"}, {})
+        admin(gateway, "POST", "models/add/rollback", {"message": "it was better before"})
+        split = {"sluice.traffic": "champion=80, challenger=20"}
+        assert state() == ({"champion": "1", "challenger": "2"}, split)
+        admin(gateway, "POST", "models/add/rollback", {})
         assert state() == ({"champion": "2"}, {})
         wait_until(lambda: ready(gateway) == {"2"}, "version 1 to be unloaded")
         assert added(gateway) == 2

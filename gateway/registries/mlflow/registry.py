@@ -285,7 +285,7 @@ class MlflowRegistry:
 
     # --- writing
 
-    def write_traffic(self, model: str, traffic: Traffic) -> None:
+    def write_traffic(self, model: str, traffic: Traffic) -> Traffic:
         """See `Registry.write_traffic`: aliases and tags in MLflow, which stays the only truth."""
         if self._what.model:
             raise RegistryError(
@@ -300,8 +300,13 @@ class MlflowRegistry:
             try:
                 # What was written since the last look holds, too.
                 seen = self._written.get(model) or self._reader.known.models.get(model)
-                self._written[model] = write(self._client, seen, traffic, self._roles)
+                after = write(self._client, seen, traffic, self._roles)
+                self._written[model] = after
             finally:
                 self._watching.wrote()
         finally:
             self._lock.release()
+        try:
+            return traffic_of(after, self._roles).traffic  # the aliases are labels, and have moved
+        except InvalidModelSettings:
+            return traffic
