@@ -1,5 +1,5 @@
 # make run    serve examples/models, until Ctrl-C
-# make test   run the tests; PYTEST_ARGS='-k word' for some of them
+# make test   run the tests, two at a time; PYTEST_ARGS='-k word' for some of them
 # make lint   ruff, mypy, import-linter
 # make bench  compare with a Triton server; BENCH_ARGS='--list' and so on
 # make docs   write the pages that are made from the code
@@ -31,7 +31,7 @@ run: $(VENV)/.run
 test: $(VENV)/.test
 	@$(call debian,h2load,nghttp2-client)
 	@$(call debian,promtool,prometheus)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

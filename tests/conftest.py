@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -31,6 +33,8 @@ settings.register_profile(
     database=None,
     suppress_health_check=_QUIET,
 )
+SCRATCH = pytest.StashKey[set[Path]]()
+
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
@@ -43,3 +47,20 @@ def own_state() -> Iterator[None]:
     ):
         patch.setenv("XDG_STATE_HOME", folder)
         yield
+
+
+def scratch() -> set[Path]:
+    """The folders that Triton's Python backend has made, which are left where it is killed."""
+    return set(Path("/tmp").glob("python_env_*"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[SCRATCH] = scratch()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        return  # other workers may have servers that use theirs
+    for folder in scratch() - config.stash[SCRATCH]:
+        with contextlib.suppress(OSError):  # not empty: somebody else's, and in use
+            folder.rmdir()

@@ -160,6 +160,10 @@ def run(args: argparse.Namespace, work: Path) -> int:
             code = CODE.format(load_s=args.load_s, added=added)
             registry.register(MODEL, {"model.py": code.encode()})
         registry.point(MODEL, "champion", "1")
+        settings = f"isolation: {args.isolation}"
+        registry.post(
+            "registered-models/set-tag", name=MODEL, key="sluice.settings", value=settings
+        )
         http, grpc = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
         command = [sys.executable, "-m", "gateway", "serve", registry.source]
         command += ["--http", http, "--grpc", grpc]
@@ -202,6 +206,13 @@ def main() -> int:
     parser.add_argument("--before", type=float, default=10.0, help="seconds of load before")
     parser.add_argument("--rest", type=float, default=2.0, help="seconds between swaps")
     parser.add_argument("--workers", type=int, default=8, help="connections")
+    parser.add_argument(
+        "--isolation",
+        choices=("code", "none"),
+        default="code",
+        help="where the model runs: in a process of its own, which starts at each swap, or in the "
+        "gateway's",
+    )
     parser.add_argument("--mlflow", help="the command of MLflow, such as 'PYTHON -m mlflow'")
     args = parser.parse_args()
     try:

@@ -16,7 +16,7 @@ from tests.support.onnx_models import adding, write
 
 def test_memory_comes_back(tmp_path: Path) -> None:
     command = gateway_command.default_command()
-    figure = measure(command, tmp_path, cycles=5, megabytes=40, isolated=False)
+    figure = measure(command, tmp_path, cycles=4, megabytes=40, isolated=False)
     # Two models that stay would be 80 MB, more than half of the whole gateway.
     assert figure.value is not None and figure.value < 25, figure
 
@@ -28,7 +28,7 @@ def test_within_a_budget_all_models_answer_in_turn(tmp_path: Path) -> None:
         (root / f"m{n}" / "model.yaml").write_text("on_demand: true\nmemory_mb: 40\n")
     write(root / "huge" / "1", adding(1.0, padding=25_000_000))
     (root / "huge" / "model.yaml").write_text("on_demand: true\n")
-    settings = {"state_dir": tmp_path / "state", "lifecycle.memory_budget_mb": 100}
+    settings = {"state_dir": tmp_path / "state", "lifecycle.memory_budget_mb": 100, "drain.grace": 0}
     with GatewayProcess(tmp_path, [root], settings=settings) as gateway:
         for n in (0, 1, 2, 3, 0, 1):
             status, answer, _ = post(gateway, f"/v2/models/m{n}/infer", {"inputs": [tensor()]})

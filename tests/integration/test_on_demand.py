@@ -74,6 +74,7 @@ def gateway(
         "state_dir": folder / "state",
         "lifecycle.retry_seconds": 300,
         "lifecycle.on_demand_wait": 60,
+        "drain.grace": 0,
     }
     with GatewayProcess(folder, [root], grpc_server=request.param, settings=settings) as made:
         yield made

@@ -126,6 +126,8 @@ def check_chain(newest_first: Any) -> None:
         last[(change.run, change.model)] = change
         if change.who == "ada":
             assert (change.action, change.message) == ("promote", "better")
+        elif change.who == "bob":  # what changed before it was refused is his
+            assert (change.action, change.message) == ("split", "worse")
         else:
             assert change.action == "served"
             assert change.message

@@ -161,11 +161,6 @@ def triton() -> Environment:
     return find(environment("triton"))
 
 
-def scratch() -> set[Path]:
-    """The folders that Python backends have made, which are left where one is killed."""
-    return set(Path("/tmp").glob("python_env_*"))
-
-
 class TritonProcess:
     """A running tritonserver that holds `models`; `folder` is its own. It can be killed and
     started again on the same ports."""
@@ -186,7 +181,6 @@ class TritonProcess:
         copy_backend(triton(), folder / "backends")
         self.http_port, self.grpc_port = free_port(), free_port()
         self.process: subprocess.Popen[bytes] | None = None
-        self._scratch: set[Path] = set()
         try:
             self.start(wait=wait)
         except BaseException:
@@ -211,7 +205,6 @@ class TritonProcess:
     def start(self, *, wait: bool = True) -> None:
         """Starts the server, which takes seconds."""
         env = triton()
-        self._before = scratch()
         command = [
             str(env.server / "bin" / "tritonserver"),
             f"--model-repository={self._repository}",
@@ -240,7 +233,6 @@ class TritonProcess:
     def wait_ready(self) -> None:
         """Until every model is."""
         wait_until(self._is_ready, "tritonserver to be ready", PATIENCE)
-        self._scratch |= scratch() - self._before
 
     def _is_ready(self) -> bool:
         assert self.process is not None
@@ -265,10 +257,6 @@ class TritonProcess:
         self.process = None
         for left in Path("/dev/shm").glob(f"{self._prefix}*"):
             left.unlink(missing_ok=True)
-        for folder in self._scratch:
-            with contextlib.suppress(OSError):  # not empty: somebody else's, and in use
-                folder.rmdir()
-        self._scratch.clear()
 
     def pause(self) -> None:
         """Stops the server without ending it: it hangs, as far as its callers can tell."""
