@@ -28,7 +28,11 @@ def test_within_a_budget_all_models_answer_in_turn(tmp_path: Path) -> None:
         (root / f"m{n}" / "model.yaml").write_text("on_demand: true\nmemory_mb: 40\n")
     write(root / "huge" / "1", adding(1.0, padding=25_000_000))
     (root / "huge" / "model.yaml").write_text("on_demand: true\n")
-    settings = {"state_dir": tmp_path / "state", "lifecycle.memory_budget_mb": 100, "drain.grace": 0}
+    settings = {
+        "state_dir": tmp_path / "state",
+        "lifecycle.memory_budget_mb": 100,
+        "drain.grace": 0,
+    }
     with GatewayProcess(tmp_path, [root], settings=settings) as gateway:
         for n in (0, 1, 2, 3, 0, 1):
             status, answer, _ = post(gateway, f"/v2/models/m{n}/infer", {"inputs": [tensor()]})
