@@ -419,18 +419,18 @@ def test_deadline_that_cannot_be_met(slow_http: SlowModel, http: httpx.Client) -
 
 
 def test_deadline_that_cannot_be_met_on_grpc(slow: SlowModel) -> None:
-    slow.request(slow.loops(0.2))
-    busy = slow.occupy(0.4)
+    slow.request(slow.loops(0.4))
     request = tritonclient.grpc.service_pb2.ModelInferRequest(model_name=slow.name)
     request.inputs.add(name="loops", datatype="INT64", shape=[1])
     request.raw_input_contents.append(struct.pack("<q", 1))
     request.parameters["timeout"].int64_param = 50_000
     stub = tritonclient.grpc.service_pb2_grpc.GRPCInferenceServiceStub
-    with (
-        grpc.insecure_channel(slow.gateway.grpc) as channel,
-        pytest.raises(grpc.RpcError) as caught,
-    ):
-        stub(channel).ModelInfer(request, timeout=10)
+    with grpc.insecure_channel(slow.gateway.grpc) as channel:
+        # Connected before, so that most of the work ahead is still to be done.
+        grpc.channel_ready_future(channel).result(30)
+        busy = slow.occupy(0.4)
+        with pytest.raises(grpc.RpcError) as caught:
+            stub(channel).ModelInfer(request, timeout=10)
     error: Any = caught.value
     assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert int(dict(error.trailing_metadata())["retry-after"]) >= 1
