@@ -13,7 +13,8 @@ import httpx
 from gateway.artifacts.archives import is_archive
 from gateway.artifacts.base import RemoteFile
 from gateway.artifacts.http_client import request
-from gateway.artifacts.origins import PIECE, key_of, needed
+from gateway.artifacts.listed import ListedOrigin
+from gateway.artifacts.origins import PIECE, needed
 from gateway.artifacts.pieces import range_header, rest_of
 from gateway.errors import FetchError, printable
 
@@ -32,25 +33,10 @@ class Repo:
 
 
 @dataclass(frozen=True)
-class HfOrigin:
-    """A repository, or a folder or file in one. See `gateway.artifacts.base.Origin`.
+class HfOrigin(ListedOrigin):
+    """A repository, or a folder or file in one. See `gateway.artifacts.base.Origin`."""
 
-    With a `listing`, whoever made it has pinned the commit and listed the files already.
-    """
-
-    uri: str
-    folder: str = "1"
-    listing: tuple[RemoteFile, ...] = ()
-
-    @property
-    def key(self) -> str:
-        """See `Origin.key`."""
-        return key_of(self.uri, self.folder, self.listing)
-
-    def files(self) -> Sequence[RemoteFile]:
-        """See `Origin.files`."""
-        if self.listing:
-            return self.listing
+    def _look(self) -> Sequence[RemoteFile]:
         repo = repo_of(self.uri)
         found = list_repo(repo, commit_of(repo))
         if not found:

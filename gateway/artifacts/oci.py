@@ -10,8 +10,9 @@ from hashlib import sha256
 from typing import Any, Final
 
 from gateway.artifacts.base import RemoteFile
+from gateway.artifacts.listed import ListedOrigin
 from gateway.artifacts.oci_session import Guard, guarded
-from gateway.artifacts.origins import PIECE, key_of, needed
+from gateway.artifacts.origins import PIECE, needed
 from gateway.artifacts.pieces import range_header, rest_of
 from gateway.errors import FetchError, printable
 
@@ -47,25 +48,10 @@ class Image:
 
 
 @dataclass(frozen=True)
-class OciOrigin:
-    """One manifest's layers. See `gateway.artifacts.base.Origin`.
+class OciOrigin(ListedOrigin):
+    """One manifest's layers. See `gateway.artifacts.base.Origin`."""
 
-    With a `listing`, whoever made it has pinned the digest already.
-    """
-
-    uri: str
-    folder: str = "1"
-    listing: tuple[RemoteFile, ...] = ()
-
-    @property
-    def key(self) -> str:
-        """See `Origin.key`."""
-        return key_of(self.uri, self.folder, self.listing)
-
-    def files(self) -> Sequence[RemoteFile]:
-        """See `Origin.files`."""
-        if self.listing:
-            return self.listing
+    def _look(self) -> Sequence[RemoteFile]:
         image = image_of(self.uri)
         layers = list_layers(image, manifest_of(image)[1])
         return [replace(each, name=f"{self.folder}/{each.name}") for each in layers]

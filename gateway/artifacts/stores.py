@@ -9,7 +9,8 @@ from typing import Any, Final, NamedTuple
 
 from gateway.artifacts.archives import is_archive
 from gateway.artifacts.base import RemoteFile
-from gateway.artifacts.origins import BUCKETS, key_of, needed
+from gateway.artifacts.listed import ListedOrigin
+from gateway.artifacts.origins import BUCKETS, needed
 from gateway.artifacts.stores_access import open_bucket
 from gateway.errors import FetchError, printable
 
@@ -38,25 +39,10 @@ class Stored(NamedTuple):
 
 
 @dataclass(frozen=True)
-class StoreOrigin:
-    """A prefix or an object in a bucket. See `gateway.artifacts.base.Origin`.
+class StoreOrigin(ListedOrigin):
+    """A prefix or an object in a bucket. See `gateway.artifacts.base.Origin`."""
 
-    With a `listing`, whoever made it has listed the files already.
-    """
-
-    uri: str
-    folder: str = "1"
-    listing: tuple[RemoteFile, ...] = ()
-
-    @property
-    def key(self) -> str:
-        """See `Origin.key`."""
-        return key_of(self.uri, self.folder, self.listing)
-
-    def files(self) -> Sequence[RemoteFile]:
-        """See `Origin.files`."""
-        if self.listing:
-            return self.listing
+    def _look(self) -> Sequence[RemoteFile]:
         bucket, prefix = bucket_of(self.uri)
         found = list_objects(bucket, prefix)
         if not found:
