@@ -1,5 +1,5 @@
-"""What the comparison cannot go on with."""
+"""What the comparison cannot go on with: printed on one line; the run ends with 2."""
 
+from loadtests.errors import BenchError
 
-class BenchError(Exception):
-    """Printed on one line; the run ends with 2."""
+__all__ = ["BenchError"]

@@ -1,0 +1,5 @@
+"""The error of all load tests."""
+
+
+class BenchError(RuntimeError):
+    """Something that keeps a measurement from being made; the message says what to do."""
