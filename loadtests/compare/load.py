@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from . import wire
 from .errors import BenchError
-from .wire import Floats
+from .peers import oip
+from .wire import HttpRequest, Rows
 
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = r"([\d.]+)(us|ms|s|m|h)"
@@ -80,17 +80,18 @@ class Target:
     options: tuple[str, ...]
 
 
-def target(protocol: str, server: tuple[str, str], model: str, rows: Floats, file: Path) -> Target:
-    """Writes the body to ``file``; ``server`` is the address of HTTP and that of gRPC."""
-    if protocol == "grpc":
-        file.write_bytes(wire.grpc_frame(wire.grpc_request(model, rows)))
-        headers = ("-Hcontent-type: application/grpc", "-Hte: trailers")
-        return Target(f"http://{server[1]}{wire.GRPC_INFER_PATH}", file, headers)
-    encode = wire.binary_request if protocol == "binary" else wire.json_request
-    request = encode(model, rows)
+def prepare(request: HttpRequest, address: str, file: Path, *, grpc: bool) -> Target:
+    """Writes the body to ``file``. gRPC: the path and the framed message."""
     file.write_bytes(request.body)
-    options = ["--h1", *(f"-H{name}: {value}" for name, value in request.headers.items())]
-    return Target(f"http://{server[0]}{request.path}", file, tuple(options))
+    headers = [f"-H{name}: {value}" for name, value in request.headers.items()]
+    options = headers if grpc else ["--h1", *headers]
+    return Target(f"http://{address}{request.path}", file, tuple(options))
+
+
+def target(protocol: str, server: tuple[str, str], model: str, rows: Rows, file: Path) -> Target:
+    """One request of the Open Inference Protocol; addresses of HTTP and of gRPC."""
+    route = oip.ROUTES[protocol]
+    return prepare(route.encode(model, rows), server[route.grpc], file, grpc=route.grpc)
 
 
 def version() -> str:

@@ -13,9 +13,16 @@ import onnx
 import onnx.helper as oh
 import onnx.numpy_helper as onh
 
-from .wire import Floats
+from loadtests.errors import BenchError
+
+from . import embedding
+from .wire import Floats, Rows
 
 SEED = 20260
+ECHO = 1 << 20
+"""Numbers in a row of ``echo``."""
+START, END, WORDS = 101, 102, (1996, 30522)
+"""BERT's token ids: a text's first, its last, those of whole words (lowest, beyond the last)."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,11 @@ class Model:
     row_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
     exact: bool
-    """Whether answers are compared bit by bit (``add``) or within a tolerance."""
+    """Whether answers are compared bit by bit (``add``, ``echo``) or within a tolerance."""
+    datatype: str = "FP32"
+    """Of the input; outputs are FP32."""
+    pool: int = 64
+    """How many rows and answers the verifier gets."""
 
 
 class _Net:
@@ -114,22 +125,74 @@ def make_cnn(path: Path) -> Model:
     return net.save(path, [10])
 
 
-MAKERS = {"add": make_add, "mlp": make_mlp, "cnn": make_cnn}
+def make_echo(path: Path) -> Model:
+    """Gives back what it gets, 4 MiB a row: what it costs to carry large tensors."""
+    shape = ["N", ECHO]
+    f32 = onnx.TensorProto.FLOAT
+    graph = oh.make_graph(
+        [oh.make_node("Identity", ["x"], ["y"])],
+        "echo",
+        [oh.make_tensor_value_info("x", f32, shape)],
+        [oh.make_tensor_value_info("y", f32, shape)],
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    model = oh.make_model(graph, opset_imports=[oh.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, str(path))
+    return Model("echo", path, (ECHO,), (ECHO,), exact=True, pool=4)
 
 
-def make(name: str, folder: Path) -> Model:
-    """Writes the model ``name`` as ``folder/name.onnx``."""
-    return MAKERS[name](folder / f"{name}.onnx")
+def make_embedding(path: Path, package: Path | None = None) -> Model:
+    """A sentence's embedding from token ids, about 12 ms a row. ``package`` holds the weights.
+
+    Raises `BenchError` where they are not.
+    """
+    if package is None or not (package / "model" / "model.safetensors").is_file():
+        raise BenchError(
+            "the weights of the embedding model are not there; "
+            "type: python -m loadtests.compare.peers install embedding"
+        )
+    embedding.save(package, path)
+    shape, output = (embedding.TOKENS,), (embedding.WIDTH,)
+    return Model("embedding", path, shape, output, exact=False, datatype="INT64")
 
 
-def samples(model: Model, count: int = 64, threads: int = 1) -> tuple[Floats, Floats]:
-    """Random rows and what onnxruntime, called directly row by row, answers to them."""
+MAKERS = {
+    "add": make_add,
+    "mlp": make_mlp,
+    "cnn": make_cnn,
+    "embedding": make_embedding,
+    "echo": make_echo,
+}
+
+
+def make(name: str, folder: Path, package: Path | None = None) -> Model:
+    """Writes the model ``name`` as ``folder/name.onnx``; ``package``: see `make_embedding`."""
+    path = folder / f"{name}.onnx"
+    return make_embedding(path, package) if name == "embedding" else MAKERS[name](path)
+
+
+def random_rows(model: Model, count: int) -> Rows:
+    """Random numbers, or token ids of random texts."""
     random = np.random.default_rng()
-    rows = random.standard_normal((count, *model.row_shape)).astype(np.float32)
-    if model.exact:
-        return rows, rows + np.float32(1)
+    shape = (count, *model.row_shape)
+    if model.datatype == "FP32":
+        return random.standard_normal(shape, np.float32)
+    ids = random.integers(*WORDS, shape, np.int64)
+    lengths = random.integers(4, model.row_shape[0] + 1, count)
+    ids[:, 0] = START
+    for row, length in zip(ids, lengths, strict=True):
+        row[length - 1 :] = END
+        row[length:] = 0
+    return ids
+
+
+def samples(model: Model, threads: int = 1) -> tuple[Rows, Floats]:
+    """Random rows and what onnxruntime, called directly row by row, answers to them."""
+    rows = random_rows(model, model.pool)
+    if model.name == "add":
+        return rows, (rows + np.float32(1)).astype(np.float32)
     session = open_session(model.path, threads)
-    answers = [session.run(["y"], {"x": rows[i : i + 1]})[0] for i in range(count)]
+    answers = [session.run(["y"], {"x": rows[i : i + 1]})[0] for i in range(len(rows))]
     return rows, np.concatenate(answers)
 
 

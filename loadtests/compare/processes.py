@@ -67,8 +67,10 @@ def started(
     poll_s: float = 0.01,
     stop_grace_s: float = 15.0,
     after: Callable[[], None] | None = None,
+    ready_path: str = "/v2/health/ready",
+    cwd: Path = ROOT,
 ) -> Iterator[Server]:
-    """Runs ``command`` until the block ends; enters once ``/v2/health/ready`` answers 200.
+    """Runs ``command`` until the block ends; enters once ``ready_path`` answers 200.
 
     ``ports`` are the addresses of HTTP, gRPC and metrics. The process has a session of its
     own, and all of it is ended with the block: SIGTERM, then SIGKILL after ``stop_grace_s``.
@@ -82,11 +84,11 @@ def started(
             stderr=subprocess.STDOUT,
             env={**os.environ, **(env or {})},
             start_new_session=True,
-            cwd=ROOT,
+            cwd=cwd,
         )
     server = Server(label, *ports, process, log)
     try:
-        _wait_ready(server, began + ready_timeout_s, poll_s)
+        _wait_ready(server, ready_path, began + ready_timeout_s, poll_s)
         server.ready_s = time.perf_counter() - began
         yield server
     finally:
@@ -95,9 +97,9 @@ def started(
             after()
 
 
-def _wait_ready(server: Server, until: float, poll_s: float) -> None:
+def _wait_ready(server: Server, path: str, until: float, poll_s: float) -> None:
     while True:
-        if get(server.http, "/v2/health/ready", timeout_s=5)[0] == 200:
+        if get(server.http, path, timeout_s=5)[0] == 200:
             return
         code = server.process.poll()
         if code is not None:

@@ -26,7 +26,7 @@ CONFIG = """\
 name: "{name}"
 backend: "python"
 max_batch_size: {max_batch}
-input [{{ name: "x", data_type: TYPE_FP32, dims: [{dims_in}] }}]
+input [{{ name: "x", data_type: TYPE_{datatype}, dims: [{dims_in}] }}]
 output [{{ name: "y", data_type: TYPE_FP32, dims: [{dims_out}] }}]
 instance_group [{{ count: {instances}, kind: KIND_CPU }}]
 dynamic_batching {{ }}
@@ -160,6 +160,7 @@ def write_repository(folder: Path, models: Sequence[Model], threads: int) -> lis
             text = CONFIG.format(
                 name=name,
                 max_batch=MAX_BATCH,
+                datatype=model.datatype,
                 dims_in=", ".join(map(str, model.row_shape)),
                 dims_out=", ".join(map(str, model.output_shape)),
                 instances=instances,

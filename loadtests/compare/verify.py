@@ -22,11 +22,12 @@ from pathlib import Path
 
 import numpy as np
 
-from . import wire
+from . import peers, wire
+from .peers.base import Route
 from .processes import ROOT
-from .wire import Floats
+from .wire import Floats, Rows
 
-Ask = Callable[[Floats], Floats]
+Ask = Callable[[Rows], Floats]
 
 
 @dataclass
@@ -49,34 +50,35 @@ class Verdict:
         self.first_problem = self.first_problem or f"{kind}: {' '.join(text.split()):.200}"
 
 
-def grpc_asker(address: str, model: str, timeout_s: float) -> Ask:
+def grpc_asker(address: str, model: str, route: Route, timeout_s: float) -> Ask:
     """Asks over gRPC, through grpcio, with bytes in and bytes out."""
     import grpc
 
-    channel = grpc.insecure_channel(address)
+    unlimited = [(f"grpc.max_{way}_message_length", -1) for way in ("send", "receive")]
+    channel = grpc.insecure_channel(address, unlimited)
     grpc.channel_ready_future(channel).result(timeout_s)
-    call = channel.unary_unary(wire.GRPC_INFER_PATH)
 
-    def ask(rows: Floats) -> Floats:
-        return wire.grpc_answer(call(wire.grpc_request(model, rows), timeout=timeout_s))
+    def ask(rows: Rows) -> Floats:
+        request = route.encode(model, rows)
+        call = channel.unary_unary(request.path)
+        return route.decode(call(request.body[wire.GRPC_FRAME :], timeout=timeout_s), {})
 
     return ask
 
 
-def http_asker(address: str, model: str, timeout_s: float, *, binary: bool) -> Ask:
+def http_asker(address: str, model: str, route: Route, timeout_s: float) -> Ask:
     """Asks over one kept-alive HTTP connection."""
     connection = http.client.HTTPConnection(address, timeout=timeout_s)
     connection.connect()
-    encode = wire.binary_request if binary else wire.json_request
 
-    def ask(rows: Floats) -> Floats:
-        request = encode(model, rows)
+    def ask(rows: Rows) -> Floats:
+        request = route.encode(model, rows)
         connection.request("POST", request.path, request.body, request.headers)
         answer = connection.getresponse()
         body = answer.read()
         if answer.status != 200:
             raise ValueError(f"HTTP {answer.status}: {body[:200]!r}")
-        return wire.http_answer(body, answer.getheader(wire.JSON_LENGTH_HEADER))
+        return route.decode(body, {name.lower(): value for name, value in answer.getheaders()})
 
     return ask
 
@@ -92,7 +94,7 @@ def compare(answer: Floats, expected: Floats, exact: bool) -> str:
     return f"off by up to {np.abs(answer - expected).max():.3g}"
 
 
-def run(ask: Ask, pool: tuple[Floats, Floats], rate: float, max_rows: int, exact: bool) -> Verdict:
+def run(ask: Ask, pool: tuple[Rows, Floats], rate: float, max_rows: int, exact: bool) -> Verdict:
     """Asks until a line arrives on standard input."""
     verdict = Verdict()
     began = due = time.perf_counter()
@@ -118,7 +120,7 @@ def run(ask: Ask, pool: tuple[Floats, Floats], rate: float, max_rows: int, exact
 def main() -> None:
     """The process's own entry point."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--protocol", choices=["grpc", "binary", "json"], required=True)
+    parser.add_argument("--route", required=True, help="see loadtests.compare.peers.route")
     parser.add_argument("--address", required=True)
     parser.add_argument("--model", required=True)
     parser.add_argument("--pool", required=True, help="file with arrays rows and answers")
@@ -127,11 +129,8 @@ def main() -> None:
     parser.add_argument("--exact", action="store_true")
     args = parser.parse_args()
     timeout_s = 20.0
-    if args.protocol == "grpc":
-        ask = grpc_asker(args.address, args.model, timeout_s)
-    else:
-        binary = args.protocol == "binary"
-        ask = http_asker(args.address, args.model, timeout_s, binary=binary)
+    route = peers.route(args.route)
+    ask = (grpc_asker if route.grpc else http_asker)(args.address, args.model, route, timeout_s)
     with np.load(args.pool) as arrays:
         pool = arrays["rows"], arrays["answers"]
     print("ready", flush=True)
@@ -167,10 +166,13 @@ class Verifier:
 
 @contextmanager
 def verifier(
-    protocol: str, address: str, model: str, pool: Path, *, rate: float, max_rows: int, exact: bool
+    route: str, address: str, model: str, pool: Path, *, rate: float, max_rows: int, exact: bool
 ) -> Iterator[Verifier]:
-    """A connected verifier that waits for ``go``; ended with the block whatever happens."""
-    command = [sys.executable, "-m", "loadtests.compare.verify", "--protocol", protocol]
+    """A connected verifier that waits for ``go``; ended with the block whatever happens.
+
+    ``route`` is what `loadtests.compare.peers.route` knows: ``grpc``, ``PEER:MODEL:native``.
+    """
+    command = [sys.executable, "-m", "loadtests.compare.verify", "--route", route]
     command += ["--address", address, "--model", model, "--pool", str(pool)]
     command += ["--rate", str(rate), "--max-rows", str(max_rows)]
     process = subprocess.Popen(

@@ -16,7 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
+Rows = Floats | npt.NDArray[np.int64]
+"""What a model is given: FP32, or INT64 (token ids)."""
 
+GRPC_FRAME = 5
+"""Bytes in front of a gRPC message."""
 GRPC_INFER_PATH = "/inference.GRPCInferenceService/ModelInfer"
 JSON_LENGTH_HEADER = "Inference-Header-Content-Length"
 
@@ -45,9 +49,14 @@ def _field(number: int, content: bytes) -> bytes:
     return _varint(number << 3 | 2) + _varint(len(content)) + content
 
 
-def grpc_request(model: str, rows: Floats) -> bytes:
-    """``ModelInferRequest`` with one raw FP32 input ``x``."""
-    tensor = _field(1, b"x") + _field(2, b"FP32")
+def datatype(rows: Rows) -> str:
+    """``FP32`` or ``INT64``."""
+    return "INT64" if rows.dtype == np.int64 else "FP32"
+
+
+def grpc_request(model: str, rows: Rows) -> bytes:
+    """``ModelInferRequest`` with one raw input ``x``."""
+    tensor = _field(1, b"x") + _field(2, datatype(rows).encode())
     tensor += _field(3, b"".join(_varint(size) for size in rows.shape))
     return _field(1, model.encode()) + _field(5, tensor) + _field(7, rows.tobytes())
 
@@ -100,19 +109,19 @@ def _shape(packed: bytes) -> tuple[int, ...]:
 def grpc_answer(message: bytes) -> Floats:
     """The one FP32 output of a ``ModelInferResponse`` with raw contents."""
     shape: tuple[int, ...] = ()
-    datatype = b""
+    said = b""
     raw: list[bytes] = []
     for number, content in _fields(message):
         if number == 5 and isinstance(content, bytes):
             for inner, value in _fields(content):
                 if inner == 2 and isinstance(value, bytes):
-                    datatype = value
+                    said = value
                 elif inner == 3:
                     shape += _shape(value) if isinstance(value, bytes) else (value,)
         elif number == 6 and isinstance(content, bytes):
             raw.append(content)
-    if datatype != b"FP32" or len(raw) != 1:
-        raise ValueError(f"one raw FP32 output expected, got {len(raw)} of type {datatype!r}")
+    if said != b"FP32" or len(raw) != 1:
+        raise ValueError(f"one raw FP32 output expected, got {len(raw)} of type {said!r}")
     return np.frombuffer(raw[0], np.float32).reshape(shape)
 
 
@@ -120,13 +129,13 @@ def _infer_path(model: str) -> str:
     return f"/v2/models/{model}/infer"
 
 
-def binary_request(model: str, rows: Floats) -> HttpRequest:
+def binary_request(model: str, rows: Rows) -> HttpRequest:
     """HTTP with the binary tensor extension, both ways."""
     data = rows.tobytes()
     tensor = {
         "name": "x",
         "shape": list(rows.shape),
-        "datatype": "FP32",
+        "datatype": datatype(rows),
         "parameters": {"binary_data_size": len(data)},
     }
     output = {"name": "y", "parameters": {"binary_data": True}}
@@ -138,10 +147,14 @@ def binary_request(model: str, rows: Floats) -> HttpRequest:
     return HttpRequest(_infer_path(model), head + data, headers)
 
 
-def json_request(model: str, rows: Floats) -> HttpRequest:
+def json_request(model: str, rows: Rows) -> HttpRequest:
     """HTTP with plain JSON, both ways."""
-    values = [float(value) for value in rows.ravel()]
-    tensor = {"name": "x", "shape": list(rows.shape), "datatype": "FP32", "data": values}
+    tensor = {
+        "name": "x",
+        "shape": list(rows.shape),
+        "datatype": datatype(rows),
+        "data": rows.ravel().tolist(),
+    }
     body = _dump({"inputs": [tensor]})
     return HttpRequest(_infer_path(model), body, {"Content-Type": "application/json"})
 

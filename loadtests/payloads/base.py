@@ -17,6 +17,8 @@ class Sample:
     """Sent with this request only, as ``x-sluice-key``."""
     at_s: float | None = None
     """When it was recorded, in seconds from the first of its recording."""
+    outputs: tuple[str, ...] = ()
+    """The outputs it asks for; empty: all."""
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from loadtests.compare.models import Model
-from loadtests.compare.processes import Server
-from loadtests.compare.wire import Floats, HttpRequest
+from loadtests.compare.wire import Floats, HttpRequest, Rows
 
-Encode = Callable[[str, Floats], HttpRequest]
-"""Name of the model on the server, rows → the request. For gRPC: the framed message."""
+if TYPE_CHECKING:  # verifiers import this too, and should start quickly
+    from loadtests.compare.models import Model
+    from loadtests.compare.processes import Server
+
+Encode = Callable[[str, Rows], HttpRequest]
+"""Name of the model on the server, rows (FP32 or INT64, one or more) → the request. The path says
+where it goes; for gRPC that is ``/package.Service/Method``, and the body is the framed message."""
 Decode = Callable[[bytes, Mapping[str, str]], Floats]
-"""Body and headers (lower-case names) of an answer → its rows."""
+"""Body and headers (lower-case names) of an answer with status 200 → its rows. For gRPC: the
+message without its frame, and no headers. Raises `ValueError` for anything else."""
 
 
 @dataclass(frozen=True)
@@ -26,22 +31,39 @@ class Route:
     encode: Encode
     decode: Decode
     grpc: bool = False
+    like: str = ""
+    """Which of our routes a ``native`` one is held against: ``json``, ``binary`` or ``grpc``."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A server of the comparison."""
+    """A server of the comparison.
+
+    Its ``peer.py`` is imported by the runner and (for ``native`` routes) by the verifier, in our
+    environment: it imports nothing of the server's. What runs in the server's environment
+    (``serve.py``) imports nothing of ours.
+    """
 
     name: str
     """Of its folder, and in tables."""
     routes: tuple[Route, ...]
     serve: Callable[[Path, Sequence[Model], Path, int], AbstractContextManager[Server]]
-    """(environment, models, folder to work in, threads of a session) → the running, ready server.
-    `Server.models` says which name each model has there; models that the server cannot hold are
-    left out of it, and ``refusals`` says why."""
+    """(environment, models, empty folder to work in, threads of a session) → the running server,
+    ready and with all models loaded. The environment is a virtual environment's folder.
+    `Server.models` says which name each model has there, where that differs."""
     packages: tuple[str, ...]
-    """Whose versions the report names."""
+    """Distributions of its environment whose versions the report names."""
     refusals: Mapping[str, str] = field(default_factory=dict)
-    """Model, or ``model/route`` → why it is not measured here."""
+    """``model``, ``model/route`` → why it is not measured here."""
     extra: Callable[[], str] = str
     """What else must be there (Java): empty, or what is missing and what to type."""
+    one_model: bool = False
+    """Whether a server holds one model only; it is then started for each."""
+    counter: bool = False
+    """Whether ``/metrics`` shows ``nv_inference_request_success`` of each model."""
+    native_models: Mapping[str, tuple[Route, ...]] = field(default_factory=dict)
+    """Model → its routes, where they are not those of `routes` (``echo`` as raw bytes)."""
+
+    def routes_of(self, model: str) -> tuple[Route, ...]:
+        """The routes of one model."""
+        return self.native_models.get(model, self.routes)

@@ -1,0 +1,1 @@
+"""What size costs: models, connections, payloads, batches, versions, metrics; and overload."""

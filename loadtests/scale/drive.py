@@ -1,0 +1,129 @@
+"""What every study works with: the gateway's command, a folder, time; and closed-loop load.
+
+The load is h2load's (`loadtests.compare.load`): it costs a few µs a request, where a client in
+Python would cost as much as the gateway and hide what is measured.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from loadtests.compare import load, sluice
+from loadtests.compare.processes import Server
+from loadtests.errors import BenchError
+from loadtests.scale.processes import children_cpu, cpu_seconds
+from loadtests.scale.study import Study
+
+BUSY: Final = 0.9
+"""Cores from which on h2load, which has one thread, is what limits the rate."""
+LONGEST_RUN_S: Final = 60.0
+
+
+@dataclass
+class Bench:
+    """What a study is given."""
+
+    command: str
+    """What starts the gateway; ``DIR --http ADDRESS --grpc ADDRESS`` is added."""
+    work: Path
+    quick: bool = False
+    """A smoke run: a few small sizes, a fraction of a second each."""
+    budget_s: float = 120.0
+    """Seconds for one study; sizes that are not begun by then are left out, and it says so."""
+    say: Callable[[str], None] = print
+    _began: float = field(default_factory=time.monotonic)
+    _servers: int = 0
+
+    def begin(self, budget_s: float) -> None:
+        """The clock of a study starts."""
+        self._began, self.budget_s = time.monotonic(), budget_s
+
+    @property
+    def seconds(self) -> float:
+        """How long one run takes, about."""
+        return 0.15 if self.quick else 1.2
+
+    @property
+    def over(self) -> bool:
+        """Whether the study's time is over."""
+        return time.monotonic() - self._began > self.budget_s
+
+    def within(self, study: Study, sizes: Sequence[int], what: str = "") -> Iterator[int]:
+        """The sizes, for as long as there is time; a note names those that are left out."""
+        for at, size in enumerate(sizes):
+            if self.over:
+                left = ", ".join(f"{each:,}" for each in sizes[at:])
+                study.note(
+                    f"{what or study.size}: {left} not measured, {self.budget_s:.0f} s were over"
+                )
+                return
+            self.say(f"{study.name}: {what or study.size} {size:,}")
+            yield size
+
+    def serve(
+        self, directory: Path, names: Sequence[str] = (), options: str = ""
+    ) -> AbstractContextManager[Server]:
+        """A running gateway in its default configuration, but for ``options``."""
+        self._servers += 1
+        return sluice.serve(
+            f"{self.command} {options}".strip(),
+            directory,
+            self.work / f"gateway-{self._servers}",
+            names,
+            ready_timeout_s=300,
+            stop_grace_s=1.0,
+        )
+
+
+@dataclass(frozen=True)
+class Driven:
+    """One closed-loop run. Cores are averages over the run."""
+
+    rate: float
+    """Requests/s."""
+    mean_us: float
+    p99_us: float | None
+    client: float
+    server: float
+
+    @property
+    def bottleneck(self) -> str:
+        """Why the rate is the client's more than the server's; empty: it is not."""
+        if self.client < BUSY:
+            return ""
+        return f"the load generator used {self.client:.2f} cores, and has one thread"
+
+
+def drive(
+    server: Server,
+    what: load.Target,
+    shape: load.Shape,
+    seconds: float,
+    *,
+    log: Path | None = None,
+) -> Driven:
+    """Posts ``what`` for about ``seconds``, after a short calibration that warms up.
+
+    With ``log`` (a file to be used for it) the 99th percentile is known, and the mean is that of
+    single requests. Raises `BenchError` for a run in which not every answer was a good one.
+    """
+    rough = load.calibrate(what, shape, seconds=seconds / 4, timeout_s=LONGEST_RUN_S)
+    requests = max(int(rough * seconds), shape.concurrency, 3)
+    before, client = cpu_seconds(server.process.pid), children_cpu()
+    result = load.run(what, shape, requests, timeout_s=LONGEST_RUN_S, log=log)
+    client, used = children_cpu() - client, cpu_seconds(server.process.pid) - before
+    if problems := result.problems():
+        raise BenchError(f"{what.url}: {'; '.join(problems)}")
+    took = max(result.seconds, 1e-6)
+    return Driven(result.per_second, result.mean_us, result.p99_us, client / took, used / took)
+
+
+def note_client(study: Study, what: str, driven: Driven) -> None:
+    """Says it in the study where the client was the limit."""
+    if driven.bottleneck:
+        study.note(f"{what}: the client was the bottleneck ({driven.bottleneck})")

@@ -1,0 +1,84 @@
+"""What the gateway's processes hold: memory, file descriptors, threads."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from loadtests.compare.processes import tree
+from loadtests.report.soak import Sample
+from loadtests.soak.ledger import BAD, End, Ledger
+
+
+def status(pid: int, field: str) -> int:
+    """A number of ``/proc/PID/status``; 0 when the process has ended."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith(field + ":"):
+                return int(line.split()[1])
+    return 0
+
+
+def descriptors(pid: int) -> int:
+    """Open file descriptors."""
+    with suppress(OSError):
+        return len(os.listdir(f"/proc/{pid}/fd"))
+    return 0
+
+
+def at(latencies: list[float], percent: float) -> float | None:
+    """µs at a percentile of sorted seconds."""
+    if not latencies:
+        return None
+    return latencies[min(len(latencies) - 1, int(len(latencies) * percent / 100))] * 1e6
+
+
+class Watch:
+    """Takes a sample every few seconds."""
+
+    def __init__(self, pid: int, ledger: Ledger) -> None:
+        self._pid = pid
+        self._ledger = ledger
+        self._began = self._last = time.monotonic()
+        self._counts = (0, 0, 0, 0)
+        self.samples: list[Sample] = []
+
+    def take(self) -> Sample:
+        """One sample, of the time since the last."""
+        now = time.monotonic()
+        total = self._ledger.total
+        counts = (
+            total(End.OK), total(*BAD), total(End.REFUSED, End.KILLED), total(End.CANCELLED)
+        )  # fmt: skip
+        ok, failed, refused, cancelled = (
+            new - old for new, old in zip(counts, self._counts, strict=True)
+        )
+        latencies = self._ledger.take_latencies()
+        members = tree(self._pid)
+        sample = Sample(
+            at_s=self._last - self._began,
+            seconds=now - self._last,
+            ok=ok,
+            failed=failed,
+            refused=refused,
+            cancelled=cancelled,
+            p50_us=at(latencies, 50),
+            p99_us=at(latencies, 99),
+            memory_mib=status(self._pid, "VmRSS") / 1024,
+            children_mib=sum(status(pid, "VmRSS") for pid in members[1:]) / 1024,
+            descriptors=descriptors(self._pid),
+            threads=status(self._pid, "Threads"),
+            processes=len(members),
+        )
+        self._counts, self._last = counts, now
+        self.samples.append(sample)
+        return sample
+
+    async def every(self, seconds: float) -> None:
+        """Samples until it is cancelled."""
+        while True:
+            await asyncio.sleep(seconds)
+            self.take()
