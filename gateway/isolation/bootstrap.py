@@ -1,4 +1,5 @@
-"""The first thing that runs in a child: limits, ties to the gateway, where packages are found.
+"""The first thing that runs in a child, or in a fork server: limits, ties to the gateway, where
+packages are found.
 
 It is run as a script, perhaps by an interpreter that is too old for the rest: no imports of
 ours at the top, and no syntax of today.
@@ -62,7 +63,8 @@ def main() -> None:
     plan = json.loads(sys.argv[1])
     sys.argv[1:] = []
     die_with(plan["parent"])
-    limit(plan["memory"], plan["cpus"])
+    if "fork_server" not in plan:
+        limit(plan["memory"], plan["cpus"])
     if sys.version_info < NEEDS:
         text = (
             "isolation.python: {} is Python {}.{}, but {needs} or newer is needed; type: "
@@ -77,11 +79,14 @@ def main() -> None:
     else:
         sys.path[:] = plan["path"]
     try:
-        from gateway.isolation import child
+        from gateway.isolation import child, forkserver
     except ImportError as error:
         install = "{}; type: {} install {}"
         pip = os.path.join(sys.prefix, "bin", "pip")
         refuse(str(error) if plan["path"] else install.format(error, pip, PACKAGES))
+    if "fork_server" in plan:
+        # Returns in each child.
+        plan["channel"], plan["lifeline"] = forkserver.serve(plan["fork_server"], plan["modules"])
     child.main(plan["channel"], plan["lifeline"])
 
 

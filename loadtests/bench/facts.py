@@ -14,12 +14,15 @@ from gateway.codecs.client_grpc import ModelMetadata, parse_model_metadata
 from gateway.codecs.client_rest import parse_metadata
 from gateway.errors import SluiceError, printable
 from loadtests.bench.calls import GrpcCalls
-from loadtests.bench.plan import Target
+from loadtests.bench.plan import Protocol, Target
 from loadtests.bench.server import http_client
 from loadtests.errors import BenchError
 
 OURS: Final = "sluicegate"
 BINARY: Final = "binary_tensor_data"
+OLDER: Final = (Protocol.V1, Protocol.INVOCATIONS)
+LOADING: Final = 60.0
+"""Seconds for the first question: a model may be loaded for it."""
 GONE: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
@@ -55,7 +58,7 @@ def look(target: Target) -> Facts:
 
 def _over_http(target: Target) -> Facts:
     try:
-        client = http_client(target)
+        client = http_client(target, LOADING)
     except OSError as error:
         raise BenchError(f"--ca-file {target.ca_file}: {error.strerror or error}") from None
     with client:
@@ -81,10 +84,12 @@ def _http_metadata(client: httpx.Client, target: Target) -> ModelMetadata | None
         try:
             return parse_metadata(answer.content)
         except SluiceError as error:
-            raise BenchError(f"{target.http}: {error}; give the requests with --data FILE") from None
+            raise BenchError(
+                f"{target.http}: {error}; give the requests with --data FILE"
+            ) from None
     if answer.status_code in (401, 403):
         raise BenchError(f"{target.http} refuses: {words(answer)}; give --token or --header")
-    if not target.protocol.oip and answer.status_code in (404, 405, 501):
+    if target.protocol in OLDER and answer.status_code in (404, 405, 501):
         return None
     raise BenchError(f"{target.http}: {words(answer)}")
 
@@ -102,7 +107,7 @@ def _json(client: httpx.Client, path: str) -> dict[str, Any]:
 def _over_grpc(target: Target) -> Facts:
     calls = GrpcCalls(target)
     try:
-        found = calls.call("ModelMetadata", name=target.model, version=target.version)
+        found = calls.call("ModelMetadata", LOADING, name=target.model, version=target.version)
         metadata = parse_model_metadata(found.SerializeToString())
     except grpc.RpcError as error:
         status, text = error.code(), printable(error.details() or "", 300)

@@ -58,9 +58,7 @@ def find(meets: Meets, bounds: Bounds) -> Found:
     return found
 
 
-def _bracket(
-    ask: Callable[[float], bool], bounds: Bounds
-) -> tuple[float | None, float | None]:
+def _bracket(ask: Callable[[float], bool], bounds: Bounds) -> tuple[float | None, float | None]:
     """Doubles or halves from the start: a load that is met and one that is not, where there are
     both within the bounds."""
     load = _rounded(min(max(bounds.start, bounds.low), bounds.high), bounds)

@@ -133,7 +133,7 @@ def http_client(target: Target, timeout: float = TIMEOUT) -> httpx.Client:
     return httpx.Client(
         base_url=target.http,
         headers=list(target.headers),
-        timeout=timeout,
+        timeout=httpx.Timeout(timeout, connect=TIMEOUT),
         trust_env=False,
         verify=verify,
     )

@@ -127,7 +127,7 @@ def make_cnn(path: Path) -> Model:
 
 def make_echo(path: Path) -> Model:
     """Gives back what it gets, 4 MiB a row: what it costs to carry large tensors."""
-    shape = ["N", ECHO]
+    shape: list[str | int | None] = ["N", ECHO]
     f32 = onnx.TensorProto.FLOAT
     graph = oh.make_graph(
         [oh.make_node("Identity", ["x"], ["y"])],

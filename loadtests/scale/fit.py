@@ -102,9 +102,7 @@ def fit(points: Sequence[tuple[float, float]]) -> Fit:
     x_mean, y_mean = math.fsum(xs) / len(xs), math.fsum(ys) / len(ys)
     spread = math.fsum((x - x_mean) ** 2 for x in xs)
     slope = math.fsum((x - x_mean) * (y - y_mean) for x, y in zip(xs, ys, strict=True)) / spread
-    left = math.fsum(
-        (y - y_mean - slope * (x - x_mean)) ** 2 for x, y in zip(xs, ys, strict=True)
-    )
+    left = math.fsum((y - y_mean - slope * (x - x_mean)) ** 2 for x, y in zip(xs, ys, strict=True))
     # Two sizes only, however often measured, cannot show a curve: no error is claimed.
     freedom = len(points) - 2
     error = math.sqrt(left / freedom / spread) if freedom > 0 and len(set(xs)) > 2 else None

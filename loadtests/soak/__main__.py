@@ -34,8 +34,6 @@ from loadtests.soak.watch import Watch
 EPILOG = """\
 exit codes: 0 nothing was lost and nothing grew, 1 something did, 2 the soak could not run.
 """
-REST_S = 12.0
-"""Between the last request and the last look: connections that are idle are closed by then."""
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -46,6 +44,13 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--pace", type=float, default=1.0, help="trouble, more (2) or less (0.5)")
     parser.add_argument("--load", type=float, default=1.0, help="requests/s, as a factor")
+    parser.add_argument(
+        "--rest",
+        type=float,
+        default=12.0,
+        help="seconds without requests before each look at what is held at rest: connections that "
+        "are idle are closed by then",
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=ROOT / "loadtests" / "results", metavar="DIR")
     add_sluice_option(parser)
@@ -56,7 +61,7 @@ async def soak(server: Server, directory: Directory, args: argparse.Namespace) -
     """The whole of it."""
     ledger = Ledger()
     watch = Watch(server.process.pid, ledger)
-    await warm(server, args.seed)
+    await warm(server, args)
     before = Watch(server.process.pid, Ledger()).take()
     callers = Callers(server.http, server.grpc, ledger, args.seed)
     bad = BadInput(server.http, server.grpc, args.seed)
@@ -87,7 +92,7 @@ async def soak(server: Server, directory: Directory, args: argparse.Namespace) -
         await bad.close()
         await asyncio.to_thread(trouble.close)
     samples = list(watch.samples)
-    await asyncio.sleep(REST_S)
+    await asyncio.sleep(args.rest)
     after = Watch(server.process.pid, Ledger()).take()
     found = verdicts.all_of(ledger, samples, before, after)
     notes = [
@@ -96,20 +101,18 @@ async def soak(server: Server, directory: Directory, args: argparse.Namespace) -
     return Soak(samples, trouble.events, found, notes=[*notes, *ledger.problems])
 
 
-async def warm(server: Server, seed: int) -> None:
+async def warm(server: Server, args: argparse.Namespace) -> None:
     """Each kind of request a few times, so that what is made once is there."""
     ledger = Ledger()
-    callers = Callers(server.http, server.grpc, ledger, seed)
-    for caller in callers.all():
-        caller.rate = 20.0
+    callers = Callers(server.http, server.grpc, ledger, args.seed)
     tasks = [asyncio.ensure_future(callers.drive(caller)) for caller in callers.all()]
-    await asyncio.sleep(3)
+    await asyncio.sleep(min(5.0, args.rest))
     callers.ended = True
     await asyncio.gather(*tasks)
     await callers.close()
     if verdicts.bad_ends(ledger):
         raise BenchError(f"before the soak began: {ledger.problems[0]}")
-    await asyncio.sleep(REST_S)
+    await asyncio.sleep(args.rest)
 
 
 async def progress(watch: Watch, ledger: Ledger, until: float) -> None:

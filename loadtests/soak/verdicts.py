@@ -15,6 +15,8 @@ GROWTH = 1.05
 """Memory at the end over memory early on, at most."""
 SLACK_MIB = 4.0
 """Growth that counts as none, however small the gateway is."""
+FEWEST = 20
+"""Samples in which growth can be seen at all."""
 SLACK = 3
 """File descriptors, or threads, that come and go."""
 
@@ -22,9 +24,7 @@ SLACK = 3
 def levels(
     samples: Sequence[Sample], read: Callable[[Sample], float | None]
 ) -> tuple[float, float]:
-    """Medians early on and at the end. Raises `ValueError` when the soak was too short."""
-    if len(samples) < 20:
-        raise ValueError(f"{len(samples)} samples are too few to see growth, 20 are needed")
+    """Medians early on and at the end, of `FEWEST` samples at least."""
     count = len(samples)
     early = [read(each) for each in samples[int(EARLY[0] * count) : int(EARLY[1] * count)]]
     late = [read(each) for each in samples[int(LATE * count) :]]
@@ -84,13 +84,16 @@ def requests(ledger: Ledger) -> list[Verdict]:
 def all_of(
     ledger: Ledger, samples: Sequence[Sample], before: Sample, after: Sample
 ) -> list[Verdict]:
-    """Everything. ``before`` and ``after``: at rest."""
+    """Everything that can be said. ``before`` and ``after``: at rest."""
     found = requests(ledger)
+    if len(samples) >= FEWEST:
+        found += [
+            memory(samples),
+            count("file descriptors", samples, lambda each: each.descriptors),
+            count("threads", samples, lambda each: each.threads),
+            count("processes", samples, lambda each: each.processes),
+        ]
     found += [
-        memory(samples),
-        count("file descriptors", samples, lambda each: each.descriptors),
-        count("threads", samples, lambda each: each.threads),
-        count("processes", samples, lambda each: each.processes),
         rest("file descriptors", before.descriptors or 0, after.descriptors or 0, SLACK),
         rest("threads", before.threads or 0, after.threads or 0, SLACK),
     ]

@@ -1,0 +1,69 @@
+"""Percentile curves from HdrHistograms."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any
+
+from loadtests.errors import BenchError
+
+PER_NINE = 16
+"""Points of a curve between 90 % and 99 %, between 99 % and 99.9 %, ..."""
+FEW = 10
+"""Fewer requests than this beyond a point: it says little."""
+
+
+@lru_cache(maxsize=256)
+def decoded(histogram: str) -> Any:
+    """The HdrHistogram of the compressed V2 encoding. Raises `BenchError` where it is none."""
+    try:
+        from hdrh.histogram import HdrHistogram
+    except ImportError as error:
+        raise BenchError(
+            f"histograms are read by hdrhistogram, which is missing ({error}); "
+            "type: pip install 'sluicegate[bench]'"
+        ) from None
+    try:
+        return HdrHistogram.decode(histogram)
+    except Exception as error:
+        raise BenchError(
+            f"a histogram of the result cannot be read ({type(error).__name__}: {error}); "
+            "the file is damaged: measure again"
+        ) from None
+
+
+def curve(histogram: str) -> list[tuple[float, float, bool]]:
+    """(nines, µs, whether many requests lie beyond it), from the median up to the largest.
+
+    ``nines`` is -log10(1 - share): 1 is 90 %, 2 is 99 %, 3 is 99.9 %. Empty where nothing was
+    counted.
+    """
+    if not histogram:
+        return []
+    found = decoded(histogram)
+    total = found.get_total_count()
+    if total <= 0:
+        return []
+    last = math.log10(total)
+    steps = math.ceil(last * PER_NINE)
+    nines = [step / PER_NINE for step in range(steps) if step / PER_NINE < last] + [last]
+    points = []
+    for nine in nines:
+        beyond = 10.0**-nine
+        value = found.get_value_at_percentile(100.0 * (1.0 - beyond))
+        points.append((round(nine, 4), float(value), beyond * total >= FEW))
+    largest = float(found.get_max_value())
+    points[-1] = (points[-1][0], largest, points[-1][2])
+    return points
+
+
+def bars(histogram: str) -> list[tuple[float, float, int]]:
+    """(from µs, to µs, requests), in steps of a twentieth of a decade, without empty ones."""
+    if not histogram:
+        return []
+    counts: dict[int, int] = {}
+    for item in decoded(histogram).get_recorded_iterator():
+        step = math.floor(math.log10(max(item.value_iterated_to, 1)) * 20)
+        counts[step] = counts.get(step, 0) + item.count_added_in_this_iter_step
+    return [(10 ** (step / 20), 10 ** ((step + 1) / 20), counts[step]) for step in sorted(counts)]

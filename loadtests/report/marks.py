@@ -1,0 +1,220 @@
+"""Parts of charts: frames, axes with honest scales, lines that answer the mouse."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from .draw import HOVER
+from .look import CONFIG, HEIGHT, INK, PAPER, SHADE, SOFT, WIDTH, Spec, colour
+
+Row = dict[str, Any]
+"""One datum of a chart: field → value."""
+
+_LATENCY_LABEL: Final = (
+    "datum.value >= 1e6 ? format(datum.value / 1e6, '~g') + ' s' : "
+    "datum.value >= 1e3 ? format(datum.value / 1e3, '~g') + ' ms' : "
+    "format(datum.value, '~g') + ' µs'"
+)
+
+
+def frame(layers: Sequence[Spec], *, height: int = HEIGHT, **more: Any) -> Spec:
+    """A chart of ``layers`` that share their axes."""
+    return {
+        "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
+        "config": CONFIG,
+        "width": WIDTH,
+        "height": height,
+        "layer": list(layers),
+        **more,
+    }
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Round values for a log axis that reaches from at most ``low`` to at least ``high``."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    steps = (1, 2, 5) if last - first <= 3 else (1,)
+    found = [step * 10.0**power for power in range(first, last + 1) for step in steps]
+    below = [value for value in found if value <= low * 1.0000001]
+    above = [value for value in found if value >= high * 0.9999999]
+    least, most = below[-1], above[0]
+    if least == most:
+        most = min((value for value in found if value > least), default=least * 10)
+    return [value for value in found if least <= value <= most]
+
+
+def positive(values: Iterable[float | None]) -> list[float]:
+    """Those that a log axis can show."""
+    return [value for value in values if value is not None and 0 < value < math.inf]
+
+
+def log_y(values: Iterable[float | None], title: str, *, latency: bool = True) -> Spec:
+    """The y channel of a log axis around ``values``; ``latency``: they are µs, labelled as time."""
+    shown = positive(values) or [1.0, 10.0]
+    marks = ticks(min(shown), max(shown))
+    axis: Spec = {"title": f"{title}, log scale", "values": marks}
+    if latency:
+        axis["labelExpr"] = _LATENCY_LABEL
+    else:
+        axis["format"] = "~s"
+    scale = {"type": "log", "domain": [marks[0], marks[-1]], "nice": False, "clamp": True}
+    return {"type": "quantitative", "axis": axis, "scale": scale}
+
+
+def zero_y(title: str, *, top: float | None = None, form: str = "~s") -> Spec:
+    """The y channel of an axis that begins at zero; ``top``: where it must reach at least."""
+    scale: Spec = {"zero": True, "nice": True}
+    if top is not None:
+        scale["domainMin"] = 0
+        scale["domainMax"] = top
+    axis = {"title": title, "format": form, "tickCount": 5}
+    return {"type": "quantitative", "axis": axis, "scale": scale}
+
+
+def latency_zero_y(title: str) -> Spec:
+    """As `zero_y`, for µs that are labelled as time."""
+    axis = {"title": title, "labelExpr": _LATENCY_LABEL, "tickCount": 5}
+    return {"type": "quantitative", "axis": axis, "scale": {"zero": True, "nice": True}}
+
+
+def load_x(values: Sequence[float], title: str) -> Spec:
+    """The x channel of levels of load: linear from zero, or log if they differ by a lot."""
+    axis: Spec = {"title": title, "format": ",.6~g"}
+    if 1 < len(values) <= 12:
+        axis["values"] = sorted(set(values))
+    low, high = min(values), max(values)
+    if low > 0 and high / low > 20:
+        axis["title"] = f"{title}, log scale"
+        scale: Spec = {"type": "log", "domain": [low / 1.15, high * 1.15], "nice": False}
+    else:
+        scale = {"domain": [0, high * 1.05], "nice": False}
+    return {"type": "quantitative", "axis": axis, "scale": scale}
+
+
+def time_x(first: float, last: float, title: str = "seconds") -> Spec:
+    """The x channel of time in seconds."""
+    scale = {"domain": [first, max(last, first + 1)], "nice": False}
+    axis = {"title": title, "format": ",~f", "tickCount": 12}
+    return {"type": "quantitative", "axis": axis, "scale": scale}
+
+
+def coloured(
+    field: str, names: Sequence[str], colours: Sequence[str] | None = None, *, legend: bool = True
+) -> Spec:
+    """A colour channel with a fixed order; without ``colours``: those of the things of that name."""
+    drawn = list(colours) if colours is not None else [colour(name) for name in names]
+    found: Spec = {
+        "field": field,
+        "type": "nominal",
+        "sort": None,
+        "scale": {"domain": list(names), "range": drawn},
+    }
+    if not legend:
+        found["legend"] = None
+    return found
+
+
+def dashed(field: str, names: Sequence[str], *, legend: bool = True) -> Spec:
+    """A channel of dashes: the first name is a full line."""
+    patterns = [[1, 0], [6, 4], [2, 3], [9, 3, 2, 3], [12, 4], [4, 2], [1, 4], [8, 2, 2, 2]]
+    found: Spec = {
+        "field": field,
+        "type": "nominal",
+        "sort": None,
+        "scale": {
+            "domain": list(names),
+            "range": [patterns[i % len(patterns)] for i in range(len(names))],
+        },
+    }
+    if not legend:
+        found["legend"] = None
+    return found
+
+
+def tips(*names: str) -> list[Spec]:
+    """What the mouse is told: fields that hold words already; their names are their titles."""
+    return [{"field": name, "type": "nominal", "title": name} for name in names]
+
+
+def hover(rows: Sequence[Row], x: Spec, names: Sequence[str]) -> Spec:
+    """A line that follows the mouse along ``x`` and tells ``names`` of the nearest of ``rows``."""
+    return {
+        "name": HOVER,
+        "data": {"values": list(rows)},
+        "mark": {"type": "rule", "strokeWidth": 1},
+        "params": [
+            {
+                "name": "near",
+                "select": {
+                    "type": "point",
+                    "on": "pointerover",
+                    "nearest": True,
+                    "clear": "pointerout",
+                    "encodings": ["x"],
+                },
+            }
+        ],
+        "encoding": {
+            "x": x,
+            "opacity": {"condition": {"param": "near", "empty": False, "value": 0.7}, "value": 0},
+            "tooltip": tips(*names),
+        },
+    }
+
+
+def shaded(spans: Sequence[tuple[float, float]], x: Spec) -> list[Spec]:
+    """Grey behind the spans of ``x`` in which a server was warmed up."""
+    if not spans:
+        return []
+    rows = [{"from": first, "to": last} for first, last in spans]
+    return [
+        {
+            "data": {"values": rows},
+            "mark": {"type": "rect", "color": SHADE.light},
+            "encoding": {"x": {**x, "field": "from"}, "x2": {"field": "to"}},
+        }
+    ]
+
+
+def named_spans(names: Sequence[tuple[float, str]], x: Spec) -> list[Spec]:
+    """A thin line where each span of ``x`` begins, and its name above the chart."""
+    rows = [{"at": at, "name": name} for at, name in names]
+    return [
+        {
+            "data": {"values": rows},
+            "mark": {"type": "rule", "color": SOFT.light, "opacity": 0.45, "strokeWidth": 1},
+            "encoding": {"x": {**x, "field": "at"}},
+        },
+        {
+            "data": {"values": rows},
+            "mark": {"type": "text", "align": "left", "baseline": "bottom", "dx": 3, "y": -3},
+            "encoding": {"x": {**x, "field": "at"}, "text": {"field": "name"}},
+        },
+    ]
+
+
+def dots(extra: Spec | None = None) -> Spec:
+    """A filled dot with a rim of the paper's colour, so that dots on lines stay apart."""
+    return {
+        "type": "point",
+        "filled": True,
+        "opacity": 1,
+        "size": 62,
+        "stroke": PAPER.light,
+        "strokeWidth": 1.5,
+        **(extra or {}),
+    }
+
+
+def words_at(rows: Sequence[Row], x: Spec, y: Spec, **mark: Any) -> Spec:
+    """``text`` of each row at its ``x`` and ``y``."""
+    return {
+        "data": {"values": list(rows)},
+        "mark": {"type": "text", "align": "left", "dx": 6, "color": INK.light, **mark},
+        "encoding": {
+            "x": {**x, "field": "x"},
+            "y": {**y, "field": "y"},
+            "text": {"field": "text"},
+        },
+    }

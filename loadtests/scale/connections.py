@@ -1,0 +1,153 @@
+"""Connections: busy ones, each with a request in flight, and idle ones beside a steady load."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Final
+
+import numpy as np
+
+from loadtests.compare import load, sluice
+from loadtests.compare.models import make_add
+from loadtests.errors import BenchError
+from loadtests.scale.drive import Bench, Driven, drive, note_client
+from loadtests.scale.processes import raise_open_files, settled_bytes
+from loadtests.scale.study import Study
+
+SIZES: Final = (1, 4, 16, 64, 250, 1000, 2000)
+QUICK: Final = (1, 4, 32)
+BUDGET_S: Final = 120.0
+KIB: Final = 1024
+CUT: Final = 64.0
+"""Up to here more connections fill the gateway; from here on they wait for each other."""
+ROW: Final = np.zeros((1, 4), np.float32)
+WAYS: Final = (("binary", "HTTP/1.1"), ("grpc", "gRPC"))
+PATIENCE_S: Final = 20.0
+
+_SETTINGS: Final = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS
+_ACK: Final = b"\x00\x00\x00\x04\x01\x00\x00\x00\x00"
+
+
+def greet(protocol: str, address: str) -> tuple[bytes, bytes]:
+    """What a new connection says first, and what it says once it was answered."""
+    if protocol == "grpc":
+        return _PREFACE, _ACK
+    return f"GET /v2/health/live HTTP/1.1\r\nHost: {address}\r\n\r\n".encode(), b""
+
+
+@contextmanager
+def idle(protocol: str, address: str, count: int) -> Iterator[list[socket.socket]]:
+    """So many connections that were answered once (HTTP/1.1) or have shaken hands (HTTP/2).
+
+    Raises `BenchError` when one is refused or not answered.
+    """
+    host, _, port = address.rpartition(":")
+    first, then = greet(protocol, address)
+    with ExitStack() as stack:
+        made = []
+        try:
+            for _ in range(count):
+                connection = socket.create_connection((host, int(port)), PATIENCE_S)
+                made.append(stack.enter_context(connection))
+                connection.sendall(first)
+            for connection in made:
+                if not connection.recv(65536):
+                    raise ConnectionError("closed by the gateway")
+                if then:
+                    connection.sendall(then)
+        except OSError as error:
+            raise BenchError(
+                f"{protocol}: connection {len(made)} of {count} failed: {error}"
+            ) from None
+        yield made
+
+
+def lost(connections: list[socket.socket]) -> int:
+    """How many of them the gateway has closed meanwhile."""
+    gone = 0
+    for each in connections:
+        each.setblocking(False)
+        try:
+            while data := each.recv(65536):
+                del data
+            gone += 1
+        except BlockingIOError:
+            pass
+        except OSError:
+            gone += 1
+    return gone
+
+
+def measure(bench: Bench) -> list[Study]:
+    """The study."""
+    study = Study("connections", "Connections at the same time", "connections")
+    sizes = QUICK if bench.quick else SIZES
+    if (files := raise_open_files(2 * max(sizes) + 500)) < max(sizes) + 200:
+        raise BenchError(
+            f"{max(sizes)} connections need more open files than the {files} allowed here; "
+            f"type: ulimit -n {2 * max(sizes) + 500}"
+        )
+    folder = bench.work / "connections"
+    model = make_add(folder / "add.onnx")
+    sluice.write_directory(folder / "models", [model], 1)
+    for protocol, name in WAYS:
+        _busy(bench, study, protocol, name, sizes)
+        _idle(bench, study, protocol, name, sizes)
+    study.note(
+        "Busy: each connection has one request in flight, so that above 64 latency is the "
+        "number of connections over the rate. Idle: so many more connections, open and silent, "
+        "beside 64 that are busy (gRPC: 4 with 16 requests each)."
+    )
+    return [study]
+
+
+def _busy(bench: Bench, study: Study, protocol: str, name: str, sizes: tuple[int, ...]) -> None:
+    """Every connection with a request in flight."""
+    rate = study.measure(f"requests/s, busy, {name}", "/s", rate=True, cuts=(CUT,))
+    tail = study.measure(f"p99, busy, {name}", "µs", cuts=(CUT,))
+    folder = bench.work / "connections"
+    with bench.serve(folder / "models", ["add"]) as server:
+        what = load.target(protocol, (server.http, server.grpc), "add", ROW, folder / "body")
+        for size in bench.within(study, sizes, f"busy connections, {name},"):
+            driven = drive(
+                server, what, load.Shape(size), bench.seconds, log=folder / "requests.log"
+            )
+            rate.add(size, driven.rate)
+            if driven.p99_us is not None:
+                tail.add(size, driven.p99_us)
+            _note(study, size, name, driven)
+
+
+def _idle(bench: Bench, study: Study, protocol: str, name: str, sizes: tuple[int, ...]) -> None:
+    """Silent connections beside 64 requests in flight; their memory."""
+    beside = study.measure(f"requests/s beside idle ones, {name}", "/s", rate=True)
+    memory = study.measure(f"memory of idle ones, {name}", "KiB", cuts=(CUT,))
+    folder = bench.work / "connections"
+    shape = load.Shape(4, 16) if protocol == "grpc" else load.Shape(64)
+    with bench.serve(folder / "models", ["add"]) as server:
+        address = server.grpc if protocol == "grpc" else server.http
+        what = load.target(protocol, (server.http, server.grpc), "add", ROW, folder / "body")
+        drive(server, what, shape, bench.seconds)
+        pid = server.process.pid
+        for size in bench.within(study, sizes, f"idle connections, {name},"):
+            before = settled_bytes(pid)
+            with idle(protocol, address, size) as connections:
+                grown = (settled_bytes(pid) - before) / KIB
+                driven = drive(server, what, shape, bench.seconds)
+                if gone := lost(connections):
+                    raise BenchError(f"{name}: {gone} of {size} idle connections were closed")
+            # Memory freed with the last size is used again by the next: only what is more shows.
+            if grown > 0:
+                memory.add(size, grown)
+            beside.add(size, driven.rate)
+            _note(study, size, name, driven)
+    if memory.points:
+        size, grown = max(memory.points)
+        study.note(f"An idle connection over {name} takes {grown / size:.1f} KiB.")
+
+
+def _note(study: Study, size: int, name: str, driven: Driven) -> None:
+    note_client(study, f"{name}, {size:,} connections", driven)

@@ -1,0 +1,128 @@
+"""A report as Markdown."""
+
+from __future__ import annotations
+
+from loadtests.scale.fit import Fit
+from loadtests.scale.study import Check, Comparison, Measure, Report, Study, sizes_of, slope_text
+
+
+def number(value: float) -> str:
+    """Three significant digits, and a comma for thousands: ``0.123``, ``12.3``, ``12,345``."""
+    if value == 0 or abs(value) >= 100:
+        return f"{value:,.0f}"
+    if abs(value) >= 10:
+        return f"{value:.1f}"
+    return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.3g}"
+
+
+def size_text(value: float, unit: str) -> str:
+    """A size; bytes with their binary multiples."""
+    if unit.startswith("bytes"):
+        for power, letter in ((30, "Gi"), (20, "Mi"), (10, "Ki")):
+            if value >= 2**power:
+                return f"{value / 2**power:g} {letter}B"
+        return f"{value:g} B"
+    return f"{value:,g}"
+
+
+def verdict(measure: Measure, found: Fit) -> str:
+    """In words; what is worse than linear stands out."""
+    if not found.superlinear or not measure.judged:
+        return found.words
+    if measure.explained:
+        return f"worse than linear, explained: {measure.explained}"
+    return "**worse than linear**"
+
+
+def slopes(study: Study) -> list[str]:
+    """The table of what grows how."""
+    lines = ["| measure | from | to | slope of the cost | |", "|---|---|---|---|---|"]
+    for measure in study.measures:
+        name = f"{measure.name} (as time a request)" if measure.rate else measure.name
+        for each in measure.fits:
+            low, high = size_text(each.low, study.size), size_text(each.high, study.size)
+            lines.append(
+                f"| {name} | {low} | {high} | {slope_text(each)} | {verdict(measure, each)} |"
+            )
+    return lines
+
+
+def values(study: Study) -> list[str]:
+    """The table of what was measured, medians; one line a measure."""
+    sizes = sizes_of(study.measures)
+    head = " | ".join(size_text(size, study.size) for size in sizes)
+    lines = [f"| {study.size} | {head} |", "|---" * (len(sizes) + 1) + "|"]
+    for measure in study.measures:
+        known = dict(measure.medians)
+        row = " | ".join(number(known[size]) if size in known else "" for size in sizes)
+        lines.append(f"| {measure.name} ({measure.unit}) | {row} |")
+    return lines
+
+
+def comparisons(found: list[Comparison]) -> list[str]:
+    """The table of ratios."""
+    lines = ["| | ratio | of the rounds | |", "|---|---|---|---|"]
+    for each in found:
+        spread = f"{min(each.ratios):.2f} to {max(each.ratios):.2f}"
+        lines.append(f"| {each.name} | {each.ratio:.2f} | {spread} | {each.detail} |")
+    return lines
+
+
+def checks(found: list[Check]) -> list[str]:
+    """The table of what must hold."""
+    lines = ["| | found | should be | |", "|---|---|---|---|"]
+    for each in found:
+        word = "met" if each.met else "**missed**"
+        if not each.met and each.explained:
+            word = f"missed, explained: {each.explained}"
+        sign = "≤" if each.at_most else "≥"
+        unit = f" {each.unit}" if each.unit else ""
+        lines.append(
+            f"| {each.name} | {number(each.value)}{unit} | {sign} {number(each.bound)}{unit} "
+            f"| {word} |"
+        )
+    return lines
+
+
+def section(study: Study, pictures: list[str] | None = None) -> str:
+    """One study: pictures, values, slopes, ratios, remarks."""
+    parts = [[f"## {study.title}"]]
+    if pictures:
+        parts.append([f"![{study.title}]({file})" for file in pictures])
+    if study.measures:
+        parts.append(values(study))
+    if any(measure.fits for measure in study.measures) and study.size != OFFERED:
+        parts.append(slopes(study))
+    if study.comparisons:
+        parts.append(comparisons(study.comparisons))
+    if study.checks:
+        parts.append(checks(study.checks))
+    if study.notes:
+        parts.append([f"- {note}" for note in study.notes])
+    return "\n\n".join("\n".join(part) for part in parts)
+
+
+OFFERED = "offered load over capacity"
+"""The size of studies of overload, which have checks in place of slopes."""
+
+
+def markdown(report: Report, pictures: dict[str, list[str]] | None = None) -> str:
+    """The whole page. ``pictures``: files beside the page, by study."""
+    bad = report.bad
+    parts = [
+        "# Cost against size\n\n"
+        f"Made by `{report.command}`. A slope is that of a line through the points on log-log axes "
+        "(least squares, with its standard error): 0 is constant, 1 is linear. Rates count as the "
+        "time a request takes. *Worse than linear* is what is above 1.05 with 95 % confidence."
+    ]
+    parts.append(
+        "Worse than it should be:\n\n" + "\n".join(f"- {line}" for line in bad)
+        if bad
+        else "Nothing grows faster than its size, and every bound is met."
+    )
+    parts += [section(study, (pictures or {}).get(study.name)) for study in report.studies]
+    facts = {**report.machine, **report.versions}
+    took = ", ".join(f"{study.name} {study.seconds:.0f} s" for study in report.studies)
+    machine = [f"- {key}: {value}" for key, value in facts.items()]
+    parts.append("\n".join(["## Machine", "", *machine, f"- time: {took}"]))
+    return "\n\n".join(parts) + "\n"
