@@ -177,6 +177,9 @@ class IsolationSettings(Document, frozen=True, kw_only=True):
     """Crashes in a row (with no minute of peace between them) after which the version fails."""
     spare: bool = True
     """Keep a process that has imported the runtime's library ready to take over."""
+    fork: bool = True
+    """Fork the child from a process that has imported what it needs; ``False`` = start Python
+    anew each time."""
 
 
 class ImageSettings(Document, frozen=True, kw_only=True):

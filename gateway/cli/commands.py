@@ -12,6 +12,7 @@ import click
 
 from gateway import __version__
 from gateway.cli import exits
+from gateway.cli.bench import bench
 from gateway.cli.cache import cache
 from gateway.cli.check import check
 from gateway.cli.config import config
@@ -55,8 +56,8 @@ def sluice() -> None:
 
 
 for command in (
-    serve, models, infer, split, promote, rollback, label, labels, pause, resume, load, unload,
-    log, history, cache, check, config, runtimes,
+    serve, models, infer, bench, split, promote, rollback, label, labels, pause, resume, load,
+    unload, log, history, cache, check, config, runtimes,
 ):  # fmt: skip
     sluice.add_command(command)
 

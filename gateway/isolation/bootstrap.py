@@ -79,12 +79,14 @@ def main() -> None:
     else:
         sys.path[:] = plan["path"]
     try:
-        from gateway.isolation import child, forkserver
+        from gateway.isolation import child
     except ImportError as error:
         install = "{}; type: {} install {}"
         pip = os.path.join(sys.prefix, "bin", "pip")
         refuse(str(error) if plan["path"] else install.format(error, pip, PACKAGES))
     if "fork_server" in plan:
+        from gateway.isolation import forkserver
+
         # Returns in each child.
         plan["channel"], plan["lifeline"] = forkserver.serve(plan["fork_server"], plan["modules"])
     child.main(plan["channel"], plan["lifeline"])

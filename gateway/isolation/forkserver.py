@@ -17,10 +17,12 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from gateway.isolation.bootstrap import die_with, limit
+from gateway.isolation.priority import LOADING, lower_thread, set_group
 
 COMMON: Final = (
     "gateway.isolation.child", "uvloop", "runtimes.onnx", "runtimes.python.runtime",
@@ -52,8 +54,10 @@ def serve(end: int, modules: list[str]) -> tuple[int, int]:
         signal.signal(number, signal.SIG_IGN)
     gateway = socket.socket(fileno=end)
     before = installed()
-    # In a thread: what an import leaves in its thread's state is not in the one that forks.
-    importing = threading.Thread(target=import_all, args=((*COMMON, *modules),))
+    # The priority that the session and the importing thread have lost is not that of children,
+    # who begin sessions of their own and come from this thread.
+    set_group(os.getpid(), LOADING)
+    importing = threading.Thread(target=_import_quietly, args=((*COMMON, *modules),))
     importing.start()
     importing.join()
     gc.collect()
@@ -75,6 +79,11 @@ def serve(end: int, modules: list[str]) -> tuple[int, int]:
             return asked.channel, asked.lifeline
         for fd in fds:
             os.close(fd)
+
+
+def _import_quietly(modules: tuple[str, ...]) -> None:
+    lower_thread()
+    import_all(modules)
 
 
 def import_all(modules: tuple[str, ...]) -> None:
@@ -135,6 +144,7 @@ def _fork(asked: Asked) -> bool:
             os._exit(0)
         _become_child(asked, between)
     except BaseException:
+        traceback.print_exc()
         os._exit(1)
     return True
 

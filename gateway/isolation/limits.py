@@ -49,6 +49,8 @@ class Surroundings:
     memory: int
     """Bytes; 0 = no bound."""
     cpus: int
+    fork: bool = True
+    """Whether it may be forked from a process that has imported what it needs."""
 
     def environment(self, ours: Mapping[str, str]) -> dict[str, str]:
         """The child's environment variables."""
@@ -78,6 +80,7 @@ def surroundings(isolation: IsolationSettings, folder: Path) -> Surroundings:
         env=tuple(sorted(isolation.env.items())),
         memory=isolation.memory_mb * MIB,
         cpus=isolation.cpus,
+        fork=isolation.fork,
     )
 
 

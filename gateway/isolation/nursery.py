@@ -7,7 +7,7 @@ import functools
 import importlib.metadata
 from collections import Counter
 from collections.abc import Callable, Coroutine
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -16,10 +16,13 @@ from gateway.errors import ModelLoadError, SluiceError
 from gateway.isolation import messages as m
 from gateway.isolation.arena import Arena
 from gateway.isolation.errands import Errands
+from gateway.isolation.forks import Forks, NotForked
 from gateway.isolation.guard import Guard
+from gateway.isolation.launch import Launch, by_exec
 from gateway.isolation.limits import Surroundings, isolation_of, surroundings
 from gateway.isolation.memory import Segment, Table
 from gateway.isolation.model import ChildModel, Curve
+from gateway.isolation.priority import LOADING, WAITING
 from gateway.isolation.process import ChildProcess
 from gateway.isolation.watch import watch_loading
 from gateway.lifecycle.probe import Findings
@@ -61,6 +64,8 @@ class Nursery:
         self._host = host
         # Children die with the thread that started them: one that lives as long as we do.
         self._starter = ThreadPoolExecutor(1, "sluice-nursery")
+        self._forker = ThreadPoolExecutor(2, "sluice-forks")
+        self._forks = Forks(loop, self._starter)
         self._guard = Guard()
         self._children: set[ChildProcess] = set()
         self._spares: dict[Kind, ChildProcess] = {}
@@ -132,6 +137,7 @@ class Nursery:
         curve = [(rows, seconds) for rows, seconds in found["curve"]]
         kind = around, preload_of(artifact, runtime)
         self._users[kind] += 1
+        self._forks.use(*kind)
         self._want_spare(kind, artifact, runtime)
         model = ChildModel(
             facts, child, arena, table, curve, renew, self._loop, lambda: self._unused(kind)
@@ -171,7 +177,8 @@ class Nursery:
             # Reads the records of all that is installed, the first time: not on the loop.
             order["package"] = await asyncio.to_thread(package_of, type(runtime).__module__)
         isolation = isolation_of(artifact.settings)
-        spare = self._spares.pop((around, preload_of(artifact, runtime)), None)
+        modules = preload_of(artifact, runtime)
+        spare = self._spares.pop((around, modules), None)
         if spare is not None and not spare.dead:
             spare.label = label
             try:
@@ -181,7 +188,7 @@ class Nursery:
                 if not spare.ended.is_set() or spare.killed:
                     raise
                 log.warning("%s: the spare process has ended; starting another one", label)
-        child = await self._start(around, label)
+        child = await self._start(around, label, modules)
         return child, await self._order(child, order, isolation, arena, table, warming)
 
     async def _order(
@@ -230,6 +237,8 @@ class Nursery:
             f"{isolation.load_seconds:g}",
         )  # fmt: skip
         watch = watch_loading(child, isolation.hang_seconds, self._loop)
+        # Nobody waits for a new version as those do whose model has to be restarted.
+        child.set_nice(LOADING if order["known"] is None else 0)
         try:
             child.attach(arena, table)
             child.send((m.LOAD, order))
@@ -244,20 +253,38 @@ class Nursery:
         finally:
             limit.cancel()
             watch.cancel()
+            child.set_nice(0)
 
-    async def _start(self, around: Surroundings, label: str) -> ChildProcess:
+    async def _start(
+        self, around: Surroundings, label: str, modules: tuple[str, ...]
+    ) -> ChildProcess:
+        """A child that waits for orders: forked where that can be, else a program of its own."""
+        for _ in range(2):  # a fork server may have ended just now
+            server = await self._forks.server(around, modules)
+            if server is None:
+                break
+            try:
+                return await self._begin(self._forker, around, label, server.fork)
+            except (NotForked, OSError) as error:
+                self._forks.lost(server, str(error))
         try:
-            starting = self._loop.run_in_executor(
-                self._starter, ChildProcess, self._loop, around, label, self._guard
-            )
-            child = await asyncio.shield(starting)
-        except asyncio.CancelledError:
-            starting.add_done_callback(_never_wanted)
-            raise
+            return await self._begin(self._starter, around, label, by_exec)
         except OSError as error:
             raise ModelLoadError(
                 f"isolation: '{around.python}' cannot be run: {error.strerror}"
             ) from error
+
+    async def _begin(
+        self, threads: Executor, around: Surroundings, label: str, launch: Launch
+    ) -> ChildProcess:
+        starting = self._loop.run_in_executor(
+            threads, ChildProcess, self._loop, around, label, self._guard, launch
+        )
+        try:
+            child = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            starting.add_done_callback(_never_wanted)
+            raise
         child.begin()
         self._children.add(child)
         self._children = {each for each in self._children if not each.ended.is_set()}
@@ -266,7 +293,7 @@ class Nursery:
     # --- spares
 
     def _want_spare(self, kind: Kind, artifact: Artifact, runtime: Runtime) -> None:
-        if kind[1]:
+        if kind[1] and not self._forks.imported(*kind):
             seconds = isolation_of(artifact.settings).load_seconds
             self._spawn(self._make_spare(kind, runtime.name, seconds))
 
@@ -278,7 +305,7 @@ class Nursery:
         if self._has_spare(kind) or not self._users[kind]:
             return
         try:
-            spare = await self._start(kind[0], f"spare for {runtime}")
+            spare = await self._start(kind[0], f"spare for {runtime}", kind[1])
         except ModelLoadError as error:
             log.warning("no spare process for %s: %s", runtime, error)
             return
@@ -297,6 +324,7 @@ class Nursery:
 
         spare.on_died = died
         spare.on_message = lambda message: limit.cancel()  # it has imported everything
+        spare.set_nice(WAITING)
         spare.send((m.PRELOAD, kind[1]))
 
     def _stuck(self, kind: Kind, spare: ChildProcess, seconds: float) -> None:
@@ -307,6 +335,7 @@ class Nursery:
     def _unused(self, kind: Kind) -> None:
         """A model is closed; the last of its kind takes the spare with it."""
         self._users[kind] -= 1
+        self._forks.leave(*kind)
         if not self._users[kind] and (spare := self._spares.pop(kind, None)) is not None:
             spare.ask_to_close()
 
@@ -330,6 +359,8 @@ class Nursery:
         for child in left:
             await asyncio.to_thread(child.wait_closed)
         self._spares.clear()
+        await self._forks.close()
+        self._forker.shutdown(wait=False)
         self._starter.shutdown(wait=False)
         await asyncio.to_thread(self._guard.close)
 

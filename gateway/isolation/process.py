@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
+import itertools
 import os
 import select
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import gateway
-import runtimes
 from gateway.isolation import messages as m
 from gateway.isolation.arena import Arena, SegmentLike
 from gateway.isolation.channel import Channel, Message
 from gateway.isolation.guard import Guard
+from gateway.isolation.launch import Launch, Ties, by_exec
 from gateway.isolation.limits import Group, Surroundings, some_cpus
 from gateway.isolation.memory import Table
 from gateway.isolation.own_metrics import families_of
+from gateway.isolation.priority import AGAIN_SECONDS, set_group
 from gateway.isolation.words import Words, cause_of_death
 from gateway.telemetry import custom
 from gateway.telemetry.logs import log
@@ -35,20 +32,24 @@ if TYPE_CHECKING:
 CLOSE_SECONDS: Final = 5.0
 """How long a child may take to close its model before it is killed."""
 _POLL_MS: Final = 200
-_turn = 0
+_turns = itertools.count(1)
 
 
 class ChildProcess:
-    """A process that runs, ran, or never got far. Made in a thread that lives as long as the
-    gateway, then owned by the event loop.
+    """A process that runs, ran, or never got far. Made in a thread (by `by_exec`: in one that lives
+    as long as the gateway), then owned by the event loop.
 
     `on_message` gets what is not about memory or life; `on_died` is told the cause once.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, around: Surroundings, label: str, guard: Guard
+        self,
+        loop: asyncio.AbstractEventLoop,
+        around: Surroundings,
+        label: str,
+        guard: Guard,
+        launch: Launch = by_exec,
     ) -> None:
-        global _turn
         self.label = label
         self.on_message: Callable[[list[Any]], object] = lambda message: None
         self.on_died: Callable[[str], object] = lambda cause: None
@@ -62,36 +63,18 @@ class ChildProcess:
         self._loop = loop
         self._killed_for = ""
         self._closing = False
+        self._nice = self._nice_now = 0
         self._arena: Arena | None = None
         self._guard = guard
         self._words = Words()
         ours, theirs = socket.socketpair()
         lifeline, self._lifeline = os.pipe()
-        _turn += 1
-        plan = {
-            "parent": os.getpid(),
-            "channel": theirs.fileno(),
-            "lifeline": lifeline,
-            "memory": around.memory,
-            "cpus": some_cpus(around.cpus, _turn) if around.cpus else [],
-            "path": None if around.foreign else sys.path,
-            "packages": {
-                package.__name__: str(Path(str(package.__file__)).parent)
-                for package in (gateway, runtimes)
-            },
-        }
-        script = Path(__file__).with_name("bootstrap.py")
-        self._group = Group.make(f"sluice-{os.getpid()}-{_turn}", around.memory, around.cpus)
+        turn = next(_turns)
+        cpus = some_cpus(around.cpus, turn) if around.cpus else []
+        self._group = Group.make(f"sluice-{os.getpid()}-{turn}", around.memory, around.cpus)
         try:
-            self._process = subprocess.Popen(
-                [around.python, "-X", "faulthandler", str(script), json.dumps(plan)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env=around.environment(os.environ),
-                pass_fds=(theirs.fileno(), lifeline),
-                start_new_session=True,  # Ctrl-C is for the gateway, which ends it in order
-            )
+            ties = Ties(theirs.fileno(), lifeline, around.memory, cpus)
+            self._process = launch(around, ties)
         except BaseException:
             ours.close()
             os.close(self._lifeline)
@@ -135,6 +118,21 @@ class ChildProcess:
     def killed(self) -> bool:
         """Whether we have ended it."""
         return bool(self._killed_for)
+
+    def set_nice(self, nice: int) -> None:
+        """How much processor time it is due beside others, where the system lets us say so (see
+        `priority`); on the event loop."""
+        self._nice = nice
+        self._apply_nice()
+
+    def _apply_nice(self) -> None:
+        nice = self._nice
+        if nice == self._nice_now or self.ended.is_set():
+            return
+        if set_group(self.pid, nice):
+            self._nice_now = nice
+        else:
+            self._loop.call_later(AGAIN_SECONDS, self._apply_nice)
 
     # --- out
 

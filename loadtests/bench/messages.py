@@ -21,7 +21,7 @@ RECORD: Final = np.dtype(
     ]
 )
 """One request that has ended. ``due``: ns from the start; the others: µs from when it was due, when
-it was handed to the client, when it was written, and when it ended. ``outcome`` 0: answered well,
+it was handed to the client, when it was written (`LIMIT`: never), and when it ended. ``outcome`` 0: answered well,
 ``version`` 0: not known; else places in the names that came with the slices."""
 RECORD_FORMAT: Final = "<qIIIHH"
 LIMIT: Final = 2**32 - 1

@@ -19,7 +19,7 @@ EXAMPLE: Final = "type it as 'p99<=20ms', 'error<=0.1%' or 'rate>=500', joined b
 
 @dataclass(frozen=True)
 class Bound:
-    """One comparison. ``limit``: µs of a latency, share (0 to 1) of errors, requests/s of a rate."""
+    """One comparison. ``limit``: µs (latency), share from 0 to 1 (errors), requests/s (rate)."""
 
     text: str
     metric: str

@@ -6,14 +6,15 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Final, Protocol
+from typing import Final
+from typing import Protocol as Interface
 
 import msgspec
 
 from loadtests.bench import machine
 from loadtests.bench.facts import Facts, look
 from loadtests.bench.objective import Objective
-from loadtests.bench.plan import Load, Target
+from loadtests.bench.plan import Load, Protocol, Target
 from loadtests.bench.point import run_point
 from loadtests.bench.results import Point, Result, Search, Tick
 from loadtests.bench.search import Bounds, Found, find
@@ -41,10 +42,12 @@ class Requests:
     source: str = ""
     rows: int = 1
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     key: str = ""
     """One routing key for all."""
     keys: int = 0
     """So many different routing keys, in turn."""
+    seed: int = 1
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,11 @@ class Order:
     order: str = "ascending"
     rest_s: float = 10.0
     command: str = ""
+    any_encoding: bool = False
+    """Over HTTP: JSON where the server does not say that it takes tensors as bytes."""
 
 
-class Watch(Protocol):
+class Watch(Interface):
     """Who is told how it goes."""
 
     def begin(self, load: Load, what: str) -> None:
@@ -101,6 +106,9 @@ def bench(order: Order, watch: Watch, measure: Measure = run_point) -> Result:
     """Measures. Raises `BenchError` (`Unreachable`), or `Interrupted`."""
     started = datetime.now(UTC).isoformat(timespec="seconds")
     facts = look(order.target)
+    if order.any_encoding and not facts.binary:
+        target = msgspec.structs.replace(order.target, protocol=Protocol.JSON)
+        order = dataclasses.replace(order, target=target)
     described = machine.describe(order.target)
     wires, words = payloads(order.target, order.requests, facts)
     with ServerStats(order.target) as stats:
@@ -145,6 +153,8 @@ def payloads(target: Target, requests: Requests, facts: Facts) -> tuple[list[Wir
             rows=requests.rows,
             shapes=requests.shapes or None,
             count=count,
+            seed=requests.seed,
+            ranges=requests.ranges or None,
         )
         return [encode(sample, target) for sample in samples], words
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 MAX_STEPS: Final = 40
@@ -120,8 +120,6 @@ def _confirm(
 
 
 def _wider(bounds: Bounds) -> Bounds:
-    from dataclasses import replace
-
     return replace(bounds, precision=min(bounds.precision * 1.5, 1.0))
 
 
@@ -135,4 +133,6 @@ def _rounded(load: float, bounds: Bounds) -> float:
     """Four digits are enough for a rate, and read better."""
     if bounds.whole:
         return float(min(max(round(load), math.ceil(bounds.low)), math.floor(bounds.high)))
+    if load in (bounds.low, bounds.high):
+        return load
     return min(max(float(f"{load:.4g}"), bounds.low), bounds.high)

@@ -10,19 +10,31 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from .errors import BenchError
-from .models import open_session
 from .processes import ROOT
+from .session import open_session
+from .wire import Rows
 
 BATCHES = (1, 2, 4, 8, 16, 32)
 
 
-def rows_per_second(path: Path, threads: int, batch: int, seconds: float) -> float:
-    """Rows a second of the loop, in a fresh process, after a warm-up."""
+@dataclass(frozen=True)
+class Loop:
+    """What the loop gave; times are those of a call, in microseconds."""
+
+    rows_per_second: float
+    mean_us: float
+    p50_us: float
+    p99_us: float
+
+
+def measure(path: Path, threads: int, batch: int, seconds: float) -> Loop:
+    """Runs the loop in a fresh process, after a warm-up. Raises `BenchError`."""
     command = [sys.executable, "-m", "loadtests.compare.bare", str(path)]
     command += ["--threads", str(threads), "--batch", str(batch), "--seconds", str(seconds)]
     said = subprocess.run(
@@ -30,7 +42,12 @@ def rows_per_second(path: Path, threads: int, batch: int, seconds: float) -> flo
     )
     if said.returncode:
         raise BenchError(f"the bare loop failed: {said.stderr.strip().splitlines()[-1:]}")
-    return float(json.loads(said.stdout))
+    return Loop(**json.loads(said.stdout))
+
+
+def rows_per_second(path: Path, threads: int, batch: int, seconds: float) -> float:
+    """Rows a second of the loop."""
+    return measure(path, threads, batch, seconds).rows_per_second
 
 
 def best_batch(path: Path, threads: int, seconds: float) -> tuple[int, dict[int, float]]:
@@ -54,16 +71,24 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, required=True)
     args = parser.parse_args()
     session = open_session(args.model, args.threads)
-    inner = session.get_inputs()[0].shape[1:]
-    x = np.random.default_rng().standard_normal((args.batch, *inner)).astype(np.float32)
+    (given,) = session.get_inputs()
+    shape, random = (args.batch, *given.shape[1:]), np.random.default_rng()
+    x: Rows = random.standard_normal(shape, np.float32)
+    if given.type == "tensor(int64)":
+        x = random.integers(1996, 30522, shape, np.int64)  # words of `embedding`
     for _ in range(3):
         session.run(["y"], {"x": x})
-    calls = 0
-    began = time.perf_counter()
-    while (elapsed := time.perf_counter() - began) < args.seconds:
+    times = []
+    began = last = time.perf_counter()
+    while last - began < args.seconds:
         session.run(["y"], {"x": x})
-        calls += 1
-    print(json.dumps(calls * args.batch / elapsed))
+        now = time.perf_counter()
+        times.append(now - last)
+        last = now
+    p50, p99 = np.percentile(times, [50, 99]) * 1e6
+    rate = len(times) * args.batch / (last - began)
+    found = Loop(rate, float(np.mean(times)) * 1e6, float(p50), float(p99))
+    print(json.dumps(asdict(found)))
 
 
 if __name__ == "__main__":

@@ -170,12 +170,14 @@ def percentiles(log: Path, result: Result) -> None:
     result.p50_us, result.p99_us = (float(value) for value in np.percentile(times, [50, 99]))
 
 
-def calibrate(what: Target, shape: Shape, *, seconds: float, timeout_s: float) -> float:
+def calibrate(
+    what: Target, shape: Shape, *, seconds: float, timeout_s: float, first: int = 8
+) -> float:
     """Requests a second, roughly, from runs that grow until one takes ``seconds``.
 
-    It warms the server up on the way.
+    The first has two for each in flight, and at least ``first``. It warms the server up on the way.
     """
-    requests = max(2 * shape.concurrency, 8)
+    requests = max(2 * shape.concurrency, first)
     while True:
         result = run(what, shape, requests, timeout_s=timeout_s)
         if result.problems():

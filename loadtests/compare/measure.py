@@ -101,10 +101,8 @@ def settled(server: Server, model: str, expected: int, wait_s: float = 3.0) -> C
         time.sleep(0.1)
 
 
-def judge(
-    result: load.Result, verdict: Verdict, before: Counter, after: Counter
-) -> tuple[int | None, list[str]]:
-    """By how much the counter rose, and every reason why the run does not count."""
+def wrong(result: load.Result, verdict: Verdict) -> list[str]:
+    """Every reason why h2load or the verifier say that the run does not count."""
     problems = result.problems()
     if verdict.mismatches or verdict.errors:
         problems.append(
@@ -113,6 +111,14 @@ def judge(
         )
     elif verdict.sent < 2:
         problems.append(f"verifier: only {verdict.sent} requests in the time of the run")
+    return problems
+
+
+def judge(
+    result: load.Result, verdict: Verdict, before: Counter, after: Counter
+) -> tuple[int | None, list[str]]:
+    """By how much the counter rose, and every reason why the run does not count."""
+    problems = wrong(result, verdict)
     if after.success is None:
         return None, [*problems, "the server shows no nv_inference_request_success for the model"]
     rise = after.success - (before.success or 0)

@@ -16,6 +16,7 @@ import onnx.numpy_helper as onh
 from loadtests.errors import BenchError
 
 from . import embedding
+from .session import open_session
 from .wire import Floats, Rows
 
 SEED = 20260
@@ -194,15 +195,3 @@ def samples(model: Model, threads: int = 1) -> tuple[Rows, Floats]:
     session = open_session(model.path, threads)
     answers = [session.run(["y"], {"x": rows[i : i + 1]})[0] for i in range(len(rows))]
     return rows, np.concatenate(answers)
-
-
-def open_session(path: Path, threads: int) -> Any:
-    """An onnxruntime session with the options that every side of the comparison uses."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(
-        str(path), sess_options=options, providers=["CPUExecutionProvider"]
-    )

@@ -21,6 +21,8 @@ from .processes import Server, free_port, started, wait_models
 
 NAME = "tritonserver 2.51.0 (nvidia-pytriton, Python backend)"
 MAX_BATCH = 64
+BOTH = (1, 2)
+"""Instances of a model: the better of the two counts."""
 
 CONFIG = """\
 name: "{name}"
@@ -149,11 +151,13 @@ def copy_backend(env: Environment, folder: Path) -> None:
     shutil.copy(stub, target)
 
 
-def write_repository(folder: Path, models: Sequence[Model], threads: int) -> list[str]:
-    """Each model with one and with two instances; returns the names."""
+def write_repository(
+    folder: Path, models: Sequence[Model], threads: int, counts: Sequence[int] = BOTH
+) -> list[str]:
+    """Each model once for each number of instances; returns the names."""
     names = []
     for model in models:
-        for instances in (1, 2):
+        for instances in counts:
             name = f"{model.name}_{instances}x"
             (folder / name / "1").mkdir(parents=True)
             (folder / name / "1" / "model.py").write_text(BACKEND_MODEL)
@@ -173,9 +177,15 @@ def write_repository(folder: Path, models: Sequence[Model], threads: int) -> lis
 
 
 @contextmanager
-def serve(env: Environment, models: Sequence[Model], work: Path, threads: int) -> Iterator[Server]:
-    """A running tritonserver that holds all models, both ways."""
-    names = write_repository(work / "repository", models, threads)
+def serve(
+    env: Environment,
+    models: Sequence[Model],
+    work: Path,
+    threads: int,
+    instances: Sequence[int] = BOTH,
+) -> Iterator[Server]:
+    """A running tritonserver that holds all models, once for each number of instances."""
+    names = write_repository(work / "repository", models, threads, instances)
     copy_backend(env, work / "backends")
     http, grpc, metrics = free_port(), free_port(), free_port()
     shared = f"compare{os.getpid()}_"

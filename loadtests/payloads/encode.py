@@ -16,6 +16,9 @@ from loadtests.errors import BenchError
 from loadtests.payloads.base import Sample, Wire
 
 SERVICE: Final = "/inference.GRPCInferenceService/"
+EMPTY_FINAL: Final = "triton_enable_empty_final_response"
+"""Parameter: the server says when a request of a stream has had its last answer, whatever the
+model. It is asked for in every request of `Protocol.STREAM`."""
 MODEL_HEADER: Final = "x-sluice-model"
 """Which model ``/invocations`` is about, where a server has several."""
 _JSON: Final = ("content-type", "application/json")
@@ -42,12 +45,15 @@ def encode(sample: Sample, target: Target) -> Wire:
 
 
 def _request(sample: Sample, target: Target) -> InferenceRequest:
+    parameters = dict(sample.parameters)
+    if target.protocol is Protocol.STREAM:
+        parameters.setdefault(EMPTY_FINAL, True)
     return InferenceRequest(
         target.model,
         target.version,
         sample.inputs,
         outputs=sample.outputs,
-        parameters=sample.parameters or None,
+        parameters=parameters or None,
     )
 
 

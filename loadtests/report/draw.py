@@ -15,6 +15,8 @@ from .words import clean
 
 HOVER = "hover"
 """Layers of this name answer the mouse; pictures do without them."""
+SPANS = "spans"
+"""Layers of this name need a wide chart."""
 _VERSION = "6.1"
 """Of Vega-Lite; another one may draw differently."""
 

@@ -6,12 +6,14 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from .draw import HOVER
+from .draw import HOVER, SPANS
 from .look import CONFIG, HEIGHT, INK, PAPER, SHADE, SOFT, WIDTH, Spec, colour
 
 Row = dict[str, Any]
 """One datum of a chart: field → value."""
 
+NUMBER: Final = ",.6~r"
+"""How numbers stand on axes: ``1,250``, ``0.5``."""
 _LATENCY_LABEL: Final = (
     "datum.value >= 1e6 ? format(datum.value / 1e6, '~g') + ' s' : "
     "datum.value >= 1e3 ? format(datum.value / 1e3, '~g') + ' ms' : "
@@ -21,9 +23,10 @@ _LATENCY_LABEL: Final = (
 
 def frame(layers: Sequence[Spec], *, height: int = HEIGHT, **more: Any) -> Spec:
     """A chart of ``layers`` that share their axes."""
+    names = any(layer.get("name") == SPANS for layer in layers)
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
-        "config": CONFIG,
+        "config": CONFIG if not names else {**CONFIG, "legend": {**CONFIG["legend"], "offset": 24}},
         "width": WIDTH,
         "height": height,
         "layer": list(layers),
@@ -31,17 +34,16 @@ def frame(layers: Sequence[Spec], *, height: int = HEIGHT, **more: Any) -> Spec:
     }
 
 
-def ticks(low: float, high: float) -> list[float]:
-    """Round values for a log axis that reaches from at most ``low`` to at least ``high``."""
+def ticks(low: float, high: float) -> tuple[list[float], list[float]]:
+    """Both ends of a log axis from at most ``low`` to at least ``high``, and its labelled values."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    steps = (1, 2, 5) if last - first <= 3 else (1,)
-    found = [step * 10.0**power for power in range(first, last + 1) for step in steps]
-    below = [value for value in found if value <= low * 1.0000001]
-    above = [value for value in found if value >= high * 0.9999999]
-    least, most = below[-1], above[0]
-    if least == most:
-        most = min((value for value in found if value > least), default=least * 10)
-    return [value for value in found if least <= value <= most]
+    found = [float(f"{n}e{power}") for power in range(first, last + 2) for n in (1, 2, 5)]
+    least = max((value for value in found if value <= low), default=found[0])
+    most = min(value for value in found if value >= high and value > least)
+    labels = [value for value in found if least <= value <= most]
+    if most / least > 500:
+        labels = [value for value in labels if f"{value:e}".startswith("1")]
+    return [least, most], labels
 
 
 def positive(values: Iterable[float | None]) -> list[float]:
@@ -52,17 +54,17 @@ def positive(values: Iterable[float | None]) -> list[float]:
 def log_y(values: Iterable[float | None], title: str, *, latency: bool = True) -> Spec:
     """The y channel of a log axis around ``values``; ``latency``: they are µs, labelled as time."""
     shown = positive(values) or [1.0, 10.0]
-    marks = ticks(min(shown), max(shown))
-    axis: Spec = {"title": f"{title}, log scale", "values": marks}
+    ends, labels = ticks(min(shown), max(shown))
+    axis: Spec = {"title": f"{title}, log scale", "values": labels}
     if latency:
         axis["labelExpr"] = _LATENCY_LABEL
     else:
-        axis["format"] = "~s"
-    scale = {"type": "log", "domain": [marks[0], marks[-1]], "nice": False, "clamp": True}
+        axis["format"] = NUMBER
+    scale = {"type": "log", "domain": ends, "nice": False, "clamp": True}
     return {"type": "quantitative", "axis": axis, "scale": scale}
 
 
-def zero_y(title: str, *, top: float | None = None, form: str = "~s") -> Spec:
+def zero_y(title: str, *, top: float | None = None, form: str = NUMBER) -> Spec:
     """The y channel of an axis that begins at zero; ``top``: where it must reach at least."""
     scale: Spec = {"zero": True, "nice": True}
     if top is not None:
@@ -100,9 +102,17 @@ def time_x(first: float, last: float, title: str = "seconds") -> Spec:
 
 
 def coloured(
-    field: str, names: Sequence[str], colours: Sequence[str] | None = None, *, legend: bool = True
+    field: str,
+    names: Sequence[str],
+    colours: Sequence[str] | None = None,
+    *,
+    legend: bool = True,
+    line: bool = False,
 ) -> Spec:
-    """A colour channel with a fixed order; without ``colours``: those of the things of that name."""
+    """A colour channel with a fixed order; without ``colours``: those of the things of that name.
+
+    ``line``: the legend shows lines. Without ``legend``, another layer says what it looks like.
+    """
     drawn = list(colours) if colours is not None else [colour(name) for name in names]
     found: Spec = {
         "field": field,
@@ -110,8 +120,9 @@ def coloured(
         "sort": None,
         "scale": {"domain": list(names), "range": drawn},
     }
-    if not legend:
-        found["legend"] = None
+    # `null` would take the legend from other layers too.
+    if legend and line:
+        found["legend"] = {"symbolType": "stroke", "symbolOpacity": 1}
     return found
 
 
@@ -127,8 +138,8 @@ def dashed(field: str, names: Sequence[str], *, legend: bool = True) -> Spec:
             "range": [patterns[i % len(patterns)] for i in range(len(names))],
         },
     }
-    if not legend:
-        found["legend"] = None
+    if legend:
+        found["legend"] = {"symbolType": "stroke", "symbolOpacity": 1}
     return found
 
 
@@ -187,11 +198,40 @@ def named_spans(names: Sequence[tuple[float, str]], x: Spec) -> list[Spec]:
             "encoding": {"x": {**x, "field": "at"}},
         },
         {
+            "name": SPANS,
             "data": {"values": rows},
             "mark": {"type": "text", "align": "left", "baseline": "bottom", "dx": 3, "y": -3},
             "encoding": {"x": {**x, "field": "at"}, "text": {"field": "name"}},
         },
     ]
+
+
+def names_axis() -> Spec:
+    """An axis whose labels are names, for bars that lie."""
+    return {
+        "title": None,
+        "labelColor": INK.light,
+        "domain": False,
+        "ticks": False,
+        "grid": False,
+    }
+
+
+def one_at_a_time(layers: Sequence[Spec], names: Sequence[str], first: str) -> Spec:
+    """Makes ``layers`` show one of ``names`` (their field ``level``), which the reader can choose.
+
+    Returns what the frame needs for it: the choice, and a title that says what is shown.
+    """
+    shown = first or names[0]
+    if len(names) < 2:
+        return {"title": {"text": f"at {shown}", "fontSize": 12, "fontWeight": 400}}
+    for layer in layers:
+        layer["transform"] = [{"filter": "datum.level === shown"}]
+    choice = {"input": "select", "options": list(names), "name": "Level of load"}
+    return {
+        "params": [{"name": "shown", "value": shown, "bind": choice}],
+        "title": {"text": {"expr": "'at ' + shown"}, "fontSize": 12, "fontWeight": 400},
+    }
 
 
 def dots(extra: Spec | None = None) -> Spec:

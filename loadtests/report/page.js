@@ -18,6 +18,9 @@
     const place = document.getElementById(name);
     const fresh = document.createElement("div");
     fresh.className = place.className;
+    const spans = (layer) => layer.name === "spans" && layer.data.values.length;
+    const room = place.clientWidth / 70;
+    spec.layer = spec.layer.filter((layer) => !(spans(layer) > room));
     spec.width = "container";
     spec.autosize = { type: "fit-x", contains: "padding" };
     // The finished picture stays until the new one is complete, and for good if that fails.

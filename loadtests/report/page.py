@@ -19,7 +19,7 @@ from . import draw
 from .look import Spec, dark_rules
 from .words import clean
 
-Tone = Literal["plain", "good", "bad", "warn"]
+Tone = Literal["plain", "good", "bad", "warn", "lead"]
 
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; "

@@ -145,8 +145,8 @@ def _idle(bench: Bench, study: Study, protocol: str, name: str, sizes: tuple[int
             beside.add(size, driven.rate)
             _note(study, size, name, driven)
     if memory.points:
-        size, grown = max(memory.points)
-        study.note(f"An idle connection over {name} takes {grown / size:.1f} KiB.")
+        most, total = max(memory.points)
+        study.note(f"An idle connection over {name} takes {total / most:.1f} KiB.")
 
 
 def _note(study: Study, size: int, name: str, driven: Driven) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from statistics import NormalDist
 from typing import Final
 
@@ -117,7 +118,7 @@ def fits(points: Sequence[tuple[float, float]], cuts: Sequence[float] = ()) -> l
     """
     edges = [-math.inf, *sorted(cuts), math.inf]
     found = []
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in pairwise(edges):
         inside = [(x, y) for x, y in points if low <= x <= high and y > 0]
         if len({x for x, _ in inside}) >= 2:
             found.append(fit(inside))

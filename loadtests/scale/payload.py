@@ -94,11 +94,12 @@ def measure(bench: Bench) -> list[Study]:
                 latency.add(size, driven.mean_us)
                 speed.add(size, size / driven.mean_us)
         if peak.points:
-            size, most = max(peak.points)
-            study.note(f"{name}: {most * 2**20 / size:.1f} bytes of memory a byte of the tensor.")
+            largest, most = max(peak.points)
+            each = most * 2**20 / largest
+            study.note(f"{name}: {each:.1f} bytes of memory for each byte of the tensor.")
     study.note(
-        f"The size is that of the tensor, which comes back as large; as JSON its text is {text:.1f} "
-        f"times as long, and the largest is {MOST_JSON // 2**20} MiB. One caller. "
+        "The size is that of the tensor, which comes back as large; as JSON its text is "
+        f"{text:.1f} times as long, and the largest is {MOST_JSON // 2**20} MiB. One caller. "
         f"`{LIMITS}`: the default refuses messages above 256 MiB."
     )
     return [study]

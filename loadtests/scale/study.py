@@ -7,9 +7,14 @@ from statistics import median
 
 import msgspec
 
-from loadtests.scale.fit import Fit, fits
+from loadtests.scale.fit import Fit, fit, fits
 
 FORMAT = "sluicegate-scale/1"
+OFFERED = "offered load over capacity"
+"""The size of studies of overload, which have checks in place of slopes."""
+STANDS_OUT = 0.5
+"""Share of the smallest size's cost by which another must exceed it, for the difference to be more
+than noise."""
 
 
 class Measure(msgspec.Struct):
@@ -20,8 +25,6 @@ class Measure(msgspec.Struct):
     points: list[tuple[float, float]] = []
     rate: bool = False
     """More is better: the cost whose slope is judged is one over it (time a request)."""
-    above: float = 0.0
-    """Taken off every value before the slope is fitted: what is there at size 0."""
     grain: float = 0.0
     """Smallest value that can be read; anything below counts as it."""
     cuts: tuple[float, ...] = ()
@@ -40,7 +43,7 @@ class Measure(msgspec.Struct):
         """Size, and what rises when things get worse; all above 0."""
         found = []
         for size, value in self.points:
-            cost = max(value - self.above, self.grain)
+            cost = max(value, self.grain)
             if cost > 0:
                 found.append((size, 1 / cost if self.rate else cost))
         return found
@@ -49,6 +52,23 @@ class Measure(msgspec.Struct):
     def fits(self) -> list[Fit]:
         """The slope of each stretch."""
         return fits(self.costs, self.cuts)
+
+    @property
+    def growth(self) -> Fit | None:
+        """The slope of what is added to the cost of the smallest size, against what is added to the
+        size: 1 for any constant part and any price of each, which would else hide a curve.
+
+        Of the sizes at which it stands out from that cost; `None` where these are fewer than three.
+        """
+        costs = self.costs
+        if not costs:
+            return None
+        first = min(size for size, _ in costs)
+        base = median(cost for size, cost in costs if size == first)
+        added = [
+            (size - first, cost - base) for size, cost in costs if cost >= base * (1 + STANDS_OUT)
+        ]
+        return fit(added) if len({size for size, _ in added if size > 0}) >= 3 else None
 
     @property
     def medians(self) -> list[tuple[float, float]]:
@@ -61,7 +81,9 @@ class Measure(msgspec.Struct):
         """Stretches that are worse than linear and that nothing explains."""
         if not self.judged or self.explained:
             return []
-        return [each for each in self.fits if each.superlinear]
+        growth = self.growth
+        found = [*self.fits, growth] if growth is not None else self.fits
+        return [each for each in found if each.superlinear]
 
 
 class Comparison(msgspec.Struct):
@@ -124,17 +146,19 @@ class Study(msgspec.Struct):
         """What is worse than it may be, a line each; empty: nothing."""
         lines = []
         for measure in self.measures:
-            for each in measure.flagged:
+            if flagged := measure.flagged:
+                worst = max(flagged, key=lambda found: found.confident)
                 lines.append(
                     f"{self.name}: {measure.name} grows as {self.size} to the power of "
-                    f"{slope_text(each)} from {each.low:g} to {each.high:g}"
+                    f"{slope_text(worst)} from {worst.low:g} to {worst.high:g}"
                 )
         for check in self.checks:
             if not check.met and not check.explained:
                 sign = "≤" if check.at_most else "≥"
+                unit = f" {check.unit}" if check.unit else ""
                 lines.append(
-                    f"{self.name}: {check.name} is {check.value:.4g} {check.unit}, "
-                    f"and should be {sign} {check.bound:.4g}"
+                    f"{self.name}: {check.name} is {check.value:.4g}{unit}, "
+                    f"and should be {sign} {check.bound:.4g}{unit}"
                 )
         return lines
 

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from loadtests.scale.fit import Fit
-from loadtests.scale.study import Check, Comparison, Measure, Report, Study, sizes_of, slope_text
+from loadtests.scale.study import (
+    OFFERED,
+    Check,
+    Comparison,
+    Measure,
+    Report,
+    Study,
+    sizes_of,
+    slope_text,
+)
 
 
 def number(value: float) -> str:
@@ -43,6 +52,12 @@ def slopes(study: Study) -> list[str]:
             low, high = size_text(each.low, study.size), size_text(each.high, study.size)
             lines.append(
                 f"| {name} | {low} | {high} | {slope_text(each)} | {verdict(measure, each)} |"
+            )
+        if (added := measure.growth) is not None:
+            low, high = size_text(added.low, study.size), size_text(added.high, study.size)
+            lines.append(
+                f"| {name}, what is added | {low} more | {high} more | {slope_text(added)} "
+                f"| {verdict(measure, added)} |"
             )
     return lines
 
@@ -102,10 +117,6 @@ def section(study: Study, pictures: list[str] | None = None) -> str:
     return "\n\n".join("\n".join(part) for part in parts)
 
 
-OFFERED = "offered load over capacity"
-"""The size of studies of overload, which have checks in place of slopes."""
-
-
 def markdown(report: Report, pictures: dict[str, list[str]] | None = None) -> str:
     """The whole page. ``pictures``: files beside the page, by study."""
     bad = report.bad
@@ -113,7 +124,9 @@ def markdown(report: Report, pictures: dict[str, list[str]] | None = None) -> st
         "# Cost against size\n\n"
         f"Made by `{report.command}`. A slope is that of a line through the points on log-log axes "
         "(least squares, with its standard error): 0 is constant, 1 is linear. Rates count as the "
-        "time a request takes. *Worse than linear* is what is above 1.05 with 95 % confidence."
+        "time a request takes. *What is added* is the cost without that of the smallest size, "
+        "against the size without the smallest: a constant part is not in it. *Worse than linear* "
+        "is what is above 1.05 with 95 % confidence."
     ]
     parts.append(
         "Worse than it should be:\n\n" + "\n".join(f"- {line}" for line in bad)

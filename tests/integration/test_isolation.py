@@ -334,7 +334,7 @@ def test_a_spare_that_hangs_is_thrown_away(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "path" / "never_imported.py").write_text("import time\ntime.sleep(1000)\n")
     monkeypatch.syspath_prepend(tmp_path / "path")
     monkeypatch.setattr(MisbehavingRuntime, "preload", ("never_imported",))
-    write_misbehaving(tmp_path / "models" / "m", "isolation: {load_seconds: 5}\n")
+    write_misbehaving(tmp_path / "models" / "m", "isolation: {load_seconds: 5, fork: false}\n")
 
     async def main() -> None:
         async with Rig(tmp_path / "models") as rig:
@@ -349,7 +349,7 @@ def test_a_spare_that_hangs_is_thrown_away(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_spare_that_dies_when_it_is_needed_fails_no_load(tmp_path: Path) -> None:
-    write_misbehaving(tmp_path / "m")
+    write_misbehaving(tmp_path / "m", "isolation: {fork: false}\n")
 
     async def main() -> None:
         async with Rig(tmp_path) as rig:
@@ -357,7 +357,7 @@ def test_a_spare_that_dies_when_it_is_needed_fails_no_load(tmp_path: Path) -> No
             await rig.until(lambda: spares, "the spare")
             (spare,) = spares.values()
             os.kill(spare.pid, signal.SIGSTOP)
-            write_misbehaving(tmp_path / "n")
+            write_misbehaving(tmp_path / "n", "isolation: {fork: false}\n")
             scan = asyncio.create_task(rig.gateway.look(rig.gateway.registries[0]))
             await rig.until(lambda: spare not in spares.values(), "the load to take the spare")
             os.kill(spare.pid, signal.SIGKILL)
@@ -666,7 +666,7 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
 
 
 def test_spare_takes_over(tmp_path: Path) -> None:
-    write_misbehaving(tmp_path / "m")
+    write_misbehaving(tmp_path / "m", "isolation: {fork: false}\n")
     write_misbehaving(tmp_path / "without", "isolation: {spare: false}\n")
 
     async def main() -> None:

@@ -27,7 +27,9 @@ _VERSION: Final = re.compile(rb'"model_version"\s*:\s*"([^"\\]*)"')
 class Call:
     """One request on its way. Times are ns of `time.monotonic_ns`."""
 
-    __slots__ = ("due", "ended", "issued", "keep", "left", "number", "retried", "slot", "via")
+    __slots__ = (
+        "due", "ended", "issued", "keep", "left", "number", "retried", "slot", "stream", "via",
+    )  # fmt: skip
 
     def __init__(self, number: int, due: int, issued: int, slot: int = -1) -> None:
         self.number = number
@@ -44,7 +46,8 @@ class Call:
         """Whether the answer's body is wanted."""
         self.retried = False
         self.via: object = None
-        """What the client remembers of it."""
+        """The connection that it is on."""
+        self.stream = 0
 
 
 Done = Callable[[Call, str, str, bytes], None]

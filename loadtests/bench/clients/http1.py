@@ -33,6 +33,7 @@ MAX_HEAD: Final = 65536
 MAX_HEADS: Final = 1024
 JOINED: Final = 65536
 """Bytes of a body up to which it is held behind its head, and written with it."""
+BROKEN: Final = (httptools.HttpParserError, httptools.HttpParserUpgrade)
 
 _now = time.monotonic_ns
 
@@ -150,8 +151,9 @@ class Http1Client:
     def lost(self, connection: _Connection) -> None:
         """The connection is no more."""
         self._live.discard(connection)
-        if self._waiting and not self._closed and not self._opening:
-            self._start()
+        if self._waiting and not self._closed:
+            if len(self._live) + len(self._opening) < self._most:
+                self._start()
 
 
 def _request(wire: Wire, target: Target, address: Address) -> tuple[bytes, bytes]:
@@ -229,7 +231,7 @@ class _Connection(asyncio.Protocol):
         if head is None:
             try:
                 head = _read_head(raw)
-            except httptools.HttpParserError:
+            except BROKEN:
                 self._fail(call, PROTOCOL)
                 return
             if len(heads) >= MAX_HEADS:
@@ -256,7 +258,7 @@ class _Connection(asyncio.Protocol):
         assert parsed is not None
         try:
             parsed.feed(data)
-        except httptools.HttpParserError:
+        except BROKEN:
             self._fail(call, PROTOCOL)
             return
         if parsed.complete:

@@ -8,7 +8,7 @@ from fastapi import Body, Response
 from litserve.transport import zmq_queue
 from litserve.utils import generate_random_zmq_address
 
-from loadtests.compare.peers.serving import RAW, SHAPE_HEADER, Onnx, settings, shape_text, to_json
+from onnx_serving import RAW, SHAPE_HEADER, Onnx, settings, shape_text, to_json
 
 
 class OnnxAPI(litserve.LitAPI):

@@ -1,0 +1,184 @@
+"""Two results beside each other: what differs by more than chance explains.
+
+A difference counts where the two 95 % confidence intervals do not overlap, which is stricter than
+a test at 5 %. Where a run was too short for an interval, the tolerance alone decides.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Final
+
+from loadtests.bench.results import Interval, Point, Result
+from loadtests.errors import BenchError
+
+SAME: Final = "same"
+BETTER: Final = "better"
+WORSE: Final = "worse"
+Z: Final = 1.96
+CONTEXT: Final = (
+    ("model", lambda result: result.target.model),
+    ("protocol", lambda result: result.target.protocol.value),
+    ("requests", lambda result: result.payload),
+    ("cpu", lambda result: result.machine.get("cpu", "")),
+    ("cores", lambda result: result.machine.get("cores", "")),
+    (
+        "arrivals",
+        lambda result: ", ".join(sorted({p.load.arrivals for p in result.points if p.load.open})),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One figure of one level in both. Latencies in µs, rates in requests/s, errors as a share."""
+
+    metric: str
+    a: float
+    b: float
+    verdict: str
+    """`SAME`: not more than chance explains; `BETTER` or `WORSE`: how B differs from A."""
+    beyond: bool
+    """Whether the difference is larger than the tolerance as well."""
+    sure: bool = True
+    """Whether both have an interval; else the tolerance alone has decided."""
+
+    @property
+    def ratio(self) -> float | None:
+        """B over A; ``None`` where A is 0."""
+        return self.b / self.a if self.a else None
+
+    @property
+    def fails(self) -> bool:
+        """Whether B is worse, beyond the tolerance."""
+        return self.verdict == WORSE and self.beyond
+
+
+@dataclass(frozen=True)
+class Level:
+    """A level that both have."""
+
+    name: str
+    changes: tuple[Change, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def fails(self) -> bool:
+        """Whether B is worse in something."""
+        return any(change.fails for change in self.changes)
+
+
+@dataclass(frozen=True)
+class Differences:
+    """B against A."""
+
+    tolerance: float
+    levels: tuple[Level, ...]
+    best: Change | None = None
+    """The loads that a search found, where both searched for the same."""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def worse(self) -> bool:
+        """Whether B is worse beyond the tolerance, anywhere."""
+        return any(level.fails for level in self.levels) or bool(self.best and self.best.fails)
+
+
+def compare(a: Result, b: Result, tolerance: float = 0.05) -> Differences:
+    """B against A, level by level. ``tolerance``: a share of A's figure. Raises `BenchError` where
+    they have nothing in common."""
+    ours = {point.load.name: point for point in a.points}
+    theirs = {point.load.name: point for point in b.points}
+    levels = tuple(
+        _level(name, point, theirs[name], tolerance)
+        for name, point in ours.items()
+        if name in theirs
+    )
+    best, notes = _searched(a, b, tolerance)
+    if not levels and best is None:
+        raise BenchError(
+            f"no level is in both (A has {_listed(ours)}, B has {_listed(theirs)}); measure both "
+            "with the same levels"
+        )
+    for label, mine, others in (("A", ours, theirs), ("B", theirs, ours)):
+        alone = {name: point for name, point in mine.items() if name not in others}
+        if alone:
+            notes.append(f"only in {label}: {_listed(alone)}")
+    for what, of in CONTEXT:
+        if of(a) != of(b):
+            notes.append(f"{what} differ: {of(a) or 'none'} in A, {of(b) or 'none'} in B")
+    return Differences(tolerance, levels, best, notes)
+
+
+def _level(name: str, a: Point, b: Point, tolerance: float) -> Level:
+    notes = [
+        f"{label}: the client was the limit: {point.client.bottleneck}"
+        for label, point in (("A", a), ("B", b))
+        if point.client.bottleneck
+    ]
+    notes += [
+        f"{label}: latencies had not settled when the measurement began"
+        for label, point in (("A", a), ("B", b))
+        if not point.steady
+    ]
+    changes = [_change("rate", a.rate, b.rate, a.rate_ci, b.rate_ci, tolerance, more=True)]
+    if a.latency.count and b.latency.count:
+        for metric, at in (("p50", 50.0), ("p99", 99.0)):
+            first, second = getattr(a.latency, metric), getattr(b.latency, metric)
+            changes.append(
+                _change(metric, a.latency.at(at), b.latency.at(at), first, second, tolerance)
+            )
+    else:
+        notes.append("nothing was answered well: no latencies to compare")
+    changes.append(_change("errors", a.error_rate, b.error_rate, _share(a), _share(b), tolerance))
+    return Level(name, tuple(changes), tuple(notes))
+
+
+def _change(
+    metric: str,
+    a: float,
+    b: float,
+    first: Interval | None,
+    second: Interval | None,
+    tolerance: float,
+    *,
+    more: bool = False,
+) -> Change:
+    """``more``: more is better."""
+    beyond = abs(b - a) > tolerance * a
+    sure = first is not None and second is not None
+    if first is not None and second is not None:
+        differs = first.high < second.low or second.high < first.low
+    else:
+        differs = beyond
+    if not differs or a == b:
+        return Change(metric, a, b, SAME, beyond, sure)
+    return Change(metric, a, b, BETTER if (b > a) == more else WORSE, beyond, sure)
+
+
+def _share(point: Point) -> Interval:
+    """Wilson's interval of the share of errors."""
+    count = max(point.sent, 1)
+    share = min(point.failed / count, 1.0)
+    middle = share + Z * Z / (2 * count)
+    spread = Z * math.sqrt(share * (1 - share) / count + Z * Z / (4 * count * count))
+    below = 1 + Z * Z / count
+    return Interval(max((middle - spread) / below, 0.0), min((middle + spread) / below, 1.0))
+
+
+def _searched(a: Result, b: Result, tolerance: float) -> tuple[Change | None, list[str]]:
+    if a.search is None or b.search is None:
+        return None, []
+    if a.search.objective != b.search.objective:
+        words = f"{a.search.objective} in A, {b.search.objective} in B"
+        return None, [f"the searches had different objectives: {words}"]
+    ours, theirs = a.search.best, b.search.best
+    if ours is None and theirs is None:
+        return None, [f"neither met {a.search.objective}"]
+    metric = f"highest load with {a.search.objective}"
+    return _change(metric, ours or 0.0, theirs or 0.0, None, None, tolerance, more=True), []
+
+
+def _listed(points: dict[str, Point]) -> str:
+    return ", ".join(points) or "none"

@@ -1,0 +1,119 @@
+"""Whether a figure says more about the load generator than about the server."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from loadtests.bench.histogram import Counts
+from loadtests.bench.plan import Load
+from loadtests.bench.results import Client
+
+FULL: Final = 0.85
+"""Cores of one thread from which it can hardly send more."""
+LAG_US: Final = 5_000.0
+"""An event loop that runs timers this late has not had its turn of a processor."""
+LATE_US: Final = 1_000.0
+LATE_SHARE: Final = 0.1
+"""Lateness that matters: above `LATE_US`, and this share of the median latency."""
+WAITED_US: Final = 1_000.0
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one process used between two reports."""
+
+    wall_s: float
+    cpu_s: float
+    thread_s: float
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+def client_of(
+    load: Load,
+    usages: Sequence[Usage],
+    *,
+    lags: Counts,
+    late: Counts,
+    waited: Counts,
+    median_us: float | None,
+    overruns: int,
+    own_cpu: float,
+) -> Client:
+    """How the client fared. `own_cpu` are the cores that the process used that counts."""
+    cpu = sum(each.cpu_s / each.wall_s for each in usages if each.wall_s > 0) + own_cpu
+    busiest = max((each.thread_s / each.wall_s for each in usages if each.wall_s > 0), default=0.0)
+    client = Client(
+        cpu=cpu,
+        busiest=busiest,
+        cores=cores(),
+        lag_p99_us=float(lags.percentile(99) or 0),
+        late_p99_us=float(late.percentile(99) or 0) if load.open else 0.0,
+    )
+    waited_us = float(waited.percentile(99) or 0)
+    words = _words(load, client, waited_us, median_us, overruns, len(usages))
+    return Client(
+        cpu=client.cpu,
+        busiest=client.busiest,
+        cores=client.cores,
+        lag_p99_us=client.lag_p99_us,
+        late_p99_us=client.late_p99_us,
+        bottleneck=words,
+    )
+
+
+def _words(
+    load: Load,
+    client: Client,
+    waited_us: float,
+    median_us: float | None,
+    overruns: int,
+    processes: int,
+) -> str:
+    more = f"--processes {processes * 2}"
+    if client.busiest >= FULL:
+        remedy = more if client.cores > processes else "another machine for the client"
+        if client.cores > processes:
+            remedy += ", or another machine"
+        return (
+            f"the thread that sends used {client.busiest:.2f} of a core: the client could hardly "
+            f"send more. Use {remedy}."
+        )
+    if client.cpu >= FULL * client.cores:
+        return (
+            f"the client used {client.cpu:.1f} of this machine's {client.cores} cores. Run it on "
+            "another machine."
+        )
+    if client.lag_p99_us >= LAG_US:
+        return (
+            f"the client's timers ran {client.lag_p99_us / 1000:.1f} ms late (99th percentile) while "
+            f"it used only {client.busiest:.2f} of a core: other processes had the processors. Run "
+            "it on another machine, or leave it a core of its own."
+        )
+    if overruns:
+        return (
+            f"{overruns} requests were not sent because {load.max_in_flight} were in flight; the "
+            "server cannot hold this rate, or max_in_flight is too low for its latency."
+        )
+    if not load.open or median_us is None:
+        return ""
+    if waited_us >= max(WAITED_US, LATE_SHARE * median_us):
+        return (
+            f"requests waited {waited_us / 1000:.1f} ms (99th percentile) for a free connection or "
+            "stream. Where real callers would not, use more --connections."
+        )
+    if client.late_p99_us >= max(LATE_US, LATE_SHARE * median_us):
+        return (
+            f"requests left {client.late_p99_us / 1000:.1f} ms after they were due (99th "
+            f"percentile). Use {more}, or another machine."
+        )
+    return ""

@@ -1,0 +1,205 @@
+"""Results in words and numbers: rows of a table, and the lines around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from loadtests.bench.differences import SAME, Change, Differences
+from loadtests.bench.results import Interval, Latency, Point, Result, Tick
+
+LEVELS = (
+    "LEVEL", "RATE", "P50", "P99", "P99.9", "MAX", "ERRORS", "QUEUE", "EXECUTE", "BATCH", "CLIENT",
+)  # fmt: skip
+"""Columns of `level_row`; QUEUE, EXECUTE and BATCH are the server's word."""
+CHANGES = ("LEVEL", "", "A", "B", "RATIO", "")
+
+
+def duration(us: float | None) -> str:
+    """``850 µs``, ``1.23 ms``, ``4.56 s``."""
+    if us is None:
+        return ""
+    if us < 999.5:
+        return f"{us:.0f} µs"
+    if us < 999_500:
+        return f"{us / 1e3:.3g} ms" if us < 99_950 else f"{us / 1e3:.0f} ms"
+    return f"{us / 1e6:.3g} s"
+
+
+def rate(value: float) -> str:
+    """``1234/s``; below 100 with a digit behind the point."""
+    return f"{value:.0f}/s" if value >= 100 else f"{value:.3g}/s"
+
+
+def share(value: float) -> str:
+    """A share as percent: ``0``, ``0.012 %``, ``3.1 %``."""
+    if not value:
+        return "0"
+    return f"{value * 100:.2g} %" if value < 0.1 else f"{value * 100:.1f} %"
+
+
+def within(interval: Interval | None) -> str:
+    """`` ±4 %`` of an interval, roughly; empty without one."""
+    if interval is None or interval.low + interval.high <= 0:
+        return ""
+    half = (interval.high - interval.low) / (interval.high + interval.low)
+    return f" ±{half * 100:.2g}%" if half < 0.1 else f" ±{half * 100:.0f}%"
+
+
+def level_row(point: Point) -> list[str]:
+    """One level, in the columns of `LEVELS`."""
+    latency, server = point.latency, point.server
+    client = f"{point.client.cpu:.2f} cores" + (" !" if point.client.bottleneck else "")
+    timed = server is not None and server.executions > 0
+    return [
+        point.load.name,
+        rate(point.rate) + within(point.rate_ci),
+        at(latency, 50) + within(latency.p50),
+        at(latency, 99) + within(latency.p99),
+        at(latency, 99.9),
+        at(latency, 100),
+        share(point.error_rate),
+        duration(server.queue_us) if server is not None and timed else "",
+        duration(server.execute_us) if server is not None and timed else "",
+        f"{server.batch_rows:.3g}" if server is not None and timed else "",
+        client,
+    ]
+
+
+def at(latency: Latency, percentile: float) -> str:
+    return duration(latency.at(percentile)) if latency.count else ""
+
+
+def head(result: Result) -> str:
+    """What was measured, in a line."""
+    target = result.target
+    where = target.http if target.protocol.http else f"grpc {target.grpc}"
+    version = f" version {target.version}" if target.version else ""
+    server = result.versions.get("server", "")
+    said = f" ({server})" if server not in ("", "not told") else ""
+    return f"{target.model}{version} at {where}{said}, {target.protocol}, {result.payload}"
+
+
+def remarks(result: Result) -> list[str]:
+    """What has to be said beside the table: errors, versions, search, the client, notes."""
+    lines = []
+    for point in result.points:
+        if point.errors:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in most(point.errors))
+            lines.append(f"{point.load.name}: {point.failed} of {point.sent} failed: {kinds}")
+        if not point.steady:
+            lines.append(
+                f"{point.load.name}: latencies had not settled when the measurement began; "
+                "give a longer --warmup"
+            )
+    lines += shares(result)
+    if result.search is not None:
+        lines.append(found(result))
+    return lines + result.notes
+
+
+def shares(result: Result) -> list[str]:
+    """Which version answered how much, where there are several."""
+    total: dict[str, int] = {}
+    for point in result.points:
+        for version, count in point.versions.items():
+            total[version] = total.get(version, 0) + count
+    names = sorted({*total, *result.expected_split}, key=lambda name: (len(name), name))
+    if len(names) < 2:
+        return []
+    every = max(sum(total.values()), 1)
+    words = []
+    for name in names:
+        declared = result.expected_split.get(name)
+        wanted = "" if declared is None else f" (declared {share(declared)})"
+        words.append(f"{name} {share(total.get(name, 0) / every)}{wanted}")
+    return [f"versions: {', '.join(words)}"]
+
+
+def found(result: Result) -> str:
+    """What a search came to."""
+    search = result.search
+    assert search is not None
+    if search.best is None:
+        return f"no load meets {search.objective}"
+    points = [
+        p
+        for p in result.points
+        if (p.load.rate if p.load.open else p.load.concurrency) == search.best
+    ]
+    name = points[0].load.name if points else f"{search.best:g}"
+    return f"highest load with {search.objective}: {name}"
+
+
+def most(errors: dict[str, int], count: int = 4) -> Iterable[tuple[str, int]]:
+    """The kinds of errors that were most frequent."""
+    return sorted(errors.items(), key=lambda item: (-item[1], item[0]))[:count]
+
+
+def tick_line(tick: Tick) -> str:
+    """One second of a run."""
+    per_s = rate(tick.ok / tick.seconds) if tick.seconds > 0 else ""
+    parts = [per_s]
+    if tick.p50_us is not None:
+        parts.append(f"p50 {duration(tick.p50_us)}")
+    if tick.p99_us is not None:
+        parts.append(f"p99 {duration(tick.p99_us)}")
+    if tick.failed:
+        parts.append(f"{tick.failed} failed")
+    return "  ".join(part for part in parts if part)
+
+
+def point_line(point: Point) -> str:
+    """A level that is over, in a line."""
+    parts = [rate(point.rate)]
+    if point.latency.count:
+        parts += [
+            f"{name} {at(point.latency, value)}" for name, value in (("p50", 50), ("p99", 99))
+        ]
+    if point.failed:
+        parts.append(f"{point.failed} of {point.sent} failed")
+    return "  ".join(parts)
+
+
+def change_rows(found: Differences) -> list[list[str]]:
+    """Levels of a comparison, in the columns of `CHANGES`."""
+    rows = []
+    for level in found.levels:
+        for index, change in enumerate(level.changes):
+            if change.metric == "errors" and not (change.a or change.b):
+                continue
+            rows.append([level.name if index == 0 else "", *change_cells(change)])
+    if found.best is not None:
+        rows.append(["search", *change_cells(found.best)])
+    return rows
+
+
+SHOWN: Final[dict[str, Callable[[float], str]]] = {
+    "rate": rate, "errors": share, "p50": duration, "p99": duration,
+}  # fmt: skip
+
+
+def load(value: float) -> str:
+    """What a search came to."""
+    return f"{value:g}" if value else "none"
+
+
+def change_cells(change: Change) -> list[str]:
+    shown = SHOWN.get(change.metric, load)
+    ratio = "" if change.ratio is None else f"{change.ratio:.3f}"
+    return [change.metric, shown(change.a), shown(change.b), ratio, verdict(change)]
+
+
+def verdict(change: Change) -> str:
+    """``same``, ``worse``, ``better, within the tolerance``, ..."""
+    words = change.verdict
+    if change.verdict != SAME and not change.beyond:
+        words += ", within the tolerance"
+    if not change.sure and change.verdict != SAME:
+        words += " (no confidence interval)"
+    return words
+
+
+def change_remarks(found: Differences) -> list[str]:
+    """What has to be said beside the table of a comparison."""
+    return [f"{level.name}: {note}" for level in found.levels for note in level.notes] + found.notes

@@ -1,0 +1,55 @@
+"""KServe's Python server: ``kserve.ModelServer`` with a model that calls onnxruntime."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from loadtests.compare.peers import oip
+from loadtests.compare.peers.base import Peer
+
+if TYPE_CHECKING:
+    from loadtests.compare.models import Model
+    from loadtests.compare.processes import Server
+
+WORKERS: Final = 1
+SERVE: Final = Path(__file__).with_name("serve.py")
+
+
+@contextmanager
+def serve(
+    environment: Path, models: Sequence[Model], work: Path, threads: int
+) -> Iterator[Server]:
+    """One server, all models."""
+    from loadtests.compare.processes import free_port, started, wait_models
+
+    http, grpc = free_port(), free_port()
+    settings = {
+        "http": http,
+        "grpc": grpc,
+        "workers": WORKERS,
+        "threads": threads,
+        "models": {model.name: str(model.path) for model in models},
+    }
+    (work / "settings.json").write_text(json.dumps(settings))
+    address = f"127.0.0.1:{http}"
+    with started(
+        "kserve",
+        [str(environment / "bin" / "python"), str(SERVE), str(work / "settings.json")],
+        (address, f"127.0.0.1:{grpc}", address),
+        work / "kserve.log",
+        cwd=work,
+    ) as server:
+        wait_models(server, [model.name for model in models])
+        yield server
+
+
+PEER = Peer(
+    name="kserve",
+    routes=oip.ALL,
+    serve=serve,
+    packages=("kserve", "onnxruntime", "numpy", "uvicorn", "grpcio"),
+)

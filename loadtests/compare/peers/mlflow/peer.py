@@ -1,0 +1,93 @@
+"""MLflow's server: ``mlflow models serve`` of a model of its ONNX flavour."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from loadtests.compare.peers.base import Peer, Route
+from loadtests.compare.wire import Floats, HttpRequest, Rows
+from loadtests.errors import BenchError
+
+if TYPE_CHECKING:
+    from loadtests.compare.models import Model
+    from loadtests.compare.processes import Server
+
+WORKERS: Final = 2
+SAVE: Final = Path(__file__).with_name("save.py")
+
+
+def encode(model: str, rows: Rows) -> HttpRequest:
+    """``/invocations``; a server holds one model, so its name is not sent."""
+    body = json.dumps({"inputs": {"x": rows.tolist()}}, separators=(",", ":")).encode()
+    return HttpRequest("/invocations", body, {"Content-Type": "application/json"})
+
+
+def decode(body: bytes, headers: Mapping[str, str]) -> Floats:
+    """``{"predictions": {"y": [[...]]}}``."""
+    try:
+        return np.array(json.loads(body)["predictions"]["y"], np.float32)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"no predictions of y in {body[:200]!r}") from error
+
+
+def save(environment: Path, model: Model, threads: int) -> Path:
+    """The model as MLflow keeps it, beside its file; written once."""
+    folder = model.path.parent / "mlflow" / f"{model.name}-{threads}"
+    if not folder.exists():
+        folder.parent.mkdir(exist_ok=True)
+        said = subprocess.run(
+            [str(environment / "bin" / "python"), str(SAVE), str(model.path), str(folder)]
+            + [str(threads)],
+            check=False,
+            capture_output=True,
+            text=True,
+            cwd=folder.parent,
+            timeout=180,
+        )
+        if said.returncode:
+            why = said.stderr.strip().splitlines()[-1:]
+            raise BenchError(f"MLflow does not save {model.name}: {why}")
+    return folder
+
+
+@contextmanager
+def serve(
+    environment: Path, models: Sequence[Model], work: Path, threads: int
+) -> Iterator[Server]:
+    """One server, the one model."""
+    from loadtests.compare.processes import free_port, started
+
+    (model,) = models
+    folder = save(environment, model, threads)
+    port = free_port()
+    address = f"127.0.0.1:{port}"
+    command = [str(environment / "bin" / "mlflow"), "models", "serve", "--env-manager", "local"]
+    command += ["--model-uri", str(folder), "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--workers", str(WORKERS)]
+    path = f"{environment / 'bin'}:/usr/bin:/bin"
+    with started(
+        "mlflow",
+        command,
+        (address, "", address),
+        work / "mlflow.log",
+        env={"PATH": path, "MLFLOW_DISABLE_TELEMETRY": "true"},
+        ready_path="/ping",
+        cwd=work,
+    ) as server:
+        yield server
+
+
+PEER = Peer(
+    name="mlflow",
+    routes=(Route("native", encode, decode, like="json"),),
+    serve=serve,
+    packages=("mlflow", "onnxruntime", "numpy", "uvicorn"),
+    one_model=True,
+)

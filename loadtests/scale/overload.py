@@ -1,0 +1,250 @@
+"""What happens above capacity: goodput, latency of what is accepted, memory.
+
+A server that is offered more than it can do should do as much as it can, answer what it takes
+nearly as fast as before, and refuse the rest early. Capacity is found by a closed loop that keeps
+the server busy; then requests leave at independent times (open loop, Poisson), at 0.5 to 3 times
+that rate, whether or not answers come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from gateway.codecs.messages import ModelInferRequest
+from loadtests.bench.plan import Load, Protocol, Target
+from loadtests.bench.point import run_point
+from loadtests.bench.results import Point
+from loadtests.compare import sluice, wire
+from loadtests.compare.models import make_add
+from loadtests.compare.processes import Server, resident_bytes
+from loadtests.payloads.base import Wire
+from loadtests.scale import pinned
+from loadtests.scale.drive import Bench
+from loadtests.scale.processes import peak_bytes, reset_peak
+from loadtests.scale.study import OFFERED, Check, Study
+from loadtests.scale.waiting import drained
+
+LEVELS: Final = (0.5, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0)
+QUICK: Final = (0.5, 0.8, 2.0)
+REFERENCE: Final = 0.8
+"""The level whose 99th percentile the others are held against."""
+GOODPUT: Final = 0.9
+TAIL: Final = 2.0
+MEMORY: Final = 1.5
+BUDGET_S: Final = 290.0
+REFUSALS: Final = frozenset({"429", "RESOURCE_EXHAUSTED"})
+"""Answered early and plainly: what should happen to what is too much."""
+LATE: Final = frozenset({"504", "DEADLINE_EXCEEDED"})
+"""Of requests with a deadline: it passed while they waited."""
+MIB: Final = 2**20
+
+SLEEPER: Final = '''"""Takes 4 ms a batch and 1 ms a row, and no processor for it, as with a GPU."""
+
+import time
+
+
+class Sleeper:
+    signature = {"inputs": {"x": ("FP32", [-1, 4])}, "outputs": {"y": ("FP32", [-1, 4])}}
+
+    def infer(self, inputs):
+        time.sleep(0.004 + 0.001 * len(inputs["x"]))
+        return {"y": inputs["x"] + 1}
+'''
+
+RunPoint = Callable[[Target, Load, Sequence[Wire]], Point]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A model under load."""
+
+    name: str
+    """Of the study and its files."""
+    title: str
+    model: str
+    busy: int
+    """Requests in flight that keep the server busy."""
+    deadline_ms: int = 0
+    """That callers give with each request; 0: none."""
+
+
+SCENARIOS: Final = (
+    Scenario("overload-model", "Overload, the model dominates", "sleeper", 256),
+    Scenario(
+        "overload-model-deadline",
+        "Overload, the model dominates, callers have a deadline of 250 ms",
+        "sleeper",
+        256,
+        250,
+    ),
+    Scenario("overload-server", "Overload, the server dominates", "add", 64),
+    Scenario(
+        "overload-server-deadline",
+        "Overload, the server dominates, callers have a deadline of 100 ms",
+        "add",
+        64,
+        100,
+    ),
+)
+
+
+def write(folder: Path) -> Path:
+    """Both models."""
+    models = folder / "models"
+    sluice.write_directory(models, [make_add(folder / "add.onnx")], 1)
+    version = models / "sleeper" / "1"
+    version.mkdir(parents=True)
+    (version / "model.py").write_text(SLEEPER)
+    return models
+
+
+def payload(scenario: Scenario) -> Wire:
+    """One row over gRPC; the deadline as the protocol's own parameter, in µs."""
+    rows = np.zeros((1, 4), np.float32)
+    message = ModelInferRequest.FromString(wire.grpc_request(scenario.model, rows))
+    if scenario.deadline_ms:
+        message.parameters["timeout"].int64_param = scenario.deadline_ms * 1000
+    return Wire(wire.GRPC_INFER_PATH, message.SerializeToString())
+
+
+@dataclass
+class Level:
+    """One offered load, and what came of it."""
+
+    offered: float
+    point: Point
+    memory: int
+    """Largest resident memory, in bytes."""
+
+    @property
+    def p99_us(self) -> float:
+        """Of what was answered well: from when it was due, unless the client was too late to
+        send, which is not the server's doing."""
+        of = self.point.service if self.point.client.bottleneck else self.point.latency
+        return of.at(99) if of.count else 0.0
+
+    def share(self, kinds: frozenset[str]) -> float:
+        """Of the requests, those that ended so."""
+        ended = sum(count for kind, count in self.point.errors.items() if kind in kinds)
+        return ended / max(self.point.sent, 1)
+
+
+def measure(bench: Bench, run: RunPoint = run_point) -> list[Study]:
+    """One study a scenario."""
+    models = write(bench.work / "overload")
+    found = []
+    with divided(bench) as cores:
+        for scenario in SCENARIOS:
+            study = Study(scenario.name, scenario.title, OFFERED)
+            found.append(study)
+            if bench.over:
+                study.note(f"not measured: {bench.budget_s:.0f} s were over")
+                continue
+            with bench.serve(models, [scenario.model]) as server:
+                before = resident_bytes(server.process.pid)
+                capacity, levels = _levels(bench, study, scenario, server, run)
+            fill(study, levels, before)
+            study.note(f"Capacity: {capacity:,.0f} requests/s ({scenario.busy} in flight). {cores}")
+            if scenario.deadline_ms:
+                study.note("The deadline is the request's parameter `timeout`.")
+    return found
+
+
+@contextmanager
+def divided(bench: Bench) -> Iterator[str]:
+    """The gateway on one half of the cores and the client on the other; says so."""
+    halves = pinned.halves()
+    command = bench.command
+    if halves is not None:
+        bench.command = pinned.command(halves[0], command)
+    try:
+        with pinned.on(halves[1]) if halves is not None else nullcontext():
+            yield (
+                "The client shares the cores with the gateway."
+                if halves is None
+                else f"The gateway has {len(halves[0])} core(s), the client the other "
+                f"{len(halves[1])}."
+            )
+    finally:
+        bench.command = command
+
+
+def _levels(
+    bench: Bench, study: Study, scenario: Scenario, server: Server, run: RunPoint
+) -> tuple[float, list[Level]]:
+    """Capacity, then every level of load."""
+    target = Target(scenario.model, Protocol.GRPC, f"http://{server.http}", server.grpc)
+    wires = [payload(scenario)]
+    seconds, warmup = (0.5, 0.2) if bench.quick else (5.0, 2.0)
+    closed = Load(concurrency=scenario.busy, seconds=seconds, warmup_s=warmup)
+    without = [payload(Scenario("", "", scenario.model, scenario.busy))]
+    bench.say(f"{study.name}: capacity")
+    found = run(target, closed, without)
+    if found.client.bottleneck:
+        study.note(f"finding the capacity: {found.client.bottleneck}")
+    capacity = found.rate
+    levels = []
+    for offered in LEVELS if not bench.quick else QUICK:
+        if bench.over:
+            study.note(f"{offered:g} and above not measured: {bench.budget_s:.0f} s were over")
+            break
+        bench.say(f"{study.name}: {offered:g} x {capacity:,.0f}/s")
+        reset_peak(server.process.pid)
+        load = Load(rate=offered * capacity, seconds=seconds, warmup_s=warmup)
+        point = run(target, load, wires)
+        levels.append(Level(offered, point, peak_bytes(server.process.pid)))
+        if point.client.bottleneck:
+            study.note(f"at {offered:g}: {point.client.bottleneck}")
+        drained(server)
+    return capacity, levels
+
+
+def fill(study: Study, levels: Sequence[Level], before: int) -> None:
+    """Measures and checks from the levels; ``before``: resident bytes before any load."""
+    offered = study.measure("offered", "requests/s", judged=False)
+    goodput = study.measure("goodput", "requests/s", judged=False)
+    tail = study.measure("p99 of accepted requests", "ms", judged=False)
+    refused = study.measure("refused", "%", judged=False)
+    late = study.measure("deadline passed", "%", judged=False)
+    failed = study.measure("failed otherwise", "%", judged=False)
+    memory = study.measure("largest resident memory", "MiB", judged=False)
+    for level in levels:
+        at, point = level.offered, level.point
+        offered.add(at, point.sent / point.seconds)
+        goodput.add(at, point.rate)
+        tail.add(at, level.p99_us / 1e3)
+        refused.add(at, 100 * level.share(REFUSALS))
+        late.add(at, 100 * level.share(LATE))
+        failed.add(at, 100 * (point.error_rate - level.share(REFUSALS | LATE)))
+        memory.add(at, level.memory / MIB)
+    judge(study, levels, before)
+
+
+def judge(study: Study, levels: Sequence[Level], before: int) -> None:
+    """What must hold above capacity; nothing where no level was."""
+    above = [level for level in levels if level.offered >= 1]
+    reference = next((level for level in levels if level.offered == REFERENCE), None)
+    if not above or reference is None:
+        return
+    most = max(level.point.rate for level in levels)
+    worst = min(level.point.rate for level in above) / most if most else 0.0
+    study.checks.append(
+        Check("worst goodput above capacity, of the maximum", worst, "", GOODPUT, at_most=False)
+    )
+    tail = max(level.p99_us for level in above) / max(reference.p99_us, 1.0)
+    study.checks.append(Check(f"worst p99 over that at {REFERENCE:g}", tail, "", TAIL))
+    memory = max(level.memory for level in above) / before
+    study.checks.append(Check("memory in overload over that before", memory, "", MEMORY))
+    failed = sum(
+        count
+        for level in levels
+        for kind, count in level.point.errors.items()
+        if kind not in REFUSALS | LATE
+    )
+    study.checks.append(Check("requests that failed otherwise", failed, "", 0))

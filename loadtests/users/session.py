@@ -1,0 +1,372 @@
+"""Ties the users, the statistics and the thresholds to locust's events, in every kind of process:
+alone, master, worker."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import gevent.lock
+import locust.runners
+from locust import events
+from locust.env import Environment
+from locust.runners import MasterRunner, WorkerRunner
+
+from loadtests.bench.plan import Target
+from loadtests.errors import BenchError
+from loadtests.users import options as ours
+from loadtests.users import web
+from loadtests.users.pace import Pace, Replay
+from loadtests.users.plans import Plan, Prepared, plan_of, prepare
+from loadtests.users.server import ServerSide
+from loadtests.users.shares import Declared, Row, rows_of, table
+from loadtests.users.tally import UNKNOWN, Key, Tally
+from loadtests.users.thresholds import Thresholds
+
+logger = logging.getLogger(__name__)
+# Where locust prints its own tables.
+console = logging.getLogger("locust.stats_logger")
+
+REFUSED = "sluice-refused"
+"""Message of a worker that cannot do what it is told."""
+UNABLE = 2
+"""Exit code when nothing could be measured."""
+
+# Seconds between a worker's reports; three of them would be long for a step to saturation.
+locust.runners.WORKER_REPORT_INTERVAL = 1.0
+
+
+class Requests:
+    """The requests of one user class, taken in turn by all its users of this process."""
+
+    def __init__(self, prepared: Prepared, replay: Replay | None) -> None:
+        self._wires = prepared.wires
+        self._replay = replay
+        self._next = 0
+
+    def take(self) -> tuple[Any, float | None]:
+        """The next request, and when it is due in seconds of the run (``None``: now)."""
+        if self._replay is not None:
+            return self._replay.take()
+        wire = self._wires[self._next % len(self._wires)]
+        self._next += 1
+        return wire, None
+
+
+class Session:
+    """What one locust process knows of its run."""
+
+    def __init__(self, environment: Environment) -> None:
+        self.environment = environment
+        self.tally = Tally()
+        self.pace = Pace()
+        self.thresholds = Thresholds()
+        self.refused = ""
+        self.judged: list[tuple[bool, str]] = []
+        self._server: dict[str, ServerSide] = {}
+        self._prepared: dict[Plan, Prepared] = {}
+        self._requests: dict[Plan, Requests] = {}
+        self._lock = gevent.lock.RLock()
+        self._began = 0.0
+        self._ended = 0.0
+
+    # --- before and during a run
+
+    def read_options(self) -> None:
+        """Raises `BenchError` for options that make no sense."""
+        options = self.environment.parsed_options
+        self.pace = ours.pace_of(options)
+        self.thresholds = ours.thresholds_of(options)
+        ours.headers_of(options)
+
+    def started(self) -> None:
+        """A run begins."""
+        self.tally.clear()
+        self._requests.clear()
+        self.refused = ""
+        self.judged = []
+        self._began, self._ended = time.monotonic(), 0.0
+        try:
+            self.read_options()
+            for target in self.targets():
+                self._followed(target).read()
+        except BenchError as error:
+            # Users say it again when they come, and end the run.
+            logger.error("%s", error)
+
+    def stopped(self) -> None:
+        """A run is over."""
+        self._ended = time.monotonic()
+
+    def now(self) -> float:
+        """Seconds since the run began."""
+        return time.monotonic() - self._began
+
+    @property
+    def seconds(self) -> float:
+        """How long the run lasts, or lasted."""
+        return (self._ended or time.monotonic()) - self._began if self._began else 0.0
+
+    def requests_of(self, cls: Any) -> tuple[Plan, Requests]:
+        """What instances of a user class send. Raises `BenchError`."""
+        environment = self.environment
+        plan = plan_of(cls, environment.parsed_options, environment.host or cls.host or "")
+        # The first user asks the server; others that come meanwhile wait for it.
+        with self._lock:
+            if plan not in self._prepared:
+                self._prepared[plan] = prepare(plan)
+                logger.info("%s: %s", cls.__name__, self._prepared[plan].words)
+            if plan not in self._requests:
+                prepared = self._prepared[plan]
+                replay = None
+                if self.pace.kind == "recorded":
+                    replay = Replay(prepared.wires, *self._part())
+                self._requests[plan] = Requests(prepared, replay)
+            return plan, self._requests[plan]
+
+    def _part(self) -> tuple[int, int]:
+        """Which part of a recording is this process's, and of how many."""
+        runner = self.environment.runner
+        ranks = getattr(self.environment.parsed_options, "sluice_ranks", None)
+        if isinstance(runner, WorkerRunner) and ranks:
+            return ranks.get(runner.client_id, 0), len(ranks)
+        return 0, 1
+
+    def refuse(self, error: BenchError | str) -> None:
+        """A user cannot do what it is told: the run is not worth anything."""
+        if self.refused:
+            return
+        self.refused = str(error)
+        self.environment.process_exit_code = UNABLE
+        runner = self.environment.runner
+        if isinstance(runner, WorkerRunner):
+            runner.send_message(REFUSED, {"text": self.refused})
+
+    # --- what came of it
+
+    def targets(self) -> list[Target]:
+        """The models that are asked, each once."""
+        environment = self.environment
+        found: dict[str, Target] = {}
+        for cls in environment.user_classes:
+            if not hasattr(cls, "protocol"):
+                continue
+            host = environment.host or cls.host or ""
+            try:
+                target = plan_of(cls, environment.parsed_options, host).target
+            except BenchError:
+                continue
+            found.setdefault(target.model, target)
+        return list(found.values())
+
+    def _followed(self, target: Target) -> ServerSide:
+        return self._server.setdefault(target.model, ServerSide(target))
+
+    def declared(self) -> dict[str, Declared]:
+        """Model → what the server says of it."""
+        return {model: side.read() for model, side in self._server.items()}
+
+    def rows(self) -> list[Row]:
+        """The versions."""
+        return rows_of(self.tally.versions, self.declared())
+
+    def judge(self) -> None:
+        """Holds the run against its thresholds, and sets locust's exit code."""
+        if self.refused or not self.thresholds.any:
+            return
+        self.judged = self.thresholds.judge(self.tally.total, self.rows(), self.seconds)
+        kept = all(good for good, _ in self.judged)
+        self.environment.process_exit_code = 0 if kept else 1
+
+    def show(self) -> None:
+        """Prints the table, what a shape found, and the thresholds."""
+        declared = self.declared()
+        rows = rows_of(self.tally.versions, declared)
+        lines = ["Versions", *table(rows)] if rows else []
+        lines += [f"note: {note}" for says in declared.values() for note in says.notes]
+        if self.tally.lateness:
+            lines.append(
+                f"note: {self.tally.lateness} requests of the recording left more than 100 ms "
+                "late; there are too few users for its pace"
+            )
+        saturation = getattr(self.environment.shape_class, "saturation", None)
+        if saturation is not None and saturation.steps:
+            lines += ["", "Steps to saturation", *saturation.lines()]
+        if self.judged:
+            lines += ["", "Thresholds"]
+            lines += [f"{'PASS' if good else 'FAIL'}  {text}" for good, text in self.judged]
+        if lines:
+            for line in lines:
+                console.info(line)
+            console.info("")
+
+    def close(self) -> None:
+        """Ends connections."""
+        for side in self._server.values():
+            side.close()
+
+
+_SESSIONS: WeakKeyDictionary[Environment, Session] = WeakKeyDictionary()
+
+
+def session_of(environment: Environment) -> Session:
+    """The session of a locust process."""
+    found = _SESSIONS.get(environment)
+    if found is None:
+        found = _SESSIONS[environment] = Session(environment)
+    return found
+
+
+# --- locust's events
+
+
+@events.init_command_line_parser.add_listener
+def _options(parser: Any, **_: Any) -> None:
+    ours.add_options(parser)
+
+
+@events.init.add_listener
+def _init(environment: Environment, **_: Any) -> None:
+    session = session_of(environment)
+    runner = environment.runner
+    environment.events.request.add_listener(_counts(session))
+    environment.events.reset_stats.add_listener(session.tally.clear)
+    if isinstance(runner, WorkerRunner):
+        environment.events.report_to_master.add_listener(_reports(session))
+    else:
+        try:
+            _arrange(session)
+        except BenchError as error:
+            # Not an exception: locust would print where it came from and go on.
+            print(f"locust: {error}", file=sys.stderr)
+            sys.exit(UNABLE)
+        if isinstance(runner, MasterRunner):
+            environment.events.worker_report.add_listener(_adds(session))
+            runner.register_message(REFUSED, _refused(session))
+    if environment.web_ui is not None:
+        web.extend(environment, session)
+
+
+def _arrange(session: Session) -> None:
+    """User classes, shape and thresholds as the command line says; and, where a run is about to
+    start, whether there is anything to ask. Raises `BenchError`."""
+    from loadtests.users.shapes import shape_of
+
+    environment = session.environment
+    options = environment.parsed_options
+    session.read_options()
+    if options.user_mix:
+        if options.user_classes:
+            raise BenchError(
+                f"--user-mix and the class {options.user_classes[0]} at the end say both who is to "
+                "ask; give one of them"
+            )
+        classes = {cls.__name__: cls for cls in environment.user_classes}
+        mix = ours.mix_of(options.user_mix, classes)
+        for name, weight in mix.items():
+            classes[name].weight = weight
+        environment.user_classes = [classes[name] for name in mix]
+    elif not options.user_classes:
+        # Of our own locustfile, which has one of each kind, the simplest.
+        chosen = [cls for cls in environment.user_classes if getattr(cls, "usual", True)]
+        environment.user_classes = chosen or environment.user_classes
+    if options.shape:
+        environment.shape_class = shape_of(options.shape, environment)
+        environment.shape_class.runner = environment.runner
+    if session.pace.kind != "closed":
+        for cls in environment.user_classes:
+            _paced(cls)
+    if environment.runner is not None:
+        environment.runner.user_classes_by_name = {
+            cls.__name__: cls for cls in environment.user_classes
+        }
+    if options.headless or options.autostart:
+        for cls in environment.user_classes:
+            if hasattr(cls, "protocol"):
+                session.requests_of(cls)
+
+
+def _paced(cls: Any) -> None:
+    from loadtests.users.base import InferenceUser
+
+    if issubclass(cls, InferenceUser) and cls.wait_time is not InferenceUser.wait_time:
+        raise BenchError(f"--pace: {cls.__name__} has a wait_time of its own; take one of them out")
+
+
+@events.test_start.add_listener
+def _start(environment: Environment, **_: Any) -> None:
+    runner = environment.runner
+    if isinstance(runner, MasterRunner):
+        # Workers get the options, and with them their parts of a recording.
+        workers = sorted(client.id for client in runner.clients.all)
+        environment.parsed_options.sluice_ranks = {each: n for n, each in enumerate(workers)}
+    session_of(environment).started()
+
+
+@events.test_stop.add_listener
+def _stop(environment: Environment, **_: Any) -> None:
+    session_of(environment).stopped()
+
+
+@events.quitting.add_listener
+def _judge(environment: Environment, **_: Any) -> None:
+    if not isinstance(environment.runner, WorkerRunner):
+        session_of(environment).judge()
+
+
+@events.quit.add_listener
+def _show(exit_code: int, **_: Any) -> None:
+    for environment, session in list(_SESSIONS.items()):
+        if not isinstance(environment.runner, WorkerRunner):
+            if not getattr(environment.parsed_options, "json", False):
+                session.show()
+            session.close()
+
+
+def _counts(session: Session) -> Any:
+    def count(
+        name: str,
+        response_time: float | None,
+        exception: BaseException | None = None,
+        context: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        said = context or {}
+        key = Key(said.get("sluice_model", name), said.get("sluice_version", UNKNOWN))
+        if exception is not None or response_time is None:
+            session.tally.failed(key)
+        else:
+            session.tally.answered(key, response_time)
+
+    return count
+
+
+def _reports(session: Session) -> Any:
+    def report(client_id: str, data: dict[str, Any]) -> None:
+        data["sluice"] = session.tally.report()
+
+    return report
+
+
+def _adds(session: Session) -> Any:
+    def add(client_id: str, data: dict[str, Any]) -> None:
+        if "sluice" in data:
+            session.tally.add(data["sluice"])
+
+    return add
+
+
+def _refused(session: Session) -> Any:
+    def refused(environment: Environment, msg: Any, **_: Any) -> None:
+        if not session.refused:
+            session.refused = str(msg.data["text"])
+            environment.process_exit_code = UNABLE
+            logger.error("a worker cannot go on: %s", session.refused)
+        runner = environment.runner
+        if runner is not None and environment.parsed_options.headless:
+            gevent.spawn(runner.quit)
+
+    return refused
