@@ -58,7 +58,7 @@ def measure(typed: Typed) -> int:
     from gateway.cli.bench_progress import watch
     from loadtests.bench.facts import Unreachable
     from loadtests.bench.machine import without_secrets
-    from loadtests.bench.run import Interrupted
+    from loadtests.bench.run import Interrupted, Unfit
     from loadtests.bench.run import bench as run
     from loadtests.errors import BenchError
 
@@ -73,6 +73,8 @@ def measure(typed: Typed) -> int:
             result = run(order, progress)
     except Unreachable as error:
         raise Failure(str(error), UNREACHABLE) from None
+    except Unfit as error:
+        raise Failure(str(error), USAGE) from None
     except BenchError as error:
         raise Failure(str(error)) from None
     except Interrupted as stop:

@@ -12,8 +12,6 @@ from urllib.parse import urlsplit
 
 import click
 
-from gateway.cli.client import base_url
-
 if TYPE_CHECKING:
     from loadtests.bench.objective import Objective
     from loadtests.bench.plan import Load, Target
@@ -208,6 +206,7 @@ def template_of(typed: Typed, *, several: bool) -> Load:
 
 def target_of(typed: Typed) -> Target:
     """Where to send. gRPC without an address: the port after the one of ``--url``."""
+    from gateway.cli.client import base_url
     from loadtests.bench.plan import Protocol, Target
 
     protocol = Protocol(typed.protocol or ("grpc" if typed.grpc else "binary"))

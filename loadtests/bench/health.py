@@ -95,8 +95,8 @@ def _words(
         )
     if client.lag_p99_us >= LAG_US:
         return (
-            f"the client's timers ran {client.lag_p99_us / 1000:.1f} ms late (99th percentile) while "
-            f"it used only {client.busiest:.2f} of a core: other processes had the processors. Run "
+            f"the client's timers ran {client.lag_p99_us / 1000:.1f} ms late (99th percentile) "
+            f"while it used only {client.busiest:.2f} of a core: other processes had the processors. Run "
             "it on another machine, or leave it a core of its own."
         )
     if overruns:

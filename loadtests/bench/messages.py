@@ -20,9 +20,9 @@ RECORD: Final = np.dtype(
         ("version", "<u2"),
     ]
 )
-"""One request that has ended. ``due``: ns from the start; the others: µs from when it was due, when
-it was handed to the client, when it was written (`LIMIT`: never), and when it ended. ``outcome`` 0: answered well,
-``version`` 0: not known; else places in the names that came with the slices."""
+"""One request that has ended. ``due``: ns from the start; the others: µs from then to when it
+was handed to the client, when it was written (`LIMIT`: never), and when it ended. ``outcome`` 0:
+answered well, ``version`` 0: not known; else places in the names that came with the slices."""
 RECORD_FORMAT: Final = "<qIIIHH"
 LIMIT: Final = 2**32 - 1
 
@@ -72,6 +72,9 @@ class Slice(msgspec.Struct, frozen=True, tag="slice"):
     versions: list[str]
     sent: int
     """Requests that were due so far."""
+    oldest: int
+    """When the oldest that has not ended was due, ns of `time.monotonic_ns`; `at` if there is
+    none."""
     cpu_s: float
     """Of the process so far."""
     thread_s: float

@@ -68,6 +68,7 @@ class _Run:
         self._live = Live(self._recorder)
         self._go = time.monotonic_ns() + SOON
         self._running = set(range(len(senders)))
+        self._oldest = [self._go] * len(senders)
         self._ticked = self._go
 
     def measured(self) -> Point:
@@ -113,7 +114,9 @@ class _Run:
                 look += LOOK
                 records = self._recorder.kept()
                 latency = self._recorder.latency_of(records)
-                steady = warmup.settled(records["due"], latency, now - self._go)
+                # The latencies of later ones are not all known: the slowest are missing.
+                known = min(self._oldest) - self._go
+                steady = warmup.settled(records["due"], latency, known)
         return time.monotonic_ns() + SOON, steady
 
     def _drain(self, end: int) -> None:
@@ -137,6 +140,7 @@ class _Run:
             if isinstance(report, Slice):
                 records = self._recorder.add(part, report)
                 self._usages.add(part, report)
+                self._oldest[part] = report.oldest
                 self._live.add(part, report, records)
                 if report.last:
                     self._running.discard(part)

@@ -65,6 +65,7 @@ class Senders:
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     env=environment,
+                    process_group=0,  # Ctrl-C is for whoever started it, even while it imports
                 )
                 self._processes.append(process)
                 threading.Thread(target=self._listen, args=(plan.part,), daemon=True).start()
@@ -174,8 +175,8 @@ def check(load: Load) -> None:
         )
     if (load.rate > 0) == (load.concurrency > 0):
         raise BenchError(
-            f"rate is {load.rate:g} and concurrency {load.concurrency}; set one of them: a rate for "
-            "an open loop, a concurrency for a closed one"
+            f"rate is {load.rate:g} and concurrency {load.concurrency}; set one of them: a rate "
+            "for an open loop, a concurrency for a closed one"
         )
     if load.arrivals not in ("poisson", "constant"):
         raise BenchError(f"arrivals {load.arrivals!r} are not known; choose poisson or constant")

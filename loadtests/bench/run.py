@@ -94,6 +94,10 @@ Measure = Callable[..., Point]
 """`run_point`, or what stands for it."""
 
 
+class Unfit(BenchError):
+    """The requests that were asked for do not fit the model, or cannot be read."""
+
+
 class Interrupted(Exception):
     """Ctrl-C; ``result`` has what was measured until then (`None`: nothing)."""
 
@@ -103,14 +107,17 @@ class Interrupted(Exception):
 
 
 def bench(order: Order, watch: Watch, measure: Measure = run_point) -> Result:
-    """Measures. Raises `BenchError` (`Unreachable`), or `Interrupted`."""
+    """Measures. Raises `BenchError` (`Unreachable`, `Unfit`), or `Interrupted`."""
     started = datetime.now(UTC).isoformat(timespec="seconds")
     facts = look(order.target)
     if order.any_encoding and not facts.binary:
         target = msgspec.structs.replace(order.target, protocol=Protocol.JSON)
         order = dataclasses.replace(order, target=target)
     described = machine.describe(order.target)
-    wires, words = payloads(order.target, order.requests, facts)
+    try:
+        wires, words = payloads(order.target, order.requests, facts)
+    except BenchError as error:
+        raise Unfit(str(error)) from None
     with ServerStats(order.target) as stats:
         run = Run(order, watch, measure, wires, stats)
         interrupted = False
@@ -212,8 +219,6 @@ class Run:
         self._watch.begin(load, what)
         point = self._measure(self._order.target, load, self._wires, progress=self._watch.tick)
         self._watch.end(point)
-        if point.client.bottleneck:
-            self.notes.append(f"at {load.name} the client was the limit: {point.client.bottleneck}")
         return point
 
     def sweep(self) -> None:
@@ -233,8 +238,8 @@ class Run:
 
         def meets(value: float, confirm: bool) -> bool:
             load = self._load(value, seek.opened, CONFIRM if confirm else 1)
-            what = "confirming" if confirm else f"step {len(tried) + 1}"
-            point = self.point(load, f"{what}, {objective.text}")
+            what = "confirming" if confirm else f"step {len(tried) + 1} of the search"
+            point = self.point(load, what)
             kept[value] = point
             self.points = [kept[each] for each in sorted(kept)]
             answer = objective.met(point)

@@ -217,11 +217,17 @@ def from_metrics(page: str, model: str, version: str = "") -> Snapshot | None:
 # --- between two readings
 
 
+def since(before: Snapshot, after: Snapshot) -> Snapshot:
+    """The earlier reading, or nothing where the counters have begun anew."""
+    if after.requests < before.requests or after.executions < before.executions:
+        return Snapshot(0, 0, 0, 0, 0)
+    return before
+
+
 def difference(before: Snapshot, after: Snapshot) -> Server:
     """What the server did between two readings. One that has been restarted counts from zero
     again: then the later reading is taken as it is."""
-    if after.requests < before.requests or after.executions < before.executions:
-        before = Snapshot(0, 0, 0, 0, 0)
+    before = since(before, after)
     timed = max(after.timed - before.timed, 0)
     executions = after.executions - before.executions
     sizes = {
@@ -242,6 +248,7 @@ def difference(before: Snapshot, after: Snapshot) -> Server:
 
 def answered(before: Snapshot, after: Snapshot) -> dict[str, int]:
     """Version → requests that it answered between two readings, where there are any."""
+    before = since(before, after)
     found = {
         version: count - before.versions.get(version, 0)
         for version, count in after.versions.items()

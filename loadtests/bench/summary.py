@@ -230,7 +230,7 @@ def _ticks(
                 p50_us=None if p50 is None else float(p50),
                 p99_us=None if p99 is None else float(p99),
                 versions=dict(cell.versions),
-                client_cpu=sum(e.cpu_s / e.wall_s for e in usages.between(begin, end)),
+                client_cpu=sum((e.cpu_s / e.wall_s for e in usages.between(begin, end)), 0.0),
                 **_of_server(watch.around(begin, end)),
             )
         )

@@ -54,8 +54,8 @@ def level_row(point: Point) -> list[str]:
     return [
         point.load.name,
         rate(point.rate) + within(point.rate_ci),
-        at(latency, 50) + within(latency.p50),
-        at(latency, 99) + within(latency.p99),
+        at(latency, 50) + (within(latency.p50) if latency.count else ""),
+        at(latency, 99) + (within(latency.p99) if latency.count else ""),
         at(latency, 99.9),
         at(latency, 100),
         share(point.error_rate),
@@ -92,10 +92,20 @@ def remarks(result: Result) -> list[str]:
                 f"{point.load.name}: latencies had not settled when the measurement began; "
                 "give a longer --warmup"
             )
-    lines += shares(result)
+    lines += [*limits(result), *shares(result)]
     if result.search is not None:
         lines.append(found(result))
     return lines + result.notes
+
+
+def limits(result: Result) -> list[str]:
+    """The levels whose figures say more about the client, and why the last of them does."""
+    limited = [point for point in result.points if point.client.bottleneck]
+    if not limited:
+        return []
+    names = ", ".join(point.load.name for point in limited)
+    of = f" (of {limited[-1].load.name})" if len(limited) > 1 else ""
+    return [f"! at {names} the client was the limit{of}: {limited[-1].client.bottleneck}"]
 
 
 def shares(result: Result) -> list[str]:

@@ -6,7 +6,7 @@ that could be left out, that one is, without which the standard error of the mea
 smallest. If that is more than half of what there is, the mean has not settled yet, and more is
 needed. MSER-5 looks at means of five observations; here an observation is the mean latency of the
 requests due in one tenth of a second, so that half a second counts as much in a silent time as in
-a busy one. An overload, whose latencies grow and grow, never settles: there is a longest time.
+a busy one, up to the oldest request that has no answer yet. An overload, whose latencies grow and grow, never settles: there is a longest time.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ SHORTEST_S: Final = 3.0
 LONGEST_S: Final = 30.0
 """Seconds after which the measurement begins, settled or not."""
 SLACK: Final = 0.1
-"""Where the halves of the time differ by less than this share, a beginning that MSER would leave out
-by chance (it finds one in noise, too) is not waited for."""
+"""Where the halves of the time differ by less than this share, a beginning that MSER would leave
+out by chance (it finds one in noise, too) is not waited for."""
 
 Floats = npt.NDArray[np.float64]
 
 
 def truncation(values: Floats) -> int | None:
     """How many of the first `values` MSER leaves out; ``None`` where that is more than half of
-    them: they have not settled, or are too few (below 4)."""
+    them: they have not settled, or are too few (below 6)."""
     count = len(values)
-    if count < 4:
+    if count < 6:
         return None
     # Sums over what is left, for every number left out.
     rest = np.arange(count, 0, -1)
     total = np.cumsum(values[::-1])[::-1]
     squares = np.cumsum(values[::-1] ** 2)[::-1]
     error = (squares - total**2 / rest) / rest**2
-    # With very few left their error is small by chance: five are the least.
-    last = max(count - 5, count // 2 + 1)
+    # With fewer than three left their error is small by chance.
+    last = count - 3
     found = int(np.argmin(error[: last + 1]))
     return found if found <= count // 2 else None
 

@@ -212,9 +212,10 @@ class Sender:
     def _report(self, now: int, *, last: bool) -> None:
         records, outcomes, versions = self._book.take()
         lags, self._lags = self._lags, []
+        oldest = self._under_way[0].due if self._under_way else now
         cpu, thread = time.process_time(), time.thread_time()
         self.reports.put(
-            Slice(now, records, outcomes, versions, self._sent, cpu, thread, lags, last)
+            Slice(now, records, outcomes, versions, self._sent, oldest, cpu, thread, lags, last)
         )
 
     async def close(self) -> None:
@@ -226,13 +227,13 @@ class Sender:
 
 def connections(load: Load, protocol: Protocol) -> tuple[int, int]:
     """How many are opened beforehand, and at most."""
-    if load.connections:
-        return load.connections, load.connections
     if protocol in (Protocol.GRPC, Protocol.STREAM):
-        few = min(load.concurrency or 4, 4)
-        # A stream is to HTTP/2 what a connection is to HTTP/1.1.
+        few = load.connections or min(load.concurrency or 4, 4)
+        # Of streams there may be as many as requests in flight, whatever the connections.
         most = load.concurrency or load.max_in_flight
         return few, most if protocol is Protocol.STREAM else few
+    if load.connections:
+        return load.connections, load.connections
     if not load.open:
         return load.concurrency, load.concurrency
     # As many as are in flight at 20 ms a request; more when they are needed.

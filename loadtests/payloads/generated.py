@@ -45,7 +45,7 @@ def generate(
         for name in given:
             if all(name != spec.name for spec in metadata.inputs):
                 raise BenchError(
-                    f"--{option} {printable(name)}=...: model '{printable(metadata.name)}' has no "
+                    f"{option} {printable(name)}=...: model '{printable(metadata.name)}' has no "
                     f"such input; it takes: {', '.join(map(repr, metadata.inputs))}"
                 )
     specs = [
@@ -78,7 +78,7 @@ def shape_of(spec: TensorSpec, rows: int, given: Shape | None) -> Shape:
         or any(size < 0 or want not in (-1, size) for size, want in zip(given, declared))  # noqa: B905
     ):
         raise BenchError(
-            f"--shape {name}={','.join(map(str, given))} does not fit input {spec!r}; give every "
+            f"shape {name}={','.join(map(str, given))} does not fit input {spec!r}; give every "
             "dimension, or all behind the open first one"
         )
     if given is not None:
@@ -92,8 +92,8 @@ def shape_of(spec: TensorSpec, rows: int, given: Shape | None) -> Shape:
         else:
             inner = ",".join("N" if each < 0 else str(each) for each in declared)
             raise BenchError(
-                f"input {spec!r} has an open size at axis {axis}; say how large it is: "
-                f"--shape {name}={inner}"
+                f"input {spec!r} has an open size at axis {axis}; say how large it is, with the "
+                f"shape {name}={inner}"
             )
     return tuple(shape)
 
@@ -104,7 +104,7 @@ def _values(
     kind = spec.datatype
     size = element_count(shape)
     if kind.kind in ("bytes", "bool") and bounds is not None:
-        raise BenchError(f"--range {printable(spec.name)}=...: {kind} has no range; leave it out")
+        raise BenchError(f"range {printable(spec.name)}=...: {kind} has no range; leave it out")
     if kind is BYTES:
         return objects([_text(random, spec) for _ in range(size)], shape)
     if kind.kind == "bool":
@@ -115,7 +115,7 @@ def _values(
     limits = np.iinfo(kind.dtype)
     if low != int(low) or high != int(high) or low < limits.min or high > limits.max:
         raise BenchError(
-            f"--range {printable(spec.name)}={low:g}:{high:g} does not fit {kind}; give whole "
+            f"range {printable(spec.name)}={low:g}:{high:g} does not fit {kind}; give whole "
             f"numbers from {limits.min} to {limits.max}"
         )
     return random.integers(int(low), int(high), shape, dtype=kind.dtype, endpoint=True)

@@ -64,7 +64,7 @@ def open_payloads(
             ("shape", next(iter(shapes))) if shapes else ("range", next(iter(ranges or {})))
         )
         raise BenchError(
-            f"--{option} {printable(name)}=... is for random values; leave it out, as "
+            f"{option} {printable(name)}=... is for random values; leave it out, as "
             f"{printable(source)} has values of its own"
         )
     if source.startswith("sklearn:"):

@@ -8,7 +8,7 @@ from loadtests.bench.plan import Protocol
 from loadtests.bench.results import Interval, Point, Result, dump
 
 from . import bench_charts, bench_splits, page, verdict
-from .levels import Level, Second, all_open, level_name, levels, timeline
+from .levels import Level, Second, all_open, at, level_name, levels, timeline
 from .look import Spec
 from .page import Banner, Block, Card, Cards, Facts, Figure, Section, Table, Text, Tone
 from .words import between, digits, duration, joined, rate, seconds, share
@@ -127,9 +127,8 @@ def _verdict(result: Result) -> list[Block]:
 
 def _cards(result: Result, point: Point) -> list[Card]:
     latency = point.latency
-    at = f"at {level_name(point)}"
+    where = f"at {level_name(point)}"
     sure = between(point.rate_ci, "rate")
-    none = not latency.count
     cards = []
     if result.search:
         best = result.search.best
@@ -140,13 +139,13 @@ def _cards(result: Result, point: Point) -> list[Card]:
         )
     failed: Tone = "bad" if point.failed else "good"
     cards += [
-        Card("answered", rate(point.rate), f"95 %: {sure.replace(' to ', '–')}" if sure else at),
-        Card("p50", "–" if none else duration(latency.at(50)), _sure(latency.p50) or at),
-        Card("p99", "–" if none else duration(latency.at(99)), _sure(latency.p99) or at),
+        Card("answered", rate(point.rate), f"95 %: {sure.replace(' to ', '–')}" if sure else where),
+        Card("p50", duration(at(latency, 50)), _sure(latency.p50) or where),
+        Card("p99", duration(at(latency, 99)), _sure(latency.p99) or where),
         Card(
             "p99.9",
-            "–" if none else duration(latency.at(99.9)),
-            "" if none else f"largest {duration(latency.at(100))}",
+            duration(at(latency, 99.9)),
+            f"largest {duration(at(latency, 100))}" if latency.count else "",
         ),
         Card(
             "failed",
@@ -193,9 +192,7 @@ def _curves(result: Result) -> list[Block]:
     return _figures(("Latency by percentile", spec, caption))
 
 
-def _server(
-    result: Result, found: Sequence[Level], ticks: Sequence[Second]
-) -> list[Block]:
+def _server(result: Result, found: Sequence[Level], ticks: Sequence[Second]) -> list[Block]:
     if not any(point.server for point in result.points):
         return [Text("The server publishes no statistics that could stand beside the client's.")]
     first = verdict.headline(result)
@@ -222,9 +219,7 @@ def _server(
     return blocks
 
 
-def _versions(
-    result: Result, found: Sequence[Level], ticks: Sequence[Second]
-) -> list[Block]:
+def _versions(result: Result, found: Sequence[Level], ticks: Sequence[Second]) -> list[Block]:
     rows = verdict.split_table(result)
     if not rows:
         return []
@@ -246,7 +241,13 @@ def _versions(
         Table(
             ["version", "answers", "share", "declared", ""],
             [
-                [version, f"{count:,}", share(actual), "–" if wanted is None else share(wanted), said]
+                [
+                    version,
+                    f"{count:,}",
+                    share(actual),
+                    "–" if wanted is None else share(wanted),
+                    said,
+                ]
                 for version, count, actual, wanted, said in rows
             ],
             frozenset({1, 2, 3}),
@@ -256,9 +257,7 @@ def _versions(
     return blocks
 
 
-def _client(
-    result: Result, found: Sequence[Level], ticks: Sequence[Second]
-) -> list[Block]:
+def _client(result: Result, found: Sequence[Level], ticks: Sequence[Second]) -> list[Block]:
     if not result.points:
         return []
     tones: dict[tuple[int, int], Tone] = {}
@@ -283,7 +282,9 @@ def _client(
     )
     return [
         told,
-        *_figures(("Cores used by the load generator", bench_charts.client_over_time(found, ticks), "")),
+        *_figures(
+            ("Cores used by the load generator", bench_charts.client_over_time(found, ticks), "")
+        ),
         Table(
             ["load", "cores", "busiest thread", "timers late, p99", "requests late, p99", "limit"],
             rows,
@@ -306,13 +307,15 @@ def _errors(result: Result) -> list[Block]:
         if count
     ]
     answered = [
-        f"{level.name}: {duration(level.point.error_latency.at(50))}"
+        f"{level.name}: {duration(at(level.point.error_latency, 50))}"
         for level in levels(result)
         if level.point.error_latency and level.point.error_latency.count
     ]
     blocks: list[Block] = [Figure("Failed requests by kind", spec)]
     blocks.append(
-        Table(["load", "what went wrong", "requests", "of those sent"], rows[:200], frozenset({2, 3}))
+        Table(
+            ["load", "what went wrong", "requests", "of those sent"], rows[:200], frozenset({2, 3})
+        )
     )
     if len(rows) > 200:
         blocks.append(Text(f"{len(rows) - 200} more rows are in the JSON."))
@@ -337,16 +340,15 @@ def _tables(result: Result) -> list[Block]:
             tones[(i, 3)] = "bad"
         if not point.steady:
             tones[(i, 14)] = "warn"
-        some = latency.count > 0
         rows.append(
             [
                 level.name,
                 rate(point.rate),
                 between(point.rate_ci, "rate"),
                 share(point.error_rate),
-                duration(latency.mean_us) if some else "–",
-                *(duration(latency.at(p)) if some else "–" for p in (50, 90, 99, 99.9, 100)),
-                duration(point.service.at(99)) if point.service.count else "–",
+                duration(latency.mean_us) if latency.count else "–",
+                *(duration(at(latency, p)) for p in (50, 90, 99, 99.9, 100)),
+                duration(at(point.service, 99)),
                 duration(server.queue_us) if server else "–",
                 duration(server.execute_us) if server else "–",
                 digits(server.batch_rows) if server else "–",

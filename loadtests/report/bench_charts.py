@@ -89,26 +89,13 @@ def latency_against_load(result: Result) -> Spec | None:
         },
         {
             "mark": marks.dots(),
-            "encoding": {**encoding, "shape": _shapes("percentile", LINES)},
+            "encoding": {**encoding, "shape": marks.shaped("percentile", LINES)},
         },
         marks.hover(
             about, {**x, "field": "load"}, ["Load", "Answered", *LINES, "p99, 95 %", "Failed"]
         ),
     ]
     return marks.frame(layers, height=320, data={"values": rows})
-
-
-def _shapes(field: str, names: Sequence[str]) -> Spec:
-    shapes = ["circle", "square", "diamond", "triangle-up", "triangle-down", "cross"]
-    return {
-        "field": field,
-        "type": "nominal",
-        "sort": None,
-        "scale": {
-            "domain": list(names),
-            "range": [shapes[i % len(shapes)] for i in range(len(names))],
-        },
-    }
 
 
 def throughput_against_load(result: Result) -> Spec | None:
@@ -233,11 +220,11 @@ def percentile_curves(named: Sequence[tuple[str, str, Point]]) -> Spec | None:
     faint = {**encoding, "color": marks.coloured("level", names, tints, legend=False)}
     if has_due:
         faint["strokeDash"] = marks.dashed("kind", kinds, legend=False)
-    # A curve is drawn twice where it turns faint, so that the two parts meet.
+    # What is sure is drawn over by the whole, so that the two parts meet.
     sure_rows = [row for row in rows if not row["few"]]
     layers: list[Spec] = [
-        {"mark": {"type": "line", "opacity": 0.32}, "encoding": faint},
         {"data": {"values": sure_rows}, "mark": {"type": "line"}, "encoding": encoding},
+        {"mark": {"type": "line", "opacity": 0.32}, "encoding": faint},
         {
             "name": "hover",
             "mark": {"type": "point", "filled": True, "size": 60},
@@ -419,9 +406,7 @@ def client_over_time(found: Sequence[Level], seconds: Sequence[Second]) -> Spec 
 
 def parts_of_latency(result: Result) -> Spec | None:
     """Mean latency of each level in its parts, each as a share of the whole; bars from zero."""
-    found = [
-        level for level in levels(result) if level.point.server and level.point.latency.count
-    ]
+    found = [level for level in levels(result) if level.point.server and level.point.latency.count]
     if not found:
         return None
     rows: list[Row] = []

@@ -190,7 +190,7 @@ def versions_over_time(
                 "y2": {"field": "high"},
                 "color": marks.coloured("version", names, tints),
                 # Without a rim, the paper shines through between neighbours.
-                "stroke": {**marks.coloured("version", names, tints), "legend": None},
+                "stroke": marks.coloured("version", names, tints),
                 "tooltip": marks.tips("version", "Level", "Share", "Answers"),
             },
         },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from functools import cache
 from types import ModuleType
@@ -33,6 +34,11 @@ def _converter() -> ModuleType:
     return vl_convert
 
 
+def available() -> None:
+    """Raises `BenchError` that names the extra where nothing can be drawn."""
+    _converter()
+
+
 @cache
 def javascript() -> str:
     """Vega, Vega-Lite and vega-embed in one script; it sets ``window.vegaEmbed``."""
@@ -55,11 +61,20 @@ def _without_hover(part: Any) -> Any:
     return part
 
 
+def plain(value: Any) -> Any:
+    """``value`` as JSON can hold it: what is not finite is ``null``."""
+    if isinstance(value, dict):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def svg(spec: Spec) -> str:
     """A chart as an SVG element, in the colours of a light page."""
     # No address is allowed: a chart holds its own data.
     drawn = _converter().vegalite_to_svg(
-        json.dumps(still(spec)), vl_version=_VERSION, allowed_base_urls=[]
+        json.dumps(plain(still(spec))), vl_version=_VERSION, allowed_base_urls=[]
     )
     return str(drawn)
 

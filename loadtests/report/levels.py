@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from loadtests.bench.results import Point, Result, Tick
+from loadtests.bench.results import Latency, Point, Result, Tick
 
 from . import look
 from .marks import Row
@@ -61,6 +61,11 @@ def level_name(point: Point) -> str:
     if point.load.open:
         return rate(point.load.rate)
     return f"{point.load.concurrency} in flight"
+
+
+def at(latency: Latency, percentile: float) -> float | None:
+    """µs at a percentile; ``None`` where nothing was answered, or the result does not say."""
+    return latency.percentiles_us.get(f"{percentile:g}") if latency.count else None
 
 
 def all_open(result: Result) -> bool:

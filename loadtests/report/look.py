@@ -125,7 +125,7 @@ CONFIG: Final[Spec] = {
     "aria": False,
     "background": PAPER.light,
     "font": FONT,
-    "padding": 6,
+    "padding": {"left": 12, "right": 12, "top": 6, "bottom": 6},
     "view": {"stroke": None},
     "title": {
         "anchor": "start",
@@ -155,10 +155,12 @@ CONFIG: Final[Spec] = {
     "axisX": {"grid": False, "labelOverlap": "greedy", "labelSeparation": 8},
     "axisY": {"domain": False, "labelOverlap": "greedy", "ticks": False},
     "legend": {
+        "columnPadding": 18,
         "columns": 0,
         "labelColor": INK.light,
         "labelFontSize": 12,
         "labelLimit": 240,
+        "layout": {"top": {"anchor": "start", "direction": "vertical", "margin": 4}},
         "offset": 12,
         "orient": "top",
         "symbolSize": 90,

@@ -143,6 +143,20 @@ def dashed(field: str, names: Sequence[str], *, legend: bool = True) -> Spec:
     return found
 
 
+def shaped(field: str, names: Sequence[str]) -> Spec:
+    """A channel of shapes of dots, in a fixed order."""
+    shapes = ["circle", "square", "diamond", "triangle-up", "triangle-down", "cross"]
+    return {
+        "field": field,
+        "type": "nominal",
+        "sort": None,
+        "scale": {
+            "domain": list(names),
+            "range": [shapes[i % len(shapes)] for i in range(len(names))],
+        },
+    }
+
+
 def tips(*names: str) -> list[Spec]:
     """What the mouse is told: fields that hold words already; their names are their titles."""
     return [{"field": name, "type": "nominal", "title": name} for name in names]

@@ -21,6 +21,7 @@
     const spans = (layer) => layer.name === "spans" && layer.data.values.length;
     const room = place.clientWidth / 70;
     spec.layer = spec.layer.filter((layer) => !(spans(layer) > room));
+    if (place.clientWidth < 560) spec.config.legend.columns = 3;
     spec.width = "container";
     spec.autosize = { type: "fit-x", contains: "padding" };
     // The finished picture stays until the new one is complete, and for good if that fails.

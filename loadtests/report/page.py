@@ -34,7 +34,9 @@ def escape(text: str) -> str:
 
 def embedded(value: object) -> str:
     """``value`` as JSON for a script element: no ``<`` can end it."""
-    return _harmless(json.dumps(value, ensure_ascii=True, separators=(",", ":"), sort_keys=True))
+    return _harmless(
+        json.dumps(draw.plain(value), ensure_ascii=True, separators=(",", ":"), sort_keys=True)
+    )
 
 
 def _harmless(document: str) -> str:

@@ -6,7 +6,7 @@ import math
 
 from loadtests.bench.results import Point, Result
 
-from .levels import all_open, level_name, offered
+from .levels import all_open, at, level_name, offered
 from .words import between, duration, joined, rate, share
 
 KEPT_UP = 0.97
@@ -71,7 +71,9 @@ def sentences(result: Result) -> list[str]:
 def _search(result: Result) -> str:
     search = result.search
     assert search is not None
-    unit = (lambda value: rate(value)) if all_open(result) else (lambda value: f"{value:g} in flight")
+    unit = (
+        (lambda value: rate(value)) if all_open(result) else (lambda value: f"{value:g} in flight")
+    )
     if search.best is None:
         lowest = min((load for load, _ in search.tried), default=None)
         at = f", not even {unit(lowest)}" if lowest is not None else ""
@@ -89,7 +91,7 @@ def _level(point: Point) -> str:
     sure = f" (95 % confidence: {known})" if known else ""
     said = (
         f"At {level_name(point)} it answered {rate(point.rate)}: half of the requests within "
-        f"{duration(latency.at(50))}, 99 % within {duration(latency.at(99))}{sure}"
+        f"{duration(at(latency, 50))}, 99 % within {duration(at(latency, 99))}{sure}"
     )
     if point.failed:
         return f"{said}; {point.failed:,} of {point.sent:,} requests failed ({share(point.error_rate)})."
@@ -108,17 +110,14 @@ def _saturation(result: Result) -> list[str]:
             f"It fell behind at {level_name(behind)}, where it answered {rate(behind.rate)} "
             f"({part} of what was offered)."
         ]
-    first = points[0]
-    if first.latency.count:
-        floor = max(first.latency.at(99), 1.0)
-        slow = next(
-            (p for p in points[1:] if p.latency.count and p.latency.at(99) > SLOW * floor), None
+    floor = max(at(points[0].latency, 99) or 0.0, 1.0)
+    slow = next((p for p in points[1:] if (at(p.latency, 99) or 0.0) > SLOW * floor), None)
+    if points[0].latency.count and slow is not None and slow is not behind:
+        tail = at(slow.latency, 99) or 0.0
+        found.append(
+            f"From {level_name(slow)} on, requests wait: p99 is {duration(tail)}, "
+            f"{tail / floor:.1f} times that at {level_name(points[0])}."
         )
-        if slow is not None and slow is not behind:
-            found.append(
-                f"From {level_name(slow)} on, requests wait: p99 is {duration(slow.latency.at(99))}, "
-                f"{slow.latency.at(99) / floor:.1f} times that at {level_name(first)}."
-            )
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 import unicodedata
 from collections.abc import Sequence
 
@@ -69,7 +70,9 @@ def share(value: float) -> str:
         return "< 0.01 %"
     if 0.9999 < value < 1:
         return "> 99.99 %"
-    return f"{value * 100:.{2 if value < 0.01 or value > 0.99 else 1}f}".rstrip("0").rstrip(".") + " %"
+    return (
+        f"{value * 100:.{2 if value < 0.01 or value > 0.99 else 1}f}".rstrip("0").rstrip(".") + " %"
+    )
 
 
 def between(found: Interval | None, how: str = "duration") -> str:
@@ -97,6 +100,11 @@ def seconds(value: float) -> str:
         return f"{minutes} min {rest} s" if rest else f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """Lines of at most ``width`` characters, for titles, which do not break by themselves."""
+    return textwrap.wrap(clean(text), width)
 
 
 def joined(words: Sequence[str], last: str = "and") -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from loadtests.compare import load, sluice
 from loadtests.compare.models import make_mlp
-from loadtests.scale.drive import Bench, drive, note_client
+from loadtests.scale.drive import Bench, drive, note_run
 from loadtests.scale.study import Study
 
 SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -33,6 +33,10 @@ def measure(bench: Bench) -> list[Study]:
     rows_s = {
         name: study.measure(f"rows/s, 16 in flight, {name}", "/s", rate=True) for _, name, _ in WAYS
     }
+    cpu = {
+        name: study.measure(f"processor time a request, 16 in flight, {name}", "µs")
+        for _, name, _ in WAYS
+    }
     with bench.serve(folder / "models", ["mlp"]) as server:
         addresses = server.http, server.grpc
         for size in bench.within(study, QUICK if bench.quick else SIZES):
@@ -45,7 +49,8 @@ def measure(bench: Bench) -> list[Study]:
                 latency[name].add(size, alone.mean_us)
                 busy = drive(server, what, shape, bench.seconds)
                 rows_s[name].add(size, busy.rate * size)
-                note_client(study, rows_s[name].name, busy)
+                cpu[name].add(size, busy.cpu_us)
+                note_run(study, f"{rows_s[name].name}, {size}", busy)
     study.note(
         "The model is `mlp` (256-1024-1024-256-16), one thread. Requests of more than 64 rows, the "
         "default `max_batch_size`, are run in pieces of 64."

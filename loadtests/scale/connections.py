@@ -12,7 +12,7 @@ import numpy as np
 from loadtests.compare import load, sluice
 from loadtests.compare.models import make_add
 from loadtests.errors import BenchError
-from loadtests.scale.drive import Bench, Driven, drive, note_client
+from loadtests.scale.drive import Bench, drive, note_run
 from loadtests.scale.processes import raise_open_files, settled_bytes
 from loadtests.scale.study import Study
 
@@ -108,6 +108,7 @@ def _busy(bench: Bench, study: Study, protocol: str, name: str, sizes: tuple[int
     """Every connection with a request in flight."""
     rate = study.measure(f"requests/s, busy, {name}", "/s", rate=True, cuts=(CUT,))
     tail = study.measure(f"p99, busy, {name}", "µs", cuts=(CUT,))
+    cpu = study.measure(f"processor time a request, busy, {name}", "µs", cuts=(CUT,))
     folder = bench.work / "connections"
     with bench.serve(folder / "models", ["add"]) as server:
         what = load.target(protocol, (server.http, server.grpc), "add", ROW, folder / "body")
@@ -118,7 +119,8 @@ def _busy(bench: Bench, study: Study, protocol: str, name: str, sizes: tuple[int
             rate.add(size, driven.rate)
             if driven.p99_us is not None:
                 tail.add(size, driven.p99_us)
-            _note(study, size, name, driven)
+            cpu.add(size, driven.cpu_us)
+            note_run(study, f"{rate.name}, {size:,}", driven)
 
 
 def _idle(bench: Bench, study: Study, protocol: str, name: str, sizes: tuple[int, ...]) -> None:
@@ -143,11 +145,7 @@ def _idle(bench: Bench, study: Study, protocol: str, name: str, sizes: tuple[int
             if grown > 0:
                 memory.add(size, grown)
             beside.add(size, driven.rate)
-            _note(study, size, name, driven)
+            note_run(study, f"{beside.name}, {size:,}", driven)
     if memory.points:
         most, total = max(memory.points)
         study.note(f"An idle connection over {name} takes {total / most:.1f} KiB.")
-
-
-def _note(study: Study, size: int, name: str, driven: Driven) -> None:
-    note_client(study, f"{name}, {size:,} connections", driven)

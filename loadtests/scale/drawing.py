@@ -7,8 +7,20 @@ import re
 from pathlib import Path
 
 from loadtests.errors import BenchError
-from loadtests.report.scale import Chart, Series
-from loadtests.scale.study import Measure, Report, Study
+from loadtests.report import scale
+from loadtests.report.scale import Chart, Overload, OverloadPoint, Series
+from loadtests.scale.study import (
+    FAILED,
+    GOODPUT,
+    LATE,
+    MEMORY,
+    OFFERED,
+    REFUSED,
+    TAIL,
+    Measure,
+    Report,
+    Study,
+)
 
 
 def available() -> None:
@@ -59,6 +71,38 @@ def _file(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
+def overload(study: Study) -> Overload:
+    """One picture of goodput, latency, refusals and memory against the offered load."""
+    by_name = {measure.name: dict(measure.points) for measure in study.measures}
+
+    def value(name: str, at: float) -> float:
+        return by_name[name].get(at, 0.0)
+
+    points = [
+        OverloadPoint(
+            at,
+            goodput,
+            value(TAIL, at) * 1e3,
+            value(REFUSED, at) / 100,
+            (value(LATE, at) + value(FAILED, at)) / 100,
+            value(MEMORY, at),
+        )
+        for at, goodput in sorted(by_name[GOODPUT].items())
+    ]
+    return Overload(study.title.removeprefix("Overload, "), study.capacity, points)
+
+
 def write(report: Report, folder: Path) -> dict[str, list[str]]:
     """Draws every study into ``folder``; the files' names by study."""
-    return {}
+    written: dict[str, list[str]] = {}
+    for study in report.studies:
+        if not study.measures:
+            continue
+        if study.size == OFFERED:
+            drawn = {study.name: scale.overload(overload(study))}
+        else:
+            drawn = {chart.name: scale.picture(chart) for chart in charts(study)}
+        for name, picture in drawn.items():
+            (folder / f"{name}.svg").write_text(picture)
+        written[study.name] = [f"{name}.svg" for name in drawn]
+    return written

@@ -16,7 +16,7 @@ from typing import Final
 from loadtests.compare import load, sluice
 from loadtests.compare.processes import Server
 from loadtests.errors import BenchError
-from loadtests.scale.processes import children_cpu, cpu_seconds
+from loadtests.scale.processes import children_cpu, cpu_seconds, machine_cpu
 from loadtests.scale.study import Study
 
 BUSY: Final = 0.9
@@ -90,13 +90,19 @@ class Driven:
     p99_us: float | None
     client: float
     server: float
+    others: float = 0.0
+    """Cores that other processes of the machine used."""
 
     @property
-    def bottleneck(self) -> str:
-        """Why the rate is the client's more than the server's; empty: it is not."""
-        if self.client < BUSY:
-            return ""
-        return f"the load generator used {self.client:.2f} cores, and has one thread"
+    def cpu_us(self) -> float:
+        """The server's processor time a request, in µs: it depends less on what else the machine
+        does than the rate."""
+        return self.server / self.rate * 1e6
+
+    @property
+    def bottleneck(self) -> bool:
+        """Whether the rate is the client's more than the server's."""
+        return self.client >= BUSY
 
 
 def drive(
@@ -115,15 +121,25 @@ def drive(
     rough = load.calibrate(what, shape, seconds=seconds / 4, timeout_s=LONGEST_RUN_S)
     requests = max(int(rough * seconds), shape.concurrency, 3)
     before, client = cpu_seconds(server.process.pid), children_cpu()
+    everything, began = machine_cpu(), time.monotonic()
     result = load.run(what, shape, requests, timeout_s=LONGEST_RUN_S, log=log)
     client, used = children_cpu() - client, cpu_seconds(server.process.pid) - before
     if problems := result.problems():
         raise BenchError(f"{what.url}: {'; '.join(problems)}")
+    others = max(machine_cpu() - everything - client - used, 0.0)
     took = max(result.seconds, 1e-6)
-    return Driven(result.per_second, result.mean_us, result.p99_us, client / took, used / took)
+    return Driven(
+        result.per_second,
+        result.mean_us,
+        result.p99_us,
+        client / took,
+        used / took,
+        others / max(time.monotonic() - began, took),
+    )
 
 
-def note_client(study: Study, what: str, driven: Driven) -> None:
-    """Says it in the study where the client was the limit."""
+def note_run(study: Study, what: str, driven: Driven) -> None:
+    """Says in the study where the client was the limit, and what else the machine did."""
+    study.others = max(study.others, driven.others)
     if driven.bottleneck:
-        study.note(f"{what}: the client was the bottleneck ({driven.bottleneck})")
+        study.limited.append(what)

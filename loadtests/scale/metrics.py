@@ -19,7 +19,7 @@ import numpy as np
 from loadtests.compare import load, sluice
 from loadtests.compare.models import make_add
 from loadtests.compare.processes import Server, get
-from loadtests.scale.drive import Bench, drive, note_client
+from loadtests.scale.drive import Bench, drive, note_run
 from loadtests.scale.models import names, write
 from loadtests.scale.study import Comparison, Study
 
@@ -124,7 +124,7 @@ def _rate(
     what = load.target("binary", (server.http, server.grpc), model, ROW, folder / "body")
     with during(server):
         driven = drive(server, what, SHAPE, bench.seconds if bench.quick else seconds)
-    note_client(study, "metrics", driven)
+    note_run(study, model, driven)
     return driven.rate
 
 

@@ -15,7 +15,7 @@ from loadtests.compare import load
 from loadtests.compare.models import make_add
 from loadtests.compare.processes import Server, get
 from loadtests.errors import BenchError
-from loadtests.scale.drive import Bench, drive, note_client
+from loadtests.scale.drive import Bench, drive, note_run
 from loadtests.scale.processes import idle_cores, settled_bytes
 from loadtests.scale.study import Study
 
@@ -76,6 +76,8 @@ def measure(bench: Bench) -> list[Study]:
     idle = study.measure("processor time while idle", "% of a core", grain=0.1, cuts=(CUT,))
     one = study.measure("requests/s to one of them", "/s", rate=True)
     all_of_them = study.measure("requests/s spread over all", "/s", rate=True)
+    one_cpu = study.measure("processor time a request, to one of them", "µs")
+    all_cpu = study.measure("processor time a request, spread over all", "µs")
     page_ms = study.measure("a scrape of /metrics", "ms", cuts=(CUT,))
     page_kib = study.measure("size of /metrics", "KiB", cuts=(CUT,))
     sizes = QUICK if bench.quick else SIZES
@@ -89,13 +91,14 @@ def measure(bench: Bench) -> list[Study]:
             idle.add(size, idle_cores(pid, 0.3 if bench.quick else 4.0) * 100)
             body = directory / "body"
             addresses = server.http, server.grpc
-            for what, target in (
-                (one, load.target("binary", addresses, names(1)[0], ROW, body)),
-                (all_of_them, spread(server, size, body)),
+            for what, cpu, target in (
+                (one, one_cpu, load.target("binary", addresses, names(1)[0], ROW, body)),
+                (all_of_them, all_cpu, spread(server, size, body)),
             ):
                 driven = drive(server, target, SHAPE, bench.seconds)
                 what.add(size, driven.rate)
-                note_client(study, what.name, driven)
+                cpu.add(size, driven.cpu_us)
+                note_run(study, f"{what.name}, {size:,}", driven)
             milliseconds, page = scrape(server)
             page_ms.add(size, milliseconds)
             page_kib.add(size, page / 1024)

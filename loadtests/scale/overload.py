@@ -25,6 +25,7 @@ from loadtests.compare.models import make_add
 from loadtests.compare.processes import Server, resident_bytes
 from loadtests.payloads.base import Wire
 from loadtests.scale import pinned
+from loadtests.scale import study as names
 from loadtests.scale.drive import Bench
 from loadtests.scale.processes import peak_bytes, reset_peak
 from loadtests.scale.study import OFFERED, Check, Study
@@ -38,6 +39,9 @@ GOODPUT: Final = 0.9
 TAIL: Final = 2.0
 MEMORY: Final = 1.5
 BUDGET_S: Final = 290.0
+CONNECTIONS: Final = 16
+"""A server allows so many streams on each (1,024, say); together they must be more than what it
+lets wait, or else requests would wait in the client."""
 REFUSALS: Final = frozenset({"429", "RESOURCE_EXHAUSTED"})
 """Answered early and plainly: what should happen to what is too much."""
 LATE: Final = frozenset({"504", "DEADLINE_EXCEEDED"})
@@ -149,6 +153,7 @@ def measure(bench: Bench, run: RunPoint = run_point) -> list[Study]:
             with bench.serve(models, [scenario.model]) as server:
                 before = resident_bytes(server.process.pid)
                 capacity, levels = _levels(bench, study, scenario, server, run)
+            study.capacity = capacity
             fill(study, levels, before)
             study.note(f"Capacity: {capacity:,.0f} requests/s ({scenario.busy} in flight). {cores}")
             if scenario.deadline_ms:
@@ -182,38 +187,46 @@ def _levels(
     target = Target(scenario.model, Protocol.GRPC, f"http://{server.http}", server.grpc)
     wires = [payload(scenario)]
     seconds, warmup = (0.5, 0.2) if bench.quick else (5.0, 2.0)
-    closed = Load(concurrency=scenario.busy, seconds=seconds, warmup_s=warmup)
+    closed = Load(
+        concurrency=scenario.busy, connections=CONNECTIONS, seconds=seconds, warmup_s=warmup
+    )
     without = [payload(Scenario("", "", scenario.model, scenario.busy))]
     bench.say(f"{study.name}: capacity")
     found = run(target, closed, without)
     if found.client.bottleneck:
-        study.note(f"finding the capacity: {found.client.bottleneck}")
+        study.limited.append("finding the capacity")
+        study.note(f"The client, finding the capacity: {found.client.bottleneck}")
     capacity = found.rate
-    levels = []
+    levels, worst = [], ""
     for offered in LEVELS if not bench.quick else QUICK:
         if bench.over:
             study.note(f"{offered:g} and above not measured: {bench.budget_s:.0f} s were over")
             break
         bench.say(f"{study.name}: {offered:g} x {capacity:,.0f}/s")
         reset_peak(server.process.pid)
-        load = Load(rate=offered * capacity, seconds=seconds, warmup_s=warmup)
+        load = Load(
+            rate=offered * capacity, connections=CONNECTIONS, seconds=seconds, warmup_s=warmup
+        )
         point = run(target, load, wires)
         levels.append(Level(offered, point, peak_bytes(server.process.pid)))
         if point.client.bottleneck:
-            study.note(f"at {offered:g}: {point.client.bottleneck}")
+            study.limited.append(f"{offered:g}")
+            worst = point.client.bottleneck
         drained(server)
+    if worst:
+        study.note(f"The client, at the last of those levels: {worst}")
     return capacity, levels
 
 
 def fill(study: Study, levels: Sequence[Level], before: int) -> None:
     """Measures and checks from the levels; ``before``: resident bytes before any load."""
-    offered = study.measure("offered", "requests/s", judged=False)
-    goodput = study.measure("goodput", "requests/s", judged=False)
-    tail = study.measure("p99 of accepted requests", "ms", judged=False)
-    refused = study.measure("refused", "%", judged=False)
-    late = study.measure("deadline passed", "%", judged=False)
-    failed = study.measure("failed otherwise", "%", judged=False)
-    memory = study.measure("largest resident memory", "MiB", judged=False)
+    offered = study.measure(names.SENT, "requests/s", judged=False)
+    goodput = study.measure(names.GOODPUT, "requests/s", judged=False)
+    tail = study.measure(names.TAIL, "ms", judged=False)
+    refused = study.measure(names.REFUSED, "%", judged=False)
+    late = study.measure(names.LATE, "%", judged=False)
+    failed = study.measure(names.FAILED, "%", judged=False)
+    memory = study.measure(names.MEMORY, "MiB", judged=False)
     for level in levels:
         at, point = level.offered, level.point
         offered.add(at, point.sent / point.seconds)

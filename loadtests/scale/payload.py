@@ -13,7 +13,7 @@ from onnx import helper
 from loadtests.compare import load
 from loadtests.compare.processes import Server, resident_bytes
 from loadtests.compare.wire import Floats
-from loadtests.scale.drive import Bench, drive
+from loadtests.scale.drive import Bench, drive, note_run
 from loadtests.scale.processes import peak_bytes, reset_peak, settled_bytes
 from loadtests.scale.study import Study
 
@@ -66,6 +66,7 @@ def measure(bench: Bench) -> list[Study]:
     text = 0.0
     for protocol, name in WAYS:
         latency = study.measure(f"mean latency, one caller, {name}", "µs", cuts=CUTS)
+        cpu = study.measure(f"processor time a request, {name}", "µs", cuts=CUTS)
         speed = study.measure(f"MB/s each way, {name}", "MB/s", judged=False)
         peak = study.measure(f"peak memory above idle, {name}", "MiB")
         with bench.serve(folder / "models", ["echo"], LIMITS) as server:
@@ -92,6 +93,8 @@ def measure(bench: Bench) -> list[Study]:
                 if size >= FROM:
                     peak.add(size, max(peak_bytes(pid) - before, 0) / 2**20)
                 latency.add(size, driven.mean_us)
+                cpu.add(size, driven.cpu_us)
+                note_run(study, f"{name}, {size:,} B", driven)
                 speed.add(size, size / driven.mean_us)
         if peak.points:
             largest, most = max(peak.points)

@@ -63,6 +63,15 @@ def settled_bytes(pid: int, patience_s: float = 5.0, grain: int = 2**18) -> int:
     return last
 
 
+def machine_cpu() -> float:
+    """Processor time of everything on the machine, in seconds; 0 where the system does not say."""
+    with suppress(OSError, ValueError, IndexError):
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+        user, nice, system, _, _, irq, softirq = map(int, fields[:7])
+        return (user + nice + system + irq + softirq) / TICKS
+    return 0.0
+
+
 def children_cpu() -> float:
     """Processor time of the child processes that have ended, in seconds: of the load generator,
     between two calls around it, as long as nothing else ends in between."""

@@ -12,6 +12,10 @@ from loadtests.scale.fit import Fit, fit, fits
 FORMAT = "sluicegate-scale/1"
 OFFERED = "offered load over capacity"
 """The size of studies of overload, which have checks in place of slopes."""
+SENT, GOODPUT, TAIL = "offered", "goodput", "p99 of accepted requests"
+REFUSED, LATE, FAILED = "refused", "deadline passed", "failed otherwise"
+MEMORY = "largest resident memory"
+"""The measures of these."""
 STANDS_OUT = 0.5
 """Share of the smallest size's cost by which another must exceed it, for the difference to be more
 than noise."""
@@ -128,6 +132,12 @@ class Study(msgspec.Struct):
     comparisons: list[Comparison] = []
     checks: list[Check] = []
     notes: list[str] = []
+    capacity: float = 0.0
+    """Of an overload: requests/s that count as 1."""
+    limited: list[str] = []
+    """Runs in which the client was the bottleneck, so that they say more about it."""
+    others: float = 0.0
+    """Cores that other processes of the machine used during a run, at most."""
     seconds: float = 0.0
 
     def measure(self, name: str, unit: str, **how: object) -> Measure:

@@ -14,6 +14,9 @@ from loadtests.scale.study import (
     slope_text,
 )
 
+DISTURBED = 0.2
+"""Cores used by others from which on it is said."""
+
 
 def number(value: float) -> str:
     """Three significant digits, and a comma for thousands: ``0.123``, ``12.3``, ``12,345``."""
@@ -48,12 +51,12 @@ def slopes(study: Study) -> list[str]:
     lines = ["| measure | from | to | slope of the cost | |", "|---|---|---|---|---|"]
     for measure in study.measures:
         name = f"{measure.name} (as time a request)" if measure.rate else measure.name
-        for each in measure.fits:
+        for each in measure.fits if measure.judged else ():
             low, high = size_text(each.low, study.size), size_text(each.high, study.size)
             lines.append(
                 f"| {name} | {low} | {high} | {slope_text(each)} | {verdict(measure, each)} |"
             )
-        if (added := measure.growth) is not None:
+        if measure.judged and (added := measure.growth) is not None:
             low, high = size_text(added.low, study.size), size_text(added.high, study.size)
             lines.append(
                 f"| {name}, what is added | {low} more | {high} more | {slope_text(added)} "
@@ -112,8 +115,16 @@ def section(study: Study, pictures: list[str] | None = None) -> str:
         parts.append(comparisons(study.comparisons))
     if study.checks:
         parts.append(checks(study.checks))
-    if study.notes:
-        parts.append([f"- {note}" for note in study.notes])
+    remarks = list(study.notes)
+    if study.limited:
+        remarks.append(f"The client was the bottleneck: {', '.join(study.limited)}.")
+    if study.others > DISTURBED:
+        remarks.append(
+            f"Other processes used up to {study.others:.1f} cores of this machine meanwhile: rates "
+            "and latencies are worse than they would be, processor times are nearly right."
+        )
+    if remarks:
+        parts.append([f"- {each}" for each in remarks])
     return "\n\n".join("\n".join(part) for part in parts)
 
 

@@ -12,7 +12,7 @@ from loadtests.compare import load
 from loadtests.compare.models import make_add
 from loadtests.compare.processes import Server, get
 from loadtests.errors import BenchError
-from loadtests.scale.drive import Bench, drive, note_client
+from loadtests.scale.drive import Bench, drive, note_run
 from loadtests.scale.study import Study
 
 SIZES: Final = (1, 2, 5, 10, 20)
@@ -58,6 +58,10 @@ def measure(bench: Bench) -> list[Study]:
         "grpc": study.measure("requests/s over the split, gRPC", "/s", rate=True),
         "binary": study.measure("requests/s over the split, HTTP binary", "/s", rate=True),
     }
+    cpu = {
+        "grpc": study.measure("processor time a request over the split, gRPC", "µs"),
+        "binary": study.measure("processor time a request over the split, HTTP binary", "µs"),
+    }
     numbered = study.measure("requests/s to each by number, HTTP binary", "/s", rate=True)
     batches = study.measure("rows of a batch over the split, gRPC", "rows", judged=False)
     for size in bench.within(study, QUICK if bench.quick else SIZES):
@@ -71,7 +75,8 @@ def measure(bench: Bench) -> list[Study]:
                 rows, runs = executed(server)
                 driven = drive(server, target, shape, bench.seconds)
                 what.add(size, driven.rate)
-                note_client(study, what.name, driven)
+                note_run(study, f"{what.name}, {size}", driven)
+                cpu[protocol].add(size, driven.cpu_us)
                 if protocol == "grpc":
                     after_rows, after_runs = executed(server)
                     batches.add(size, (after_rows - rows) / max(after_runs - runs, 1))
@@ -82,7 +87,7 @@ def measure(bench: Bench) -> list[Study]:
                 bench.seconds,
             )
             numbered.add(size, driven.rate)
-            note_client(study, numbered.name, driven)
+            note_run(study, f"{numbered.name}, {size}", driven)
     study.note(
         "The model is `add`, 64 requests in flight. A batch holds rows of one version, so that the "
         "same load over more versions makes smaller batches: that is what a split costs."

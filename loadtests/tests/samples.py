@@ -111,7 +111,9 @@ def point(
             )
         )
     ok = int(answered * seconds)
-    sizes = {str(size): int(900 * math.exp(-size * (1.6 - min(busy, 1)) / 8)) for size in range(1, 33)}
+    sizes = {
+        str(size): int(900 * math.exp(-size * (1.6 - min(busy, 1)) / 8)) for size in range(1, 33)
+    }
     made = Point(
         load=load,
         warmup_s=float(warmup),

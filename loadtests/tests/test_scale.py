@@ -6,6 +6,7 @@ import math
 import os
 import random
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 
 from loadtests.errors import BenchError
 from loadtests.scale import __main__ as scale
-from loadtests.scale import connections, pinned, processes, text
+from loadtests.scale import batch, connections, pinned, processes, text
 from loadtests.scale.drive import Bench
 from loadtests.scale.fit import MARGIN, fit, fits, t95
 from loadtests.scale.study import Check, Comparison, Measure, Report, Study
@@ -326,3 +327,37 @@ def test_this_process_has_its_cores_back_afterwards() -> None:
     with pinned.on([min(before)]):
         assert os.sched_getaffinity(0) == {min(before)}
     assert os.sched_getaffinity(0) == before
+
+
+NEEDS_H2LOAD = pytest.mark.skipif(shutil.which("h2load") is None, reason="h2load is not installed")
+
+
+@NEEDS_H2LOAD
+def test_a_smoke_run_is_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(batch, "QUICK", (1, 65))
+    monkeypatch.setattr(Bench, "seconds", 0.02)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    status = scale.main(["batch", "--quick", "--publish", str(tmp_path / "published")])
+    said = capsys.readouterr()
+    assert status == 0, said.err
+    report = msgspec.json.decode((tmp_path / "published/scale.json").read_bytes(), type=Report)
+    (study,) = report.studies
+    assert study.name == "batch"
+    for measure in study.measures:
+        assert [size for size, _ in measure.points] == [1, 65]
+        assert all(value >= 0 for _, value in measure.points)
+    page = (tmp_path / "published/scale.md").read_text()
+    pictures = sorted(path.name for path in (tmp_path / "published").glob("*.svg"))
+    assert pictures and all(f"({name})" in page for name in pictures)
+    assert page in said.out or "## Rows in a request" in said.out
+
+
+@NEEDS_H2LOAD
+def test_a_gateway_that_does_not_start_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert scale.main(["batch", "--quick", "--sluice", f"{sys.executable} -c raise"]) == 2
+    assert "scale: sluicegate ended with 1 before it was ready" in capsys.readouterr().err

@@ -39,17 +39,20 @@ class HttpInferenceUser(InferenceUser, FastHttpUser):  # type: ignore[misc,unuse
         self.network_timeout = self.connection_timeout = (
             getattr(options, "timeout", 0.0) or self.timeout_s
         )
-        authority = getattr(options, "ca_file", "") or self.ca_file
+        if (self.host or host or "").startswith("https://"):
+            trusted = self._trusted(environment, getattr(options, "ca_file", "") or self.ca_file)
+            self.ssl_context_factory = lambda: trusted
+        super().__init__(environment)
+        # Compression would be work of the client, and is none of the server's as a rule.
+        self._common = {"Accept-Encoding": "identity"}
+
+    def _trusted(self, environment: Environment, authority: str) -> Any:
         try:
-            trusted = gevent.ssl.create_default_context(cafile=authority or None)
+            return gevent.ssl.create_default_context(cafile=authority or None)
         except (OSError, ssl.SSLError) as error:
             refused = f"--ca-file {authority}: {getattr(error, 'strerror', None) or error}"
             session_of(environment).refuse(refused)
             raise StopTest(refused) from None
-        self.ssl_context_factory = lambda: trusted
-        super().__init__(environment)
-        # Compression would be work of the client, and is none of the server's as a rule.
-        self._common = {"Accept-Encoding": "identity"}
 
     def send(self, wire: Wire) -> None:
         with self.client.post(

@@ -1,4 +1,7 @@
-"""How many users there are at which time, and when a server is saturated. Knows nothing of locust."""
+"""How many users there are at which time, and when a server is saturated.
+
+Knows nothing of locust.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from loadtests.users.tally import Window
 from loadtests.users.thresholds import fraction, milliseconds
 
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+FLAT: Final = "goodput rises no more"
 KEYS: Final[dict[str, tuple[str, ...]]] = {
     "constant": (),
     "ramp": ("from",),
@@ -161,15 +165,14 @@ class Saturation:
         elif self.p99_ms is not None and (p99 is None or p99 > self.p99_ms):
             verdict = f"p99 above {self.p99_ms:g} ms"
         elif goodput < best * (1 + self.gain):
-            verdict = "goodput rises no more"
+            verdict = FLAT
         else:
             verdict = ""
         users = self.users
         self.steps.append(Step(users, goodput, p99, window.error_rate, verdict))
         tail = [each.verdict for each in self.steps[-self.patience :]]
-        if (verdict and verdict != "goodput rises no more") or (
-            len(tail) == self.patience and all(tail)
-        ):
+        crossed = verdict not in ("", FLAT)
+        if crossed or (len(tail) == self.patience and all(tail)):
             self.finished = verdict
         elif users >= self.most:
             self.finished = f"all {self.most} users of --users are there"
@@ -178,7 +181,7 @@ class Saturation:
     def knee(self) -> Step | None:
         """The fewest users with (nearly) the best goodput within the bounds; ``None``: even the
         first step was outside them."""
-        good = [each for each in self.steps if each.verdict in ("", "goodput rises no more")]
+        good = [each for each in self.steps if each.verdict in ("", FLAT)]
         if not good:
             return None
         best = max(each.goodput for each in good)
@@ -190,9 +193,8 @@ class Saturation:
         for each in self.steps:
             p99 = "" if each.p99_ms is None else f"{each.p99_ms:.1f}"
             verdict = each.verdict or "keeps up"
-            found.append(
-                f"{each.users:>6}  {each.goodput:>10.1f}  {p99:>8}  {each.error_rate:>7.2%}  {verdict}"
-            )
+            numbers = f"{each.users:>6}  {each.goodput:>10.1f}  {p99:>8}  {each.error_rate:>7.2%}"
+            found.append(f"{numbers}  {verdict}")
         knee = self.knee
         if knee is None:
             found.append("knee: none, even the first step was outside the bounds; start lower")

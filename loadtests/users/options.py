@@ -27,73 +27,114 @@ def add_options(parser: Any) -> None:
     """Adds ours to locust's. A locust option of the same meaning (``--host``) is not repeated."""
     requests = parser.add_argument_group("Requests to an inference server")
     _add(requests, "--model", web=True, default="", help="Model to ask", metavar="NAME")
-    _add(requests, "--model-version", web=True, default="", metavar="V", help="Version or label to ask; none: the split"
+    _add(
+        requests,
+        "--model-version",
+        web=True,
+        default="",
+        metavar="V",
+        help="Version or label to ask; none: the split",
     )
-    _add(requests, "--grpc-host", web=True, default="", metavar="HOST:PORT", help="Where gRPC is; --host is HTTP"
+    _add(
+        requests,
+        "--grpc-host",
+        web=True,
+        default="",
+        metavar="HOST:PORT",
+        help="Where gRPC is; --host is HTTP",
     )
-    _add(requests, "--data", web=True,
+    _add(
+        requests,
+        "--data",
+        web=True,
         default="",
         metavar="SOURCE",
         help="What is sent: a .json body, a .jsonl or .har recording, an .npz, .npy, .csv or "
         ".parquet, or sklearn:digits; none: random values that fit the model",
     )
     _add(requests, "--rows", web=True, type=int, default=0, metavar="N", help="Rows of a request")
-    _add(requests, "--tensor-shape",
+    _add(
+        requests,
+        "--tensor-shape",
         action="append",
         default=[],
         metavar="INPUT=1,128",
-        
         help="Sizes of an input for random values, where the model leaves them open",
     )
-    _add(requests, "--tensor-range",
+    _add(
+        requests,
+        "--tensor-range",
         action="append",
         default=[],
         metavar="INPUT=0:30000",
-        
         help="Lowest and highest random value of an input",
     )
-    _add(requests, "--payloads", web=True, type=int, default=64, metavar="N", help="How many different random requests"
+    _add(
+        requests,
+        "--payloads",
+        web=True,
+        type=int,
+        default=64,
+        metavar="N",
+        help="How many different random requests",
     )
     _add(requests, "--seed", web=True, type=int, default=1, metavar="N", help="Of random values")
-    _add(requests, "--header",
+    _add(
+        requests,
+        "--header",
         action="append",
         default=[],
         metavar="NAME:VALUE",
-        
         help="Sent with every request; may be repeated",
     )
-    _add(requests, "--token", web=True,
+    _add(
+        requests,
+        "--token",
+        web=True,
         default="",
         env_var="SLUICE_TOKEN",
         secret=True,
         metavar="TOKEN",
         help="Bearer token, also for reading the split",
     )
-    _add(requests, "--ca-file",
+    _add(
+        requests,
+        "--ca-file",
         default="",
         metavar="FILE",
-        
         help="Certificates of the authority that signed the server's; TLS for gRPC",
     )
-    _add(requests, "--timeout", web=True, type=float, default=0.0, metavar="S", help="Of a request (default: 30)"
+    _add(
+        requests,
+        "--timeout",
+        web=True,
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="Of a request (default: 30)",
     )
     load = parser.add_argument_group("Load")
-    _add(load, "--user-mix",
+    _add(
+        load,
+        "--user-mix",
         default="",
         metavar="CLASS=N,...",
-        
         help="Which user classes, and in what proportion: Json=3,Grpc=1",
     )
-    _add(load, "--pace", web=True,
+    _add(
+        load,
+        "--pace",
+        web=True,
         default="closed",
         metavar="PACE",
         help="When a user asks again: closed (at once), constant:R or poisson:R (R requests a "
         "second and user, at most), recorded (as --data says)",
     )
-    _add(load, "--shape",
+    _add(
+        load,
+        "--shape",
         default="",
         metavar="SHAPE",
-        
         help=f"Users over time: {SHAPES}",
     )
     fail = parser.add_argument_group(
@@ -106,16 +147,18 @@ def add_options(parser: Any) -> None:
         ("error-rate", "Share of requests that fail", "0.1%%"),
         ("share", "Distance of a version's share from the declared one", "2%%"),
     ):
-        _add(fail, f"--fail-{name}",
+        _add(
+            fail,
+            f"--fail-{name}",
             default="",
             metavar=example.replace("%%", "%"),
-            
             help=f"{what}, at most",
         )
-    _add(fail, "--fail-rate",
+    _add(
+        fail,
+        "--fail-rate",
         default="",
         metavar="500",
-        
         help="Requests a second that are answered well, at least",
     )
 
@@ -202,8 +245,6 @@ def mix_of(text: str, classes: dict[str, Any]) -> dict[str, int]:
                 f"--user-mix has no user class '{name}'; known: {', '.join(sorted(classes))}"
             )
         if equals and not (weight.isdecimal() and int(weight)):
-            raise BenchError(
-                f"--user-mix {name}={weight}: give a whole number above 0, as in {name}=3"
-            )
+            raise BenchError(f"--user-mix {name}={weight}: give a whole number, as in {name}=3")
         found[names[name.lower()]] = int(weight) if equals else 1
     return found

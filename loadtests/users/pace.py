@@ -60,8 +60,8 @@ class Replay:
         times = [wire.at_s for wire in wires]
         if any(at is None for at in times):
             raise BenchError(
-                "--pace recorded needs requests with their times; give --data a .jsonl with 'at_s', "
-                "or a .har"
+                "--pace recorded needs requests with their times; give --data a .jsonl with "
+                "'at_s', or a .har"
             )
         self._wires = wires
         last = times[-1] or 0.0

@@ -10,8 +10,8 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import gevent.lock
+import locust
 import locust.runners
-from locust import events
 from locust.env import Environment
 from locust.runners import MasterRunner, WorkerRunner
 
@@ -27,8 +27,12 @@ from loadtests.users.tally import UNKNOWN, Key, Tally
 from loadtests.users.thresholds import Thresholds
 
 logger = logging.getLogger(__name__)
+events: Any = locust.events
 # Where locust prints its own tables.
 console = logging.getLogger("locust.stats_logger")
+
+# It tells of every question to the server, which is asked once a second.
+logging.getLogger("httpx").setLevel(logging.WARNING)
 
 REFUSED = "sluice-refused"
 """Message of a worker that cannot do what it is told."""
@@ -77,7 +81,7 @@ class Session:
 
     def read_options(self) -> None:
         """Raises `BenchError` for options that make no sense."""
-        options = self.environment.parsed_options
+        options = self.options
         self.pace = ours.pace_of(options)
         self.thresholds = ours.thresholds_of(options)
         ours.headers_of(options)
@@ -106,6 +110,11 @@ class Session:
         return time.monotonic() - self._began
 
     @property
+    def options(self) -> Any:
+        """What the command line, the web form or the master said."""
+        return self.environment.parsed_options
+
+    @property
     def seconds(self) -> float:
         """How long the run lasts, or lasted."""
         return (self._ended or time.monotonic()) - self._began if self._began else 0.0
@@ -113,7 +122,7 @@ class Session:
     def requests_of(self, cls: Any) -> tuple[Plan, Requests]:
         """What instances of a user class send. Raises `BenchError`."""
         environment = self.environment
-        plan = plan_of(cls, environment.parsed_options, environment.host or cls.host or "")
+        plan = plan_of(cls, self.options, environment.host or cls.host or "")
         # The first user asks the server; others that come meanwhile wait for it.
         with self._lock:
             if plan not in self._prepared:
@@ -156,7 +165,7 @@ class Session:
                 continue
             host = environment.host or cls.host or ""
             try:
-                target = plan_of(cls, environment.parsed_options, host).target
+                target = plan_of(cls, self.options, host).target
             except BenchError:
                 continue
             found.setdefault(target.model, target)
@@ -223,19 +232,20 @@ def session_of(environment: Environment) -> Session:
 # --- locust's events
 
 
-@events.init_command_line_parser.add_listener
+@events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
 def _options(parser: Any, **_: Any) -> None:
     ours.add_options(parser)
 
 
-@events.init.add_listener
+@events.init.add_listener  # type: ignore[untyped-decorator]
 def _init(environment: Environment, **_: Any) -> None:
     session = session_of(environment)
     runner = environment.runner
-    environment.events.request.add_listener(_counts(session))
-    environment.events.reset_stats.add_listener(session.tally.clear)
+    hooks: Any = environment.events
+    hooks.request.add_listener(_counts(session))
+    hooks.reset_stats.add_listener(session.tally.clear)
     if isinstance(runner, WorkerRunner):
-        environment.events.report_to_master.add_listener(_reports(session))
+        hooks.report_to_master.add_listener(_reports(session))
     else:
         try:
             _arrange(session)
@@ -244,7 +254,7 @@ def _init(environment: Environment, **_: Any) -> None:
             print(f"locust: {error}", file=sys.stderr)
             sys.exit(UNABLE)
         if isinstance(runner, MasterRunner):
-            environment.events.worker_report.add_listener(_adds(session))
+            hooks.worker_report.add_listener(_adds(session))
             runner.register_message(REFUSED, _refused(session))
     if environment.web_ui is not None:
         web.extend(environment, session)
@@ -256,7 +266,7 @@ def _arrange(session: Session) -> None:
     from loadtests.users.shapes import shape_of
 
     environment = session.environment
-    options = environment.parsed_options
+    options = session.options
     session.read_options()
     if options.user_mix:
         if options.user_classes:
@@ -279,10 +289,6 @@ def _arrange(session: Session) -> None:
     if session.pace.kind != "closed":
         for cls in environment.user_classes:
             _paced(cls)
-    if environment.runner is not None:
-        environment.runner.user_classes_by_name = {
-            cls.__name__: cls for cls in environment.user_classes
-        }
     if options.headless or options.autostart:
         for cls in environment.user_classes:
             if hasattr(cls, "protocol"):
@@ -296,28 +302,28 @@ def _paced(cls: Any) -> None:
         raise BenchError(f"--pace: {cls.__name__} has a wait_time of its own; take one of them out")
 
 
-@events.test_start.add_listener
+@events.test_start.add_listener  # type: ignore[untyped-decorator]
 def _start(environment: Environment, **_: Any) -> None:
     runner = environment.runner
     if isinstance(runner, MasterRunner):
         # Workers get the options, and with them their parts of a recording.
         workers = sorted(client.id for client in runner.clients.all)
-        environment.parsed_options.sluice_ranks = {each: n for n, each in enumerate(workers)}
+        session_of(environment).options.sluice_ranks = {each: n for n, each in enumerate(workers)}
     session_of(environment).started()
 
 
-@events.test_stop.add_listener
+@events.test_stop.add_listener  # type: ignore[untyped-decorator]
 def _stop(environment: Environment, **_: Any) -> None:
     session_of(environment).stopped()
 
 
-@events.quitting.add_listener
+@events.quitting.add_listener  # type: ignore[untyped-decorator]
 def _judge(environment: Environment, **_: Any) -> None:
     if not isinstance(environment.runner, WorkerRunner):
         session_of(environment).judge()
 
 
-@events.quit.add_listener
+@events.quit.add_listener  # type: ignore[untyped-decorator]
 def _show(exit_code: int, **_: Any) -> None:
     for environment, session in list(_SESSIONS.items()):
         if not isinstance(environment.runner, WorkerRunner):
@@ -366,7 +372,7 @@ def _refused(session: Session) -> Any:
             environment.process_exit_code = UNABLE
             logger.error("a worker cannot go on: %s", session.refused)
         runner = environment.runner
-        if runner is not None and environment.parsed_options.headless:
+        if runner is not None and session.options.headless:
             gevent.spawn(runner.quit)
 
     return refused

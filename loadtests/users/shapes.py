@@ -16,7 +16,7 @@ Tick = tuple[int, float]
 
 
 class SluiceShape(LoadTestShape):
-    """Takes ``--users`` for the highest number, ``--run-time`` for its length, and ``--spawn-rate``.
+    """Takes ``--users`` for the highest number, ``--run-time`` for its length, ``--spawn-rate``.
 
     As a class in a locustfile it has the default of every key; ``--shape`` gives others.
     """
@@ -27,7 +27,7 @@ class SluiceShape(LoadTestShape):
     """Whether it goes on without ``--run-time``."""
 
     def __init__(self, keys: dict[str, str] | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.keys = keys or {}
 
     @property
@@ -47,7 +47,7 @@ class SluiceShape(LoadTestShape):
 
     def tick(self) -> Tick | None:
         """Users, and how many come or go a second; ``None``: it is over."""
-        at = self.get_run_time()
+        at = self.get_run_time()  # type: ignore[no-untyped-call]
         if self.run_s and at >= self.run_s:
             return None
         users = self.users_at(at)
@@ -144,7 +144,7 @@ class StepToSaturation(SluiceShape):
 
     def reset_time(self) -> None:
         """A new run begins."""
-        super().reset_time()
+        super().reset_time()  # type: ignore[no-untyped-call]
         self.saturation = None
 
     def check(self, users: int, run_s: float) -> None:
@@ -152,7 +152,7 @@ class StepToSaturation(SluiceShape):
         _below(Saturation.of(self.keys, users).start, users, "start")
 
     def tick(self) -> Tick | None:
-        at = self.get_run_time()
+        at = self.get_run_time()  # type: ignore[no-untyped-call]
         if self.saturation is None:
             self.saturation = Saturation.of(self.keys, self.users)
             self._began, self._counted_from = at, None
@@ -192,7 +192,7 @@ SHAPES: dict[str, type[SluiceShape]] = {
 def shape_of(text: str, environment: Environment) -> SluiceShape:
     """The shape that ``--shape`` names. Raises `BenchError`."""
     name, keys = levels.parse_shape(text)
-    options = environment.parsed_options
+    options: Any = environment.parsed_options
     shape = SHAPES[name](keys)
     shape.check(int(options.num_users or 1), float(options.run_time or 0))
     return shape

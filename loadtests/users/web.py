@@ -23,9 +23,9 @@ CSV_PATH: Final = "/sluice/versions/csv"
 
 def extend(environment: Environment, session: Session) -> None:
     """Adds the tab and its routes, behind the login where there is one."""
-    ui = environment.web_ui
-    assert ui is not None and ui.app is not None
-    base = environment.parsed_options.web_base_path or ""
+    ui: Any = environment.web_ui
+    options: Any = environment.parsed_options
+    base = options.web_base_path or ""
     ui.template_args |= {
         "extended_tabs": [{"title": "Versions", "key": TAB}],
         "extended_tables": [
@@ -39,13 +39,13 @@ def extend(environment: Environment, session: Session) -> None:
         ],
     }
 
-    @ui.app.route(base + JSON_PATH)
-    @ui.auth_required_if_enabled
+    @ui.app.route(base + JSON_PATH)  # type: ignore[untyped-decorator]
+    @ui.auth_required_if_enabled  # type: ignore[untyped-decorator]
     def versions() -> Response:
         return jsonify(tree_of(session))
 
-    @ui.app.route(base + CSV_PATH)
-    @ui.auth_required_if_enabled
+    @ui.app.route(base + CSV_PATH)  # type: ignore[untyped-decorator]
+    @ui.auth_required_if_enabled  # type: ignore[untyped-decorator]
     def versions_csv() -> Response:
         text = io.StringIO()
         writer = csv.writer(text)
@@ -57,7 +57,7 @@ def extend(environment: Environment, session: Session) -> None:
         answer.headers["Content-Disposition"] = "attachment; filename=versions.csv"
         return answer
 
-    @ui.app.after_request
+    @ui.app.after_request  # type: ignore[untyped-decorator]
     def with_versions(answer: Response) -> Response:
         # Where locust's page looks for what its added tabs show.
         if request.path == f"{base}/stats/requests" and answer.status_code == 200:

@@ -14,7 +14,8 @@ def make_client(
 ) -> Client:
     """The client for the target's protocol; not connected yet.
 
-    `connections` are opened by `Client.open`; up to `most` where more are needed. Raises
+    `connections` are opened by `Client.open`; up to `most` (of ``stream``: streams) where more are
+    needed. Raises
     `BenchError` for an address or a certificate that cannot be used.
     """
     if target.protocol.http:

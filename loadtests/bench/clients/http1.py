@@ -103,6 +103,7 @@ class Http1Client:
             task.cancel()
         if self._opening:
             await asyncio.wait(self._opening)
+        await asyncio.sleep(0)  # transports end in the next round of the loop
 
     # --- connections
 
@@ -151,9 +152,9 @@ class Http1Client:
     def lost(self, connection: _Connection) -> None:
         """The connection is no more."""
         self._live.discard(connection)
-        if self._waiting and not self._closed:
-            if len(self._live) + len(self._opening) < self._most:
-                self._start()
+        room = len(self._live) + len(self._opening) < self._most
+        if self._waiting and room and not self._closed:
+            self._start()
 
 
 def _request(wire: Wire, target: Target, address: Address) -> tuple[bytes, bytes]:
@@ -290,7 +291,7 @@ class _Connection(asyncio.Protocol):
             if parsed is not None and parsed.until_end and error is None:
                 self._kept = [parsed.body]
                 self.client.lost(self)
-                self.client.done(call, parsed.head().outcome, parsed.version, parsed.body)
+                self._end(call, parsed.head())
                 return
         self.client.lost(self)
         if call is not None:

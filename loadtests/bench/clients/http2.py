@@ -103,6 +103,7 @@ class Http2Client:
         for connection in self._connections:
             if connection is not None:
                 connection.drop()
+        await asyncio.sleep(0)  # transports end in the next round of the loop
 
     # --- connections
 

@@ -29,7 +29,6 @@ from loadtests.payloads.base import Wire
 
 EMPTY_FINAL: Final = "triton_enable_empty_final_response"
 """Asks the server to mark the last response of each request, also where a model gives none."""
-MAX_CHANNELS: Final = 4
 _OPTIONS: Final = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
@@ -40,7 +39,7 @@ _now = time.monotonic_ns
 
 
 class StreamClient:
-    """A pool of streams, on as many connections (four at most). Calls wait while all are taken."""
+    """A pool of up to `most` streams over `connections`. Calls wait while all are taken."""
 
     def __init__(
         self, target: Target, payloads: Sequence[Wire], *, connections: int, most: int, done: Done
@@ -50,9 +49,11 @@ class StreamClient:
         self.metadata = [headers_of(each, target) for each in payloads]
         self.path = payloads[0].path
         self.address = grpc_address(target)
-        self._ca_file = target.ca_file
-        self._most = max(most, connections)
-        self._count = min(max(connections, 1), MAX_CHANNELS)
+        # The address has been read, so this file can be.
+        roots = Path(target.ca_file).read_bytes() if target.ca_file else None
+        self._credentials = grpc.ssl_channel_credentials(roots)
+        self._most = max(most, 1)
+        self._count = max(connections, 1)
         self._channels: list[Any] = []
         self._idle: deque[_Stream] = deque()
         self._live: set[_Stream] = set()
@@ -66,9 +67,9 @@ class StreamClient:
             if address.tls is None:
                 channel = grpc.aio.insecure_channel(address.authority, options=_OPTIONS)
             else:
-                roots = Path(self._ca_file).read_bytes() if self._ca_file else None
-                credentials = grpc.ssl_channel_credentials(roots)
-                channel = grpc.aio.secure_channel(address.authority, credentials, options=_OPTIONS)
+                channel = grpc.aio.secure_channel(
+                    address.authority, self._credentials, options=_OPTIONS
+                )
             self._channels.append(channel)
         try:
             async with asyncio.timeout(CONNECT_S):

@@ -47,14 +47,9 @@ def descriptors(model: Onnx, name: str) -> dict[str, type[Any]]:
 
 def api(model: Onnx, name: str, form: str, spec: type[Any]) -> Any:
     """One batchable API: the rows of all requests of a batch come joined, and leave so."""
-    if GIVEN["asynchronous"]:
 
-        async def infer(self: Any, x: Any, /) -> Any:
-            return model.run(x)
-    else:
-
-        def infer(self: Any, x: Any, /) -> Any:
-            return model.run(x)
+    def infer(self: Any, x: Any, /) -> Any:
+        return model.run(x)
 
     infer.__name__ = infer.__qualname__ = f"{name}_{form}"
     return bentoml.api(
@@ -81,7 +76,6 @@ def members() -> dict[str, Any]:
 service = bentoml.service(
     name="models",
     workers=GIVEN["workers"],
-    threads=GIVEN["threads_of_service"],
     traffic={"timeout": 60},
     logging={"access": {"enabled": False}},
     http={"host": "127.0.0.1", "port": GIVEN["port"]},

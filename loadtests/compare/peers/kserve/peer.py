@@ -17,6 +17,19 @@ if TYPE_CHECKING:
 
 WORKERS: Final = 1
 SERVE: Final = Path(__file__).with_name("serve.py")
+LOG: Final = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "handlers": {"stderr": {"class": "logging.StreamHandler"}},
+    "root": {"level": "WARNING", "handlers": ["stderr"]},
+    "loggers": {
+        name: {"level": "WARNING"}
+        for name in ("kserve", "kserve.trace", "uvicorn", "uvicorn.access", "uvicorn.error")
+    },
+}
+"""By default three lines are written for every request."""
+LARGEST: Final = 1 << 30
+"""Bytes of a gRPC message; 8 MiB by default."""
 
 
 @contextmanager
@@ -35,10 +48,15 @@ def serve(
         "models": {model.name: str(model.path) for model in models},
     }
     (work / "settings.json").write_text(json.dumps(settings))
+    (work / "log.json").write_text(json.dumps(LOG))
+    command = [str(environment / "bin" / "python"), str(SERVE), str(work / "settings.json")]
+    command += ["--log_config_file", str(work / "log.json")]
+    for way in ("send", "receive"):
+        command += [f"--grpc_max_{way}_message_length", str(LARGEST)]
     address = f"127.0.0.1:{http}"
     with started(
         "kserve",
-        [str(environment / "bin" / "python"), str(SERVE), str(work / "settings.json")],
+        command,
         (address, f"127.0.0.1:{grpc}", address),
         work / "kserve.log",
         cwd=work,

@@ -1,12 +1,12 @@
-"""KServe's Python server with one model a file: ``serve.py SETTINGS``.
+"""KServe's Python server with one model a file: ``serve.py SETTINGS [OPTIONS]``.
 
-Runs in KServe's environment. The settings are JSON: ports, workers, threads, and the files.
+Runs in KServe's environment. The settings are JSON: ports, workers, threads, and the files. The
+options are KServe's own, which it takes from the command line when it is imported.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,8 @@ class OnnxModel(Model):
     def predict(self, payload: InferRequest, *rest: Any, **named: Any) -> InferResponse:
         """One request; binary where binary was asked for."""
         (y,) = self._session.run(["y"], {"x": payload.inputs[0].as_numpy()})
-        output = InferOutput("y", list(y.shape), "FP32", data=y)
+        output = InferOutput("y", list(y.shape), "FP32")
+        output.set_data_from_numpy(y, binary_data=True)  # text is made of it where text is wanted
         return InferResponse(
             response_id=payload.id or "",
             model_name=self.name,
@@ -50,9 +51,6 @@ class OnnxModel(Model):
 def main() -> None:
     """Serves until ended."""
     settings = json.loads(Path(sys.argv[1]).read_text())
-    # One line a request would be written otherwise, to the log that nobody reads here.
-    for name in ("uvicorn.access", "kserve.trace"):
-        logging.getLogger(name).disabled = True
     models = []
     for name, path in settings["models"].items():
         model = OnnxModel(name, path, settings["threads"])

@@ -5,8 +5,6 @@ from typing import Annotated, Any
 
 import litserve
 from fastapi import Body, Response
-from litserve.transport import zmq_queue
-from litserve.utils import generate_random_zmq_address
 
 from onnx_serving import RAW, SHAPE_HEADER, Onnx, settings, shape_text, to_json
 
@@ -53,7 +51,6 @@ class OnnxAPI(litserve.LitAPI):
 def main() -> None:
     """Serves until told to stop."""
     given = settings()
-    zmq_queue.generate_random_zmq_address = lambda: generate_random_zmq_address(given["sockets"])
     apis = [
         OnnxAPI(
             name,
@@ -68,11 +65,9 @@ def main() -> None:
         apis,
         accelerator="cpu",
         workers_per_device=given["workers_per_device"],
-        fast_queue=given["fast_queue"],
+        fast_queue=True,
         timeout=60,
     )
-    # 0.2.19 hands `fast_queue` on under a name that is ignored; without this it changes nothing.
-    server.transport_config.transport_type = "zmq" if given["fast_queue"] else "mp"
     server.run(
         host="127.0.0.1",
         port=given["port"],

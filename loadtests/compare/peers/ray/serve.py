@@ -22,7 +22,6 @@ DTYPES = {"FP32": np.float32, "INT64": np.int64}
 
 
 @serve.deployment(
-    num_replicas=GIVEN["num_replicas"],
     max_ongoing_requests=GIVEN["max_ongoing_requests"],
     ray_actor_options={"num_cpus": 0.1},  # all models fit in; nothing is limited by this
 )
@@ -82,7 +81,8 @@ def main() -> None:
             logging_config={"enable_access_log": False, "log_level": "WARNING"},
         )
         for name, path in GIVEN["models"].items():
-            serve.run(Model.bind(name, path), name=name, route_prefix=f"/{name}")
+            model = Model.options(num_replicas=GIVEN["replicas"][name])
+            serve.run(model.bind(name, path), name=name, route_prefix=f"/{name}")
         stop.wait()
         serve.shutdown()
     finally:
