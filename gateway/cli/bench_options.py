@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 import click
+
+from gateway.cli.bench_words import address, beside, header, limits, option, seconds, shape
 
 if TYPE_CHECKING:
     from loadtests.bench.objective import Objective
@@ -26,15 +27,6 @@ MAX_CONCURRENCY: Final = 1024.0
 LEVELS: Final = ("rate", "rates", "concurrency", "concurrencies")
 OPEN_ONLY: Final = ("arrivals", "max_in_flight")
 FOR_COMPARE: Final = frozenset({"compare", "tolerance", "json_out", "html_out"})
-NAMES: Final = {
-    "headers": "--header",
-    "shapes": "--shape",
-    "ranges": "--range",
-    "json_out": "--json",
-    "html_out": "--html",
-}
-UNITS: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_DURATION: Final = re.compile(r"([0-9]*\.?[0-9]+)\s*(ms|s|m|h|)")
 
 
 @dataclass(frozen=True)
@@ -262,24 +254,6 @@ def requests_of(typed: Typed) -> Requests:
     )
 
 
-# --- words
-
-
-def option(name: str) -> str:
-    """The option of a parameter."""
-    return NAMES.get(name) or "--" + name.replace("_", "-")
-
-
-def seconds(text: str, name: str, *, zero: bool = False) -> float:
-    """``10s``, ``500ms``, ``2m`` or a plain number of seconds."""
-    match = _DURATION.fullmatch(text.strip())
-    value = float(match[1]) * UNITS[match[2]] if match else -1.0
-    if value < 0 or (value < 0.1 and not (zero and value == 0)) or value > 86_400:
-        least = "0 or from 0.1 s" if zero else "from 0.1 s"
-        raise click.UsageError(f"{name}: '{text}' must be a time {least} to 24 h, as {name} 10s")
-    return value
-
-
 def tolerance_of(typed: Typed) -> float:
     """``5%`` or ``0.05`` as a share."""
     text = typed.tolerance.strip()
@@ -290,54 +264,3 @@ def tolerance_of(typed: Typed) -> float:
     if not 0 <= value <= 10:
         raise click.UsageError(f"--tolerance: '{text}' must be a share, as --tolerance 5%")
     return value
-
-
-def header(text: str) -> tuple[str, str]:
-    """``Name: value``."""
-    name, colon, value = text.partition(":")
-    if not colon or not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", name.strip()):
-        raise click.UsageError("--header must be 'NAME: VALUE', as --header 'x-tenant: blue'")
-    if not value.strip().isprintable():
-        raise click.UsageError(f"--header {name}: the value has characters that cannot be sent")
-    return name.strip(), value.strip()
-
-
-def shape(text: str) -> tuple[str, tuple[int, ...]]:
-    """``x=1,3,224,224``."""
-    name, equals, rest = text.partition("=")
-    try:
-        sizes = tuple(int(word) for word in rest.split(","))
-    except ValueError:
-        sizes = ()
-    if not equals or not name or not sizes or min(sizes) < 0:
-        raise click.UsageError(f"--shape: '{text}' must be NAME=SIZES, as --shape x=1,3,224,224")
-    return name, sizes
-
-
-def limits(text: str) -> tuple[str, tuple[float, float]]:
-    """``ids=0:30000``."""
-    name, equals, rest = text.partition("=")
-    try:
-        low, high = (float(word) for word in rest.split(":"))
-    except ValueError:
-        low, high = 0.0, -1.0
-    if not equals or not name or not low <= high:
-        raise click.UsageError(f"--range: '{text}' must be NAME=LOW:HIGH, as --range ids=0:30000")
-    return name, (low, high)
-
-
-def address(text: str) -> str:
-    """``HOST:PORT``."""
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or "/" in host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise click.UsageError(f"'{text}' is no address; give --grpc HOST:PORT")
-    return text
-
-
-def beside(url: str) -> str:
-    """The gRPC address that goes with an HTTP address: gateways and Triton have the next port."""
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    if parts.port is None or parts.port == 65535:
-        raise click.UsageError(f"{url} does not say where gRPC is; give --grpc HOST:PORT")
-    return f"[{host}]:{parts.port + 1}" if ":" in host else f"{host}:{parts.port + 1}"

@@ -49,8 +49,14 @@ def renderer(typed: Typed, module: str) -> Callable[..., str] | None:
     """``render`` of a report's module, where there is to be a report."""
     if typed.html_out is None:
         return None
+    from loadtests.errors import BenchError
+
     try:
+        # Said before minutes of measuring, not after.
+        import_module("loadtests.report.draw").available()
         render: Callable[..., str] = import_module(module).render
+    except BenchError as error:
+        raise Failure(f"--html: {error}", USAGE) from None
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("loadtests"):
             raise
@@ -76,9 +82,10 @@ def write_differences(
     """The documents of a comparison."""
     import msgspec
 
+    from loadtests.bench.differences import tree
+
     if typed.json_out:
-        tree = {"worse": found.worse, **msgspec.to_builtins(found)}
-        put(typed.json_out, msgspec.json.format(msgspec.json.encode(tree), indent=1))
+        put(typed.json_out, msgspec.json.format(msgspec.json.encode(tree(found)), indent=1))
     if typed.html_out is not None and render is not None:
         put(str(typed.html_out), drawn(render, a, b, found).encode())
 

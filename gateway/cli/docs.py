@@ -16,8 +16,9 @@ HEAD = """\
 `sluice` and `python -m gateway` are the same. This page is made by `make docs` from the commands'
 own help; `sluice COMMAND --help` says the same in a terminal.
 
-`--json` prints JSON instead of a table. An error is one line on standard error that begins with
-`sluice:` and says what to type; logs go to standard error too.
+`--json` prints JSON instead of a table (`bench --json FILE` writes it besides). An error is one
+line on standard error that begins with `sluice:` and says what to type; logs go to standard error
+too.
 
 ## Exit codes
 

@@ -13,7 +13,8 @@ INTERRUPTED: Final = 130
 
 MEANINGS: Final = {
     OK: "done; for `serve`: stopped after a clean drain",
-    FAILED: "the gateway refused it, a request failed, or `check` found something wrong",
+    FAILED: "the gateway refused it, a request failed, or `check` found something wrong; "
+    "for `bench`: an objective is missed, or B is worse",
     USAGE: "wrong usage or configuration; nothing was done",
     UNREACHABLE: "no gateway answers at the URL",
     MODEL_FAILED: "`serve --strict`: a model failed to load",

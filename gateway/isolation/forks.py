@@ -1,177 +1,29 @@
-"""Fork servers as the gateway sees them: one for each kind of children, started when needed."""
+"""The fork servers of a gateway: one for each kind of children, started when needed."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import json
-import os
-import select
-import signal
-import socket
-import subprocess
 import sys
-import threading
-import time
 from collections import Counter
 from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any, Final
 
-from gateway.isolation.bootstrap import REFUSED
-from gateway.isolation.forkserver import STALE
-from gateway.isolation.launch import Forked, Ties, plan_of, reap_group, run
+from gateway.isolation.forking import ForkServer
 from gateway.isolation.limits import Surroundings
 from gateway.telemetry.logs import log
 
-IMPORT_SECONDS: Final = 60.0
+IMPORT_SECONDS: Final = 120.0
 """How long a fork server may import."""
-FORK_SECONDS: Final = 10.0
 LINGER_SECONDS: Final = 60.0
 """How long one without models is kept: on-demand models come back."""
 PAUSE_SECONDS: Final = 60.0
 """How long children start as programs after a fork server could not be started."""
-PR_SET_CHILD_SUBREAPER: Final = 36
 
 Kind = tuple[Surroundings, tuple[str, ...]]
 """See `nursery`."""
-
-
-class NotForked(Exception):
-    """The fork server has not done it; the text says why, empty where that is in order."""
-
-
-class _Adopting:
-    """While in it, processes whose parents end become ours: the children that are being forked.
-
-    Not for longer, since what models start in the background is none of ours.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._count = 0
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._count += 1
-            if self._count == 1:
-                self._set(1)
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._count -= 1
-            if not self._count:
-                self._set(0)
-
-    def _set(self, value: int) -> None:
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, value, 0, 0, 0)
-
-
-_adopting: Final = _Adopting()
-
-
-class ForkServer:
-    """One fork server. Made in a thread that lives as long as the gateway."""
-
-    def __init__(self, around: Surroundings, modules: tuple[str, ...]) -> None:
-        self.around = around
-        self.end, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._lock = threading.Lock()
-        self._closed = False
-        try:
-            plan = plan_of(around, fork_server=theirs.fileno(), modules=modules)
-            self._process: subprocess.Popen[bytes] = run(
-                around, plan, (theirs.fileno(),), subprocess.DEVNULL
-            )
-        except BaseException:
-            self.end.close()
-            raise
-        finally:
-            theirs.close()
-        self.end.setblocking(False)
-        self.pid = self._process.pid
-
-    def fork(self, around: Surroundings, ties: Ties) -> Forked:
-        """A child; blocking, for some milliseconds. Raises `NotForked`, `OSError`."""
-        heard, output = os.pipe()
-        try:
-            report, theirs = os.pipe()
-            try:
-                with _adopting, self._lock:
-                    self._ask(ties, output, theirs)
-                    os.close(theirs)
-                    theirs = -1
-                    pid = self._told(report)
-            finally:
-                os.close(report)
-                if theirs >= 0:
-                    os.close(theirs)
-        except BaseException:
-            os.close(heard)
-            raise
-        finally:
-            os.close(output)
-        return Forked(pid, heard)
-
-    def _ask(self, ties: Ties, output: int, report: int) -> None:
-        if self._closed:
-            raise NotForked("")
-        asked = json.dumps([os.getpid(), ties.memory, ties.cpus]).encode()
-        try:
-            socket.send_fds(self.end, [asked], [ties.channel, ties.lifeline, output, report])
-        except OSError as error:
-            raise NotForked(f"it takes no orders: {error.strerror}") from error
-
-    def _told(self, report: int) -> int:
-        """The child's number. Everybody who could still tell it has closed the pipe by then."""
-        poll = select.poll()
-        poll.register(report, select.POLLIN)
-        end = time.monotonic() + FORK_SECONDS
-        told = b""
-        while True:
-            left = end - time.monotonic()
-            if left <= 0 or not poll.poll(left * 1000):
-                # What it may have forked meanwhile finds its lifeline closed.
-                self.kill()
-                raise NotForked(f"it has not answered within {FORK_SECONDS:g} s")
-            data = os.read(report, 64)
-            if not data:
-                break
-            told += data
-        if not told.endswith(b"\n"):
-            raise NotForked(self.last_words())
-        pid = int(told)
-        try:
-            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError as error:
-            raise NotForked("the system did not make its child ours") from error
-        return pid
-
-    def last_words(self) -> str:
-        """How it ended, if it did so for no good reason."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            code = self._process.wait(0.5)
-            if code in (STALE, REFUSED):
-                return ""
-            return f"it ended with code {code}"
-        return "it forked nothing"
-
-    def kill(self) -> None:
-        """At once; its children go on."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            self._process.send_signal(signal.SIGKILL)
-
-    def close(self) -> None:
-        """Ends it; blocking, for a moment."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            self.end.close()
-        self.kill()
-        self._process.wait()
-        reap_group(self.pid)  # a fork of its that was to end after the child's
 
 
 class Forks:
@@ -210,8 +62,11 @@ class Forks:
         self._users[replace(around, memory=0), modules] -= 1
         self._linger(self.kind_of(around, modules))
 
-    async def server(self, around: Surroundings, modules: tuple[str, ...]) -> ForkServer | None:
-        """One that is ready; `None` where children have to start as programs."""
+    async def server(
+        self, around: Surroundings, modules: tuple[str, ...], *, wait: bool = True
+    ) -> ForkServer | None:
+        """One that is ready; `None` where children have to start as programs. Without `wait`,
+        also where it is not ready yet; it is made nevertheless."""
         if not (around.fork and sys.platform.startswith("linux")) or self._closed:
             return None
         while True:
@@ -221,7 +76,12 @@ class Forks:
             task = self._servers.get(kind)
             if task is None:
                 task = self._servers[kind] = self._loop.create_task(self._open(kind))
+            if not (wait or task.done()):
+                return None
             server = await asyncio.shield(task)
+            if server is not None and not server.fits():
+                self.lost(server, "")
+                continue
             if server is not None or kind not in self._unsafe:
                 self._linger(kind)
                 return server
@@ -241,7 +101,10 @@ class Forks:
             self._paused[kind] = self._loop.time() + PAUSE_SECONDS
             self._say(kind, str(error))
         except asyncio.CancelledError:
-            making.add_done_callback(_never_wanted)
+            if server is None:
+                making.add_done_callback(_never_wanted)
+            else:
+                self._end(server)
             raise
         else:
             if not threads:

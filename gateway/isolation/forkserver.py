@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from gateway.isolation.bootstrap import die_with, limit
-from gateway.isolation.priority import LOADING, lower_thread, set_group
 
 COMMON: Final = (
     "gateway.isolation.child", "uvloop", "runtimes.onnx", "runtimes.python.runtime",
@@ -52,12 +51,11 @@ def serve(end: int, modules: list[str]) -> tuple[int, int]:
     """Forks children until the gateway is gone; returns in each of them: channel and lifeline."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    os.set_inheritable(end, False)
     gateway = socket.socket(fileno=end)
     before = installed()
-    # The priority that the session and the importing thread have lost is not that of children,
-    # who begin sessions of their own and come from this thread.
-    set_group(os.getpid(), LOADING)
-    importing = threading.Thread(target=_import_quietly, args=((*COMMON, *modules),))
+    # In a thread: what an import leaves in its thread's state is not in the one that forks.
+    importing = threading.Thread(target=import_all, args=((*COMMON, *modules),))
     importing.start()
     importing.join()
     gc.collect()
@@ -79,11 +77,6 @@ def serve(end: int, modules: list[str]) -> tuple[int, int]:
             return asked.channel, asked.lifeline
         for fd in fds:
             os.close(fd)
-
-
-def _import_quietly(modules: tuple[str, ...]) -> None:
-    lower_thread()
-    import_all(modules)
 
 
 def import_all(modules: tuple[str, ...]) -> None:

@@ -16,7 +16,8 @@ from gateway.errors import ModelLoadError, SluiceError
 from gateway.isolation import messages as m
 from gateway.isolation.arena import Arena
 from gateway.isolation.errands import Errands
-from gateway.isolation.forks import Forks, NotForked
+from gateway.isolation.forking import NotForked
+from gateway.isolation.forks import Forks
 from gateway.isolation.guard import Guard
 from gateway.isolation.launch import Launch, by_exec
 from gateway.isolation.limits import Surroundings, isolation_of, surroundings
@@ -188,7 +189,8 @@ class Nursery:
                 if not spare.ended.is_set() or spare.killed:
                     raise
                 log.warning("%s: the spare process has ended; starting another one", label)
-        child = await self._start(around, label, modules)
+        # Of a model that has crashed, callers wait: it does not wait for a fork server's imports.
+        child = await self._start(around, label, modules, wait=known is None)
         return child, await self._order(child, order, isolation, arena, table, warming)
 
     async def _order(
@@ -237,8 +239,8 @@ class Nursery:
             f"{isolation.load_seconds:g}",
         )  # fmt: skip
         watch = watch_loading(child, isolation.hang_seconds, self._loop)
-        # Nobody waits for a new version as those do whose model has to be restarted.
-        child.set_nice(LOADING if order["known"] is None else 0)
+        # A new version gives way to what serves; for one that has crashed, callers wait.
+        child.set_nice(LOADING if order["known"] is None and any(self._users.values()) else 0)
         try:
             child.attach(arena, table)
             child.send((m.LOAD, order))
@@ -256,11 +258,16 @@ class Nursery:
             child.set_nice(0)
 
     async def _start(
-        self, around: Surroundings, label: str, modules: tuple[str, ...]
+        self,
+        around: Surroundings,
+        label: str,
+        modules: tuple[str, ...],
+        *,
+        wait: bool = True,
     ) -> ChildProcess:
         """A child that waits for orders: forked where that can be, else a program of its own."""
         for _ in range(2):  # a fork server may have ended just now
-            server = await self._forks.server(around, modules)
+            server = await self._forks.server(around, modules, wait=wait)
             if server is None:
                 break
             try:

@@ -7,13 +7,10 @@ are none (another system; a container whose cgroup has a cpu controller), nothin
 
 from __future__ import annotations
 
-import contextlib
-import os
-import threading
 from typing import Final
 
 LOADING: Final = 5
-"""Nice value while a version loads: about a third of the weight of what serves."""
+"""Nice value while a version loads and others serve: a third of their weight."""
 WAITING: Final = 10
 """While a spare imports."""
 AGAIN_SECONDS: Final = 0.12
@@ -30,10 +27,3 @@ def set_group(pid: int, nice: int) -> bool:
     except OSError:
         pass
     return True
-
-
-def lower_thread() -> None:
-    """Lowers the calling thread for good, and what it starts."""
-    with contextlib.suppress(OSError, AttributeError):
-        me = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, me, os.getpriority(os.PRIO_PROCESS, me) + LOADING)

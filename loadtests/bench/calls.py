@@ -15,6 +15,14 @@ from loadtests.errors import BenchError
 TIMEOUT: Final = 5.0
 
 
+def credentials(ca_file: str) -> grpc.ChannelCredentials:
+    """TLS, with these authorities or the system's. Raises `BenchError`."""
+    try:
+        return grpc.ssl_channel_credentials(Path(ca_file).read_bytes() if ca_file else None)
+    except OSError as error:
+        raise BenchError(f"--ca-file {ca_file}: {error.strerror or error}") from None
+
+
 class GrpcCalls:
     """A channel to the target's gRPC side. Raises `BenchError` for authorities that cannot be
     read."""
@@ -23,15 +31,11 @@ class GrpcCalls:
         self._target = target
         # A pool of its own: a channel to the same address would else be shared with the load.
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
-        if target.ca_file:
-            try:
-                authorities = Path(target.ca_file).read_bytes()
-            except OSError as error:
-                raise BenchError(f"--ca-file {target.ca_file}: {error.strerror or error}") from None
-            credentials = grpc.ssl_channel_credentials(authorities)
-            self._channel = grpc.secure_channel(target.grpc, credentials, options)
+        host = target.grpc.partition("://")[2] or target.grpc
+        if target.ca_file or target.grpc.startswith("grpcs://"):
+            self._channel = grpc.secure_channel(host, credentials(target.ca_file), options)
         else:
-            self._channel = grpc.insecure_channel(target.grpc, options)
+            self._channel = grpc.insecure_channel(host, options)
 
     def close(self) -> None:
         """Ends the connection."""

@@ -7,8 +7,8 @@ a test at 5 %. Where a run was too short for an interval, the tolerance alone de
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
 
 from loadtests.bench.results import Interval, Point, Result
 from loadtests.errors import BenchError
@@ -109,6 +109,24 @@ def compare(a: Result, b: Result, tolerance: float = 0.05) -> Differences:
         if of(a) != of(b):
             notes.append(f"{what} differ: {of(a) or 'none'} in A, {of(b) or 'none'} in B")
     return Differences(tolerance, levels, best, notes)
+
+
+def tree(found: Differences) -> dict[str, Any]:
+    """As JSON has it: ``levels``, each with its ``changes``, and whether B is ``worse``."""
+
+    def of(change: Change) -> dict[str, Any]:
+        return {**asdict(change), "ratio": change.ratio, "fails": change.fails}
+
+    return {
+        "worse": found.worse,
+        "tolerance": found.tolerance,
+        "levels": [
+            {"name": level.name, "changes": [of(c) for c in level.changes], "notes": level.notes}
+            for level in found.levels
+        ],
+        "best": None if found.best is None else of(found.best),
+        "notes": found.notes,
+    }
 
 
 def _level(name: str, a: Point, b: Point, tolerance: float) -> Level:

@@ -18,7 +18,6 @@ LAG_US: Final = 5_000.0
 LATE_US: Final = 1_000.0
 LATE_SHARE: Final = 0.1
 """Lateness that matters: above `LATE_US`, and this share of the median latency."""
-WAITED_US: Final = 1_000.0
 
 
 @dataclass(frozen=True)
@@ -44,12 +43,15 @@ def client_of(
     *,
     lags: Counts,
     late: Counts,
+    behind: Counts,
     waited: Counts,
     median_us: float | None,
     overruns: int,
     own_cpu: float,
 ) -> Client:
-    """How the client fared. `own_cpu` are the cores that the process used that counts."""
+    """How the client fared. `late` is from when a request was due until it left: first it was
+    `behind`, until the process got to it, then it `waited` for a connection. `own_cpu` are the
+    cores that the process used that counts."""
     cpu = sum(each.cpu_s / each.wall_s for each in usages if each.wall_s > 0) + own_cpu
     busiest = max((each.thread_s / each.wall_s for each in usages if each.wall_s > 0), default=0.0)
     client = Client(
@@ -59,8 +61,8 @@ def client_of(
         lag_p99_us=float(lags.percentile(99) or 0),
         late_p99_us=float(late.percentile(99) or 0) if load.open else 0.0,
     )
-    waited_us = float(waited.percentile(99) or 0)
-    words = _words(load, client, waited_us, median_us, overruns, len(usages))
+    delays = float(behind.percentile(99) or 0), float(waited.percentile(99) or 0)
+    words = _words(load, client, delays, median_us, overruns, len(usages))
     return Client(
         cpu=client.cpu,
         busiest=client.busiest,
@@ -74,7 +76,7 @@ def client_of(
 def _words(
     load: Load,
     client: Client,
-    waited_us: float,
+    delays: tuple[float, float],
     median_us: float | None,
     overruns: int,
     processes: int,
@@ -96,8 +98,8 @@ def _words(
     if client.lag_p99_us >= LAG_US:
         return (
             f"the client's timers ran {client.lag_p99_us / 1000:.1f} ms late (99th percentile) "
-            f"while it used only {client.busiest:.2f} of a core: other processes had the processors. Run "
-            "it on another machine, or leave it a core of its own."
+            f"while it used only {client.busiest:.2f} of a core: other processes had the "
+            "processors. Run it on another machine, or leave it a core of its own."
         )
     if overruns:
         return (
@@ -106,14 +108,15 @@ def _words(
         )
     if not load.open or median_us is None:
         return ""
-    if waited_us >= max(WAITED_US, LATE_SHARE * median_us):
+    behind_us, waited_us = delays
+    if max(delays) < max(LATE_US, LATE_SHARE * median_us):
+        return ""
+    if waited_us > behind_us:
         return (
             f"requests waited {waited_us / 1000:.1f} ms (99th percentile) for a free connection or "
             "stream. Where real callers would not, use more --connections."
         )
-    if client.late_p99_us >= max(LATE_US, LATE_SHARE * median_us):
-        return (
-            f"requests left {client.late_p99_us / 1000:.1f} ms after they were due (99th "
-            f"percentile). Use {more}, or another machine."
-        )
-    return ""
+    return (
+        f"the client got to requests {behind_us / 1000:.1f} ms after they were due (99th "
+        f"percentile). Use {more}, or another machine."
+    )

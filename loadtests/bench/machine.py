@@ -53,7 +53,8 @@ def cores() -> int:
 
 def local(target: Target) -> bool:
     """Whether the server's address is of the loopback interface."""
-    address = target.http if target.protocol.http else f"//{target.grpc}"
+    grpc = target.grpc if "://" in target.grpc else f"grpc://{target.grpc}"
+    address = target.http if target.protocol.http else grpc
     host = urlsplit(address).hostname or ""
     with suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback

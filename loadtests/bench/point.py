@@ -86,6 +86,7 @@ class _Run:
             self._hear(end, start)
         self._watch.now()
         self._drain(end)
+        self._watch.finish()
         return point_of(
             load,
             self._recorder,
@@ -110,7 +111,7 @@ class _Run:
         longest = self._go + int(warmup.LONGEST_S * 1e9)
         while not steady and time.monotonic_ns() < longest:
             self._hear(look, None)
-            if (now := time.monotonic_ns()) >= look:
+            if time.monotonic_ns() >= look:
                 look += LOOK
                 records = self._recorder.kept()
                 latency = self._recorder.latency_of(records)

@@ -61,7 +61,7 @@ class Senders:
         try:
             for plan in self.plans:
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "loadtests.bench.worker"],
+                    [sys.executable, "-P", "-m", "loadtests.bench.worker"],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     env=environment,

@@ -121,8 +121,10 @@ class Recorder:
         self.answered: Counter[int] = Counter()
         """Tick → requests answered well in it, whenever they were due."""
         self.late: list[Counts] = []
+        self.behind: list[Counts] = []
+        """How long after they were due the process got to them, and"""
         self.waited: list[Counts] = []
-        """How long requests waited for a connection, of those measured."""
+        """how long requests waited for a connection, of those measured."""
 
     def add(self, process: int, part: Slice) -> npt.NDArray[Any]:
         """The records of a slice, of `RECORD`."""
@@ -169,6 +171,7 @@ class Recorder:
         if len(sent):
             left, issued = sent["left"].astype(np.int64), sent["issued"].astype(np.int64)
             self.late.append(Counts.of(left))
+            self.behind.append(Counts.of(issued))
             self.waited.append(Counts.of(np.maximum(left - issued, 0)))
         ticks = (due - self._start) // self._tick
         last = (self._end - self._start - 1) // self._tick
@@ -180,6 +183,7 @@ class Recorder:
                 )
         if len(self.late) > 256:
             self.late = [Counts.merged(self.late)]
+            self.behind = [Counts.merged(self.behind)]
             self.waited = [Counts.merged(self.waited)]
 
     def _fill(self, cell: Cell, process: int, records: npt.NDArray[Any]) -> None:

@@ -244,13 +244,3 @@ def difference(before: Snapshot, after: Snapshot) -> Server:
         batch_rows=max(after.rows - before.rows, 0) / max(executions, 1),
         batch_sizes=sizes,
     )
-
-
-def answered(before: Snapshot, after: Snapshot) -> dict[str, int]:
-    """Version → requests that it answered between two readings, where there are any."""
-    before = since(before, after)
-    found = {
-        version: count - before.versions.get(version, 0)
-        for version, count in after.versions.items()
-    }
-    return {version: count for version, count in found.items() if count > 0}

@@ -188,6 +188,7 @@ def point_of(
             usages.between(start, end),
             lags=usages.lags(start, end),
             late=Counts.merged(recorder.late),
+            behind=Counts.merged(recorder.behind),
             waited=Counts.merged(recorder.waited),
             median_us=whole.percentile(50),
             overruns=errors[OVERRUN],

@@ -5,8 +5,9 @@ truncation heuristics for simulation", Winter Simulation Conference 2000): of al
 that could be left out, that one is, without which the standard error of the mean of the rest is
 smallest. If that is more than half of what there is, the mean has not settled yet, and more is
 needed. MSER-5 looks at means of five observations; here an observation is the mean latency of the
-requests due in one tenth of a second, so that half a second counts as much in a silent time as in
-a busy one, up to the oldest request that has no answer yet. An overload, whose latencies grow and grow, never settles: there is a longest time.
+requests due in one tenth of a second (half a second counts as much in a silent time as in a busy
+one), up to the oldest request that has no answer yet. An overload, whose latencies grow and grow,
+never settles: there is a longest time.
 """
 
 from __future__ import annotations

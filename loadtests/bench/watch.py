@@ -12,6 +12,8 @@ from loadtests.bench.results import Server
 from loadtests.bench.server import ServerStats, Snapshot, difference
 
 EVERY_S: Final = 1.0
+FIRST_S: Final = 10.0
+"""Seconds that the first reading is waited for."""
 
 
 class Watch:
@@ -24,11 +26,15 @@ class Watch:
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._wake = threading.Event()
+        self._first = threading.Event()
+        self._last = False
         self._thread = threading.Thread(target=self._run, daemon=True) if on else None
 
     def __enter__(self) -> Self:
         if self._thread is not None:
             self._thread.start()
+            # What comes first must not wait for a server that is busy already.
+            self._first.wait(FIRST_S)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -41,21 +47,37 @@ class Watch:
         """Has a reading taken at once."""
         self._wake.set()
 
+    def finish(self) -> None:
+        """Takes a last reading."""
+        if self._thread is not None:
+            self._last = True
+            self._over.set()
+            self._wake.set()
+            self._thread.join()
+
     def _run(self) -> None:
-        with ServerStats(self._target) as statistics:
-            while not self._over.is_set():
-                self._wake.clear()
-                began = time.monotonic_ns()
-                snapshot = statistics.read()
-                ended = time.monotonic_ns()
-                if snapshot is not None:
-                    with self._lock:
-                        self._times.append((began + ended) // 2)
-                        self._snapshots.append(snapshot)
-                elif not self._times:
-                    # It has none: asking again and again would be load.
-                    return
-                self._wake.wait(EVERY_S)
+        try:
+            with ServerStats(self._target) as statistics:
+                # It may have none: asking again and again would be load.
+                while not self._over.is_set() and self._read(statistics):
+                    self._first.set()
+                    self._wake.wait(EVERY_S)
+                    self._wake.clear()
+                if self._last and self._times:
+                    self._read(statistics)
+        finally:
+            self._first.set()
+
+    def _read(self, statistics: ServerStats) -> bool:
+        """Whether the server says anything, now or before."""
+        began = time.monotonic_ns()
+        snapshot = statistics.read()
+        ended = time.monotonic_ns()
+        if snapshot is not None:
+            with self._lock:
+                self._times.append((began + ended) // 2)
+                self._snapshots.append(snapshot)
+        return bool(self._times)
 
     def between(self, start: int, end: int) -> Server | None:
         """What the server did between the readings nearest to `start` and `end`; ``None`` where

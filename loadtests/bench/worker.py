@@ -187,7 +187,9 @@ class Sender:
     def _look(self) -> None:
         """Late timers, timeouts, reports."""
         now = _now()
-        self._lags.append(max(now - self._probe_at, 0) // 1000)
+        # One long pause kept many looks from being taken, which would have seen it, too.
+        late = max(now - self._probe_at, 0)
+        self._lags += [each // 1000 for each in range(late, -1, -PROBE)]
         calls = self._under_way
         while calls:
             call = calls[0]

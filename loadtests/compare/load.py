@@ -23,6 +23,7 @@ _COUNTS = re.compile(
     r"(\d+) failed, (\d+) errored, (\d+) timeout"
 )
 _CODES = re.compile(r"status codes: (\d+) 2xx")
+_DATA = re.compile(r"traffic: .*\((\d+)\) data")
 _MEAN = re.compile(rf"time for request:\s+{_DURATION}\s+{_DURATION}\s+{_DURATION}")
 
 
@@ -54,6 +55,8 @@ class Result:
     errored: int = 0
     timeouts: int = 0
     ok_codes: int = 0
+    data_bytes: int = 0
+    """Of all answers' bodies."""
     problem: str = ""
 
     def problems(self) -> list[str]:
@@ -151,6 +154,8 @@ def parse(text: str, result: Result) -> None:
     result.succeeded, result.failed = int(counts[3]), int(counts[4])
     result.errored, result.timeouts = int(counts[5]), int(counts[6])
     result.ok_codes = int(codes[1])
+    if data := _DATA.search(text):
+        result.data_bytes = int(data[1])
     result.mean_us = _seconds(mean[5], mean[6]) * 1e6
 
 

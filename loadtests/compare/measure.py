@@ -101,24 +101,27 @@ def settled(server: Server, model: str, expected: int, wait_s: float = 3.0) -> C
         time.sleep(0.1)
 
 
-def wrong(result: load.Result, verdict: Verdict) -> list[str]:
-    """Every reason why h2load or the verifier say that the run does not count."""
+def wrong(result: load.Result, verdict: Verdict, fewest: int = 2) -> list[str]:
+    """Every reason why h2load or the verifier say that the run does not count.
+
+    ``fewest``: answers that must have been verified.
+    """
     problems = result.problems()
     if verdict.mismatches or verdict.errors:
         problems.append(
             f"verifier: {verdict.mismatches} mismatches and {verdict.errors} errors in "
             f"{verdict.sent} requests ({verdict.first_problem})"
         )
-    elif verdict.sent < 2:
+    elif verdict.sent < fewest:
         problems.append(f"verifier: only {verdict.sent} requests in the time of the run")
     return problems
 
 
 def judge(
-    result: load.Result, verdict: Verdict, before: Counter, after: Counter
+    result: load.Result, verdict: Verdict, before: Counter, after: Counter, fewest: int = 2
 ) -> tuple[int | None, list[str]]:
     """By how much the counter rose, and every reason why the run does not count."""
-    problems = wrong(result, verdict)
+    problems = wrong(result, verdict, fewest)
     if after.success is None:
         return None, [*problems, "the server shows no nv_inference_request_success for the model"]
     rise = after.success - (before.success or 0)

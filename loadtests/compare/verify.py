@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from . import peers, wire
+from .peers import oip
 from .peers.base import Route
 from .processes import ROOT
 from .wire import Floats, Rows
@@ -61,7 +62,9 @@ def grpc_asker(address: str, model: str, route: Route, timeout_s: float) -> Ask:
     def ask(rows: Rows) -> Floats:
         request = route.encode(model, rows)
         call = channel.unary_unary(request.path)
-        return route.decode(call(request.body[wire.GRPC_FRAME :], timeout=timeout_s), {})
+        own = [item for item in request.headers.items() if item[0] not in oip.GRPC_HEADERS]
+        message = call(request.body[wire.GRPC_FRAME :], timeout=timeout_s, metadata=own)
+        return route.decode(message, {})
 
     return ask
 

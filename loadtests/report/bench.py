@@ -196,12 +196,12 @@ def _server(result: Result, found: Sequence[Level], ticks: Sequence[Second]) -> 
     if not any(point.server for point in result.points):
         return [Text("The server publishes no statistics that could stand beside the client's.")]
     first = verdict.headline(result)
-    blocks = _figures(
+    return _figures(
         (
             "Mean latency in its parts",
             bench_charts.parts_of_latency(result),
-            "Queue and execute are the server's own figures. The rest is the network, protocols and "
-            "the client. Waiting to leave: due, but not yet sent. On the right: the whole.",
+            "Queue and execute are the server's own figures. The rest: the network, protocols, the "
+            "client. Waiting to leave: due, but not yet sent. On the right: the whole.",
         ),
         (
             "Queue and execute time, under the client's p50",
@@ -216,7 +216,6 @@ def _server(result: Result, found: Sequence[Level], ticks: Sequence[Second]) -> 
             "How many of the executed batches had so many rows.",
         ),
     )
-    return blocks
 
 
 def _versions(result: Result, found: Sequence[Level], ticks: Sequence[Second]) -> list[Block]:

@@ -56,7 +56,7 @@ def batches_over_time(found: Sequence[Level], seconds: Sequence[Second]) -> Spec
 
 
 def batch_sizes(result: Result, first: Point | None) -> Spec | None:
-    """How often batches of each size were executed, one level at a time; ``first`` is shown first."""
+    """How often batches of each size were executed, one level at a time, ``first`` at first."""
     rows: list[Row] = []
     names: list[str] = []
     chosen = ""
@@ -152,7 +152,7 @@ def versions_over_time(
         counts = second.tick.versions
         total = sum(counts.values())
         shares = [counts.get(version, 0) / total for version in kept]
-        pairs = list(zip(names, shares, strict=True))
+        pairs = list(zip(labels.values(), shares, strict=True))
         if any(version not in labels for version in counts):
             pairs.append((OTHERS, max(0.0, 1 - sum(shares))))
             if OTHERS not in names:

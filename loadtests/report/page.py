@@ -57,7 +57,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart, its headline, and how to read it. ``title`` says what the chart shows, with units."""
+    """A chart, its headline, and how to read it. ``title``: what is shown, with units."""
 
     title: str
     spec: Spec
@@ -160,7 +160,8 @@ def render(
         f'<header><p class="kicker">{escape(kicker)}</p><h1>{escape(title)}</h1>'
         f'<ul class="about">{lines}</ul></header>\n<main>{body}</main>\n'
         f'<footer><div class="downloads">{buttons}</div>'
-        "<p>Made by Sluicegate. This file is complete: it asks no server for anything.</p></footer>\n"
+        "<p>Made by Sluicegate. This file is complete: it asks no server for anything.</p>"
+        "</footer>\n"
         f'<script type="application/json" id="charts">{embedded(charts)}</script>{documents}\n'
         f"{code}</body></html>\n"
     )

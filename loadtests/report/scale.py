@@ -85,20 +85,20 @@ def spec(chart: Chart) -> Spec:
     hidden = 0
     rows: list[Row] = []
     whiskers: list[Row] = []
-    labels = []
+    labels: list[str] = []
     for series in chart.series:
         label = short(series.name, 40) + (_slope(series, chart) if chart.fit else "")
         if label in labels:
             label = f"{label} ({len(labels) + 1})"
         labels.append(label)
-        spreads = series.spread or [None] * len(series.points)
-        for (x, y), spread in zip(series.points, spreads, strict=True):
-            if (chart.log_x and x <= 0) or (chart.log_y and y <= 0):
+        for i, (size, cost) in enumerate(series.points):
+            if (chart.log_x and size <= 0) or (chart.log_y and cost <= 0):
                 hidden += 1
                 continue
-            rows.append({"x": x, "y": y, "series": label})
-            if spread and (spread[0] > 0 or not chart.log_y):
-                whiskers.append({"x": x, "low": spread[0], "high": spread[1], "series": label})
+            rows.append({"x": size, "y": cost, "series": label})
+            low, high = series.spread[i] if series.spread else (cost, cost)
+            if low < high and (low > 0 or not chart.log_y):
+                whiskers.append({"x": size, "low": low, "high": high, "series": label})
     x, y = _axes(chart, rows, whiskers)
     tint = marks.coloured("series", labels, kinds(len(labels)))
     encoding: Spec = {"x": {**x, "field": "x"}, "y": {**y, "field": "y"}, "color": tint}
@@ -129,7 +129,9 @@ def spec(chart: Chart) -> Spec:
     if below:
         title["subtitle"] = wrapped(" ".join(below), 110)
     frame = marks.frame(layers, height=300, data={"values": rows}, title=title)
-    frame["config"] = {**CONFIG, "legend": {**CONFIG["legend"], "columns": 1 if chart.fit else 4}}
+    # A name is cut before it comes here: what is at the end, the slope, must be seen.
+    legend = {**CONFIG["legend"], "columns": 1 if chart.fit else 4, "labelLimit": 700}
+    frame["config"] = {**CONFIG, "legend": legend}
     return frame
 
 

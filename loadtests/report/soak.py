@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
-import json
 
 from . import draw, marks, page
 from .look import CONFIG, Spec, colour, kinds

@@ -44,10 +44,10 @@ def sentences(result: Result) -> list[str]:
     found: list[str] = []
     if not result.points:
         return ["Nothing was measured."]
-    if not any(point.ok for point in result.points):
+    if not any(each.ok for each in result.points):
         kinds: dict[str, int] = {}
-        for point in result.points:
-            for kind, count in point.errors.items():
+        for each in result.points:
+            for kind, count in each.errors.items():
                 kinds[kind] = kinds.get(kind, 0) + count
         worst = sorted(kinds, key=lambda kind: (-kinds[kind], kind))[:3]
         why = f" What went wrong: {joined(worst)}." if worst else ""
@@ -71,16 +71,17 @@ def sentences(result: Result) -> list[str]:
 def _search(result: Result) -> str:
     search = result.search
     assert search is not None
-    unit = (
-        (lambda value: rate(value)) if all_open(result) else (lambda value: f"{value:g} in flight")
-    )
     if search.best is None:
         lowest = min((load for load, _ in search.tried), default=None)
-        at = f", not even {unit(lowest)}" if lowest is not None else ""
+        at = f", not even {_load(result, lowest)}" if lowest is not None else ""
         return f"No load that was tried meets {search.objective}{at}."
     above = [load for load, met in search.tried if not met and load > search.best]
-    limit = f"; {unit(min(above))} does not" if above else "; nothing higher was tried"
-    return f"The highest load that meets {search.objective} is {unit(search.best)}{limit}."
+    limit = f"; {_load(result, min(above))} does not" if above else "; nothing higher was tried"
+    return f"The highest load that meets {search.objective} is {_load(result, search.best)}{limit}."
+
+
+def _load(result: Result, value: float) -> str:
+    return rate(value) if all_open(result) else f"{value:g} in flight"
 
 
 def _level(point: Point) -> str:
@@ -94,7 +95,8 @@ def _level(point: Point) -> str:
         f"{duration(at(latency, 50))}, 99 % within {duration(at(latency, 99))}{sure}"
     )
     if point.failed:
-        return f"{said}; {point.failed:,} of {point.sent:,} requests failed ({share(point.error_rate)})."
+        part = share(point.error_rate)
+        return f"{said}; {point.failed:,} of {point.sent:,} requests failed ({part})."
     return f"{said}; no request failed."
 
 
@@ -139,7 +141,7 @@ def split_table(result: Result) -> list[tuple[str, int, float, float | None, str
     total = sum(answers.values())
     if not total:
         return []
-    rows = []
+    rows: list[tuple[str, int, float, float | None, str]] = []
     for version in sorted(answers, key=lambda name: (not name.isdecimal(), len(name), name)):
         actual = answers[version] / total
         if not result.expected_split:

@@ -40,6 +40,8 @@ def digits(value: float, wanted: int = 3) -> str:
         return "–"
     if value == 0:
         return "0"
+    if abs(value) < 10**wanted:
+        value = float(f"{value:.{wanted}g}")  # 999.7 has one digit more than it seems
     decimals = max(0, wanted - 1 - math.floor(math.log10(abs(value))))
     if decimals == 0 or float(value).is_integer():
         return f"{value:,.0f}"

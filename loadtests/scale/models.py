@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +16,7 @@ from loadtests.compare import load
 from loadtests.compare.models import make_add
 from loadtests.compare.processes import Server, get
 from loadtests.errors import BenchError
+from loadtests.scale.beside import longest_wait
 from loadtests.scale.drive import Bench, drive, note_run
 from loadtests.scale.processes import idle_cores, settled_bytes
 from loadtests.scale.study import Study
@@ -80,6 +82,7 @@ def measure(bench: Bench) -> list[Study]:
     all_cpu = study.measure("processor time a request, spread over all", "µs")
     page_ms = study.measure("a scrape of /metrics", "ms", cuts=(CUT,))
     page_kib = study.measure("size of /metrics", "KiB", cuts=(CUT,))
+    stall = study.measure("longest wait of others during a scrape", "ms", cuts=(CUT,))
     sizes = QUICK if bench.quick else SIZES
     for size in bench.within(study, sizes):
         directory = bench.work / f"models-{size}"
@@ -102,6 +105,7 @@ def measure(bench: Bench) -> list[Study]:
             milliseconds, page = scrape(server)
             page_ms.add(size, milliseconds)
             page_kib.add(size, page / 1024)
+            stall.add(size, longest_wait(server, partial(scrape, server)))
         shutil.rmtree(directory)
     study.note(
         "Each model is the same tiny ONNX file (`add`); 64 connections over HTTP, binary tensors. "

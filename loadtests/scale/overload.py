@@ -8,6 +8,7 @@ that rate, whether or not answers come.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -144,12 +145,11 @@ def measure(bench: Bench, run: RunPoint = run_point) -> list[Study]:
     models = write(bench.work / "overload")
     found = []
     with divided(bench) as cores:
+        share = bench.budget_s / len(SCENARIOS)
         for scenario in SCENARIOS:
+            bench.begin(share)
             study = Study(scenario.name, scenario.title, OFFERED)
             found.append(study)
-            if bench.over:
-                study.note(f"not measured: {bench.budget_s:.0f} s were over")
-                continue
             with bench.serve(models, [scenario.model]) as server:
                 before = resident_bytes(server.process.pid)
                 capacity, levels = _levels(bench, study, scenario, server, run)
@@ -186,7 +186,7 @@ def _levels(
     """Capacity, then every level of load."""
     target = Target(scenario.model, Protocol.GRPC, f"http://{server.http}", server.grpc)
     wires = [payload(scenario)]
-    seconds, warmup = (0.5, 0.2) if bench.quick else (5.0, 2.0)
+    seconds, warmup = (0.5, 0.2) if bench.quick else (4.0, 2.0)
     closed = Load(
         concurrency=scenario.busy, connections=CONNECTIONS, seconds=seconds, warmup_s=warmup
     )
@@ -236,7 +236,20 @@ def fill(study: Study, levels: Sequence[Level], before: int) -> None:
         late.add(at, 100 * level.share(LATE))
         failed.add(at, 100 * (point.error_rate - level.share(REFUSALS | LATE)))
         memory.add(at, level.memory / MIB)
+    if kinds := failures(levels):
+        study.note(f"Failed otherwise: {kinds}.")
     judge(study, levels, before)
+
+
+def failures(levels: Sequence[Level]) -> str:
+    """What went wrong without being a refusal or too late, and how often."""
+    total: Counter[str] = Counter()
+    for level in levels:
+        total.update(level.point.errors)
+    found = [f"{kind} {count:,}" for kind, count in total.items() if kind not in REFUSALS | LATE]
+    if "overrun" in total:
+        found.append("where overrun is what was due while 10,000 requests had no answer yet")
+    return ", ".join(found)
 
 
 def judge(study: Study, levels: Sequence[Level], before: int) -> None:
@@ -246,7 +259,11 @@ def judge(study: Study, levels: Sequence[Level], before: int) -> None:
     if not above or reference is None:
         return
     most = max(level.point.rate for level in levels)
-    worst = min(level.point.rate for level in above) / most if most else 0.0
+    # Nobody can answer more than is offered: at 1, that is a little less than the maximum.
+    worst = min(
+        level.point.rate / max(min(most, level.point.sent / level.point.seconds), 1e-9)
+        for level in above
+    )
     study.checks.append(
         Check("worst goodput above capacity, of the maximum", worst, "", GOODPUT, at_most=False)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +14,8 @@ from onnx import helper
 from loadtests.compare import load
 from loadtests.compare.processes import Server, resident_bytes
 from loadtests.compare.wire import Floats
-from loadtests.scale.drive import Bench, drive, note_run
+from loadtests.scale.beside import longest_wait
+from loadtests.scale.drive import LONGEST_RUN_S, Bench, drive, note_run
 from loadtests.scale.processes import peak_bytes, reset_peak, settled_bytes
 from loadtests.scale.study import Study
 
@@ -69,6 +71,7 @@ def measure(bench: Bench) -> list[Study]:
         cpu = study.measure(f"processor time a request, {name}", "µs", cuts=CUTS)
         speed = study.measure(f"MB/s each way, {name}", "MB/s", judged=False)
         peak = study.measure(f"peak memory above idle, {name}", "MiB")
+        stall = study.measure(f"longest wait of others, {name}", "ms")
         with bench.serve(folder / "models", ["echo"], LIMITS) as server:
             pid = server.process.pid
             sizes = [
@@ -91,6 +94,8 @@ def measure(bench: Bench) -> list[Study]:
                     log=folder / "requests.log",
                 )
                 if size >= FROM:
+                    one = partial(load.run, what, load.Shape(1), 2, timeout_s=LONGEST_RUN_S)
+                    stall.add(size, longest_wait(server, one))
                     peak.add(size, max(peak_bytes(pid) - before, 0) / 2**20)
                 latency.add(size, driven.mean_us)
                 cpu.add(size, driven.cpu_us)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import ssl
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -20,7 +21,7 @@ GOOD = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(BODY), BODY)
 
 
 @contextlib.contextmanager
-def serving(handler: Handler) -> Iterator[int]:
+def serving(handler: Handler, tls: ssl.SSLContext | None = None) -> Iterator[int]:
     """The port of a server that gives every connection to `handler`, until the end."""
     loop = asyncio.new_event_loop()
     started: threading.Event = threading.Event()
@@ -37,7 +38,7 @@ def serving(handler: Handler) -> Iterator[int]:
             writer.close()
 
     async def run() -> None:
-        server = await asyncio.start_server(handled, "127.0.0.1", 0)
+        server = await asyncio.start_server(handled, "127.0.0.1", 0, ssl=tls)
         ports.append(server.sockets[0].getsockname()[1])
         started.set()
         await over.wait()

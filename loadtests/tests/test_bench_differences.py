@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loadtests.bench import text
@@ -110,6 +110,7 @@ measured = st.builds(
 )
 
 
+@settings(max_examples=50)
 @given(first=measured, second=measured, tolerance=st.floats(0, 1))
 def test_comparing_is_antisymmetric(first: object, second: object, tolerance: float) -> None:
     a, b = result([first]), result([second])  # type: ignore[list-item]

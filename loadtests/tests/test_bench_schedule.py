@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -199,7 +200,7 @@ def test_times_that_do_not_fit_are_the_longest() -> None:
 # --- warm-up
 
 
-def run(latencies: np.ndarray) -> bool:  # type: ignore[type-arg]
+def run(latencies: Any) -> bool:
     due = np.arange(len(latencies)) * 10_000_000  # 100 a second
     return warmup.settled(due, latencies, len(latencies) * 10_000_000)
 
@@ -286,13 +287,19 @@ def test_batches_are_whole_and_equal(count: int) -> None:
 
 
 def words(
-    thread: float = 0.1, cpu: float = 0.1, lag: int = 0, late: int = 0, waited: int = 0, **load: int
+    thread: float = 0.1,
+    cpu: float = 0.1,
+    lag: int = 0,
+    behind: int = 0,
+    waited: int = 0,
+    **load: int,
 ) -> str:
     return client_of(
         Load(rate=100, **load),  # type: ignore[arg-type]
         [Usage(1.0, cpu, thread)],
         lags=Counts.of(np.array([lag])),
-        late=Counts.of(np.array([late])),
+        late=Counts.of(np.array([behind + waited])),
+        behind=Counts.of(np.array([behind])),
         waited=Counts.of(np.array([waited])),
         median_us=1000,
         overruns=load.get("max_in_flight", 0),
@@ -305,6 +312,7 @@ def test_a_client_that_is_the_bottleneck_says_so() -> None:
     assert "could hardly send more" in words(thread=0.97) and "machine" in words(thread=0.97)
     assert "another machine" in words(cpu=4000.0)
     assert "other processes had the processors" in words(lag=60_000)
-    assert "--processes 2" in words(late=8000)
-    assert "--connections" in words(late=8000, waited=8000)
+    assert "--processes 2" in words(behind=8000, waited=2000)
+    assert "--connections" in words(behind=2000, waited=8000)
+    assert words(behind=900, waited=900) == ""
     assert "3 were in flight" in words(max_in_flight=3)

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
-
 import orjson
 import pytest
 
@@ -14,11 +9,11 @@ from loadtests.bench.plan import Protocol, Target
 from loadtests.bench.server import (
     ServerStats,
     Snapshot,
-    answered,
     difference,
     from_metrics,
     from_statistics,
 )
+from loadtests.tests.bench_pages import serving
 
 ENTRY = {
     "name": "add",
@@ -52,31 +47,6 @@ other_metric{model="add" 1
 """
 
 
-@contextmanager
-def serving(pages: dict[str, bytes]) -> Iterator[str]:
-    """A server that has these pages, and 404 for everything else."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = pages.get(self.path)
-            self.send_response(404 if body is None else 200)
-            self.send_header("content-length", str(len(body or b"")))
-            self.end_headers()
-            self.wfile.write(body or b"")
-
-        def log_message(self, format: str, *args: object) -> None:
-            return
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
-        finally:
-            server.shutdown()
-            thread.join()
-
-
 def test_statistics_of_all_versions_count_together() -> None:
     second = {**ENTRY, "version": "2", "batch_stats": [], "inference_stats": {"success": {}}}
     found = from_statistics([ENTRY, second])
@@ -104,14 +74,12 @@ def test_what_happened_between_two_readings() -> None:
     assert (found.requests, found.executions, found.batch_rows) == (20, 4, 10.0)
     assert (found.queue_us, found.execute_us) == (2.0, 3.0)
     assert found.batch_sizes == {"2": 2, "4": 2}
-    assert answered(before, after) == {"1": 15, "2": 5}
 
 
 def test_a_server_that_did_nothing_divides_by_nothing() -> None:
     same = Snapshot(10, 5, 20, 1000, 2000, {1: 5}, {"1": 10}, timed=10)
     found = difference(same, same)
     assert (found.requests, found.queue_us, found.batch_rows, found.batch_sizes) == (0, 0, 0, {})
-    assert answered(same, same) == {}
 
 
 def test_a_server_that_was_restarted_counts_from_zero() -> None:
@@ -120,7 +88,6 @@ def test_a_server_that_was_restarted_counts_from_zero() -> None:
     found = difference(before, after)
     assert (found.requests, found.executions, found.batch_sizes) == (10, 5, {"2": 5})
     assert (found.queue_us, found.execute_us) == (1.0, 2.0)
-    assert answered(before, after) == {"1": 10}
 
 
 STATISTICS = orjson.dumps({"model_stats": [ENTRY]})

@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import textwrap
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,15 +23,13 @@ LOCUSTFILE = str(ROOT / "loadtests" / "locustfile.py")
 SPLIT = 'weights: {"1": 80, "2": 20}\nstable: "1"\n'
 SLOW = """
 import time
-import numpy as np
 
 class Model:
-    inputs = [("x", "FP32", [-1])]
-    outputs = [("y", "FP32", [-1])]
+    signature = {"inputs": {"x": ("FP32", [-1])}, "outputs": {"y": ("FP32", [-1])}}
 
-    def infer(self, x):
-        time.sleep(1.0)
-        return {"y": x}
+    def infer(self, inputs):
+        time.sleep(0.4)
+        return {"y": inputs["x"] + 0}
 """
 
 
@@ -41,6 +38,8 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess
     folder = tmp_path_factory.mktemp("locust")
     write_adding(folder / "models", "add", 1.0, 2.0)
     (folder / "models" / "add" / "traffic.yaml").write_text(SPLIT)
+    (folder / "models" / "slow" / "1").mkdir(parents=True)
+    (folder / "models" / "slow" / "1" / "model.py").write_text(SLOW)
     with GatewayProcess(folder, [folder / "models"]) as running:
         yield running
 
@@ -87,7 +86,7 @@ def versions(output: str) -> dict[str, list[str]]:
 def test_every_protocol_and_both_versions(tmp_path: Path, gateway: GatewayProcess) -> None:
     mix = "Json,Binary,Grpc,Stream,V1,Invocations"
     code, output = run(
-        tmp_path, *at(gateway), "-u", "6", "-r", "6", "-t", "3s", "--user-mix", mix, "--rows", "2",
+        tmp_path, *at(gateway), "-u", "6", "-r", "6", "-t", "2s", "--user-mix", mix, "--rows", "2",
         "--fail-error-rate", "0%", "--fail-share", "15%", "--fail-p99", "30s", "--fail-rate", "1",
     )  # fmt: skip
     assert code == 0, output
@@ -114,7 +113,7 @@ def test_two_workers_and_a_threshold_that_fails(tmp_path: Path, gateway: Gateway
     try:
         code, output = run(
             tmp_path, *at(gateway), "--master", "--master-bind-port", port, "--master-bind-host",
-            "127.0.0.1", "--expect-workers", "2", "-u", "4", "-r", "4", "-t", "3s", "--user-mix",
+            "127.0.0.1", "--expect-workers", "2", "-u", "4", "-r", "4", "-t", "2s", "--user-mix",
             "Json,Grpc", "--data", str(recording), "--pace", "recorded", "--fail-p99", "1us",
             "--fail-error-rate", "0%",
         )  # fmt: skip
@@ -261,24 +260,21 @@ done = True
 for user in users:
     user.on_stop()
 assert [said["exception"] for said in told] == [None, None], told
-assert all(said["response_time"] > 900 for said in told), told
+assert all(said["response_time"] > 390 for said in told), told
 assert {said["context"]["sluice_version"] for said in told} == {"1"}, told
 print(ticks)
 """
 
 
-def test_a_slow_call_lets_other_greenlets_run(tmp_path: Path) -> None:
-    (tmp_path / "models" / "slow" / "1").mkdir(parents=True)
-    (tmp_path / "models" / "slow" / "1" / "model.py").write_text(textwrap.dedent(SLOW))
-    with GatewayProcess(tmp_path, [tmp_path / "models"]) as gateway:
-        done = subprocess.run(
-            [sys.executable, "-c", BLOCKING, gateway.grpc],
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=2 * PATIENCE,
-            check=False,
-        )
+def test_a_slow_call_lets_other_greenlets_run(gateway: GatewayProcess) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKING, gateway.grpc],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
-    # Each call takes a second: a loop that was blocked would have ticked once or twice.
-    assert int(done.stdout) > 10
+    # A call takes 0.4 s: a loop that was blocked would have ticked once or twice.
+    assert int(done.stdout) > 8

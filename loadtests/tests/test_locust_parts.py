@@ -264,4 +264,4 @@ def test_options_are_read_or_refused() -> None:
         (lambda t: options.mix_of(t, classes), "Json=0", "whole number"),
     ):
         with pytest.raises(BenchError, match=words):
-            read(text)  # type: ignore[no-untyped-call]
+            read(text)

@@ -18,6 +18,7 @@ from loadtests.compare.processes import Server
 from loadtests.errors import BenchError
 from loadtests.payloads.base import Wire
 from loadtests.scale import overload, text
+from loadtests.scale.beside import longest_wait
 from loadtests.scale.drive import Bench
 from loadtests.scale.study import OFFERED, Report, Study
 from loadtests.scale.waiting import drained
@@ -82,6 +83,13 @@ def test_the_lower_half_is_not_held_against_the_maximum() -> None:
     assert judged(a_level(0.5, 500, 10), a_level(0.8, 800, 20), a_level(1, 990, 20))
 
 
+def test_goodput_is_held_against_no_more_than_was_offered() -> None:
+    assert not all(judged(*GOOD, a_level(1.5, 1300, 30)).values())
+    assert judged(GOOD[0], GOOD[1], a_level(1.0, 1000, 30), a_level(1.5, 1450, 30))[
+        "worst goodput above capacity, of the maximum"
+    ]
+
+
 def test_a_late_client_is_not_the_server_s_doing() -> None:
     slow = a_level(3.0, 990, 390, bottleneck="it used its core", overrun=3)
     assert slow.p99_us == 39_000
@@ -92,6 +100,15 @@ def test_requests_that_ended_late_or_refused_are_shares() -> None:
     level = a_level(2.0, 900, 30, RESOURCE_EXHAUSTED=4000, DEADLINE_EXCEEDED=1000)
     assert level.share(overload.REFUSALS) == 0.4
     assert level.share(overload.LATE) == 0.1
+
+
+def test_other_failures_are_named() -> None:
+    levels = [
+        a_level(1, 900, 30, RESOURCE_EXHAUSTED=4, INTERNAL=2),
+        a_level(2, 900, 30, INTERNAL=1, overrun=1500),
+    ]
+    assert overload.failures(levels).startswith("INTERNAL 3, overrun 1,500, where overrun is")
+    assert overload.failures(GOOD) == ""
 
 
 def test_no_level_above_capacity_is_judged_by_nothing() -> None:
@@ -157,17 +174,38 @@ class Metrics(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_a_server_is_waited_for_until_it_is_empty() -> None:
+@contextmanager
+def metrics() -> Iterator[Server]:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Metrics) as web:
         thread = threading.Thread(target=web.serve_forever)
         thread.start()
-        server = cast(Server, SimpleNamespace(http=f"127.0.0.1:{web.server_port}"))
         try:
-            Metrics.in_flight = 3
-            with pytest.raises(BenchError, match=r"still in the gateway: 3\.0"):
-                drained(server, patience_s=0)
-            drained(server)
-            assert Metrics.in_flight < 0
+            yield cast(Server, SimpleNamespace(http=f"127.0.0.1:{web.server_port}"))
         finally:
             web.shutdown()
             thread.join()
+
+
+def test_a_server_is_waited_for_until_it_is_empty() -> None:
+    with metrics() as server:
+        Metrics.in_flight = 3
+        with pytest.raises(BenchError, match=r"still in the gateway: 3\.0"):
+            drained(server, patience_s=0)
+        drained(server)
+        assert Metrics.in_flight < 0
+
+
+def test_the_longest_wait_of_others_is_that_while_something_runs() -> None:
+    asked = threading.Event()
+
+    def slow() -> None:
+        before = Metrics.in_flight
+        while Metrics.in_flight > before - 3:
+            asked.wait(0.01)
+
+    with metrics() as server:
+        assert longest_wait(server, slow) > 0
+        with pytest.raises(ZeroDivisionError):
+            longest_wait(server, lambda: 1 / 0)
+    with pytest.raises(BenchError, match="answers 0"):
+        longest_wait(server, lambda: asked.wait(1))

@@ -56,13 +56,18 @@ def plan_of(cls: Any, options: argparse.Namespace, host: str) -> Plan:
         raise BenchError(f"{cls.__name__} asks over gRPC: give --grpc-host HOST:PORT")
     if options.rows < 0 or options.payloads < 1:
         raise BenchError("--rows and --payloads must be at least 1")
+    if options.timeout < 0:
+        raise BenchError(f"--timeout {options.timeout:g}: give seconds above 0")
     target = Target(
         model=model,
         protocol=protocol,
         http=http,
         grpc=grpc,
         version=options.model_version or cls.model_version,
-        headers=(*cls.headers.items(), *headers_of(options)),
+        headers=(
+            *((name.lower(), value) for name, value in cls.headers.items()),
+            *headers_of(options),
+        ),
         ca_file=options.ca_file or cls.ca_file,
     )
     shapes = {**cls.shapes, **tensor_shapes(options.tensor_shape)}

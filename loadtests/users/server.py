@@ -38,7 +38,11 @@ class ServerSide:
         except BenchError as error:
             # Keeps what was known: a server that is being restarted still has its split.
             self._last = Declared(
-                self._last.split, self._last.batches, self._last.moved, [str(error)]
+                self._last.split,
+                self._last.batches,
+                self._last.moved,
+                # What `sluice bench` would have to be told is left out.
+                [str(error).partition("; name it")[0]],
             )
             return self._last
         split = facts.split

@@ -90,6 +90,11 @@ class Session:
         """A run begins."""
         self.tally.clear()
         self._requests.clear()
+        if self._ended:
+            # Not the first run of this process: the server and the files may be others now.
+            self._prepared.clear()
+            self.close()
+            self._server.clear()
         self.refused = ""
         self.judged = []
         self._began, self._ended = time.monotonic(), 0.0
@@ -286,6 +291,8 @@ def _arrange(session: Session) -> None:
     if options.shape:
         environment.shape_class = shape_of(options.shape, environment)
         environment.shape_class.runner = environment.runner
+        # Locust's own default, one user a second, would flatten every shape.
+        options.spawn_rate = options.spawn_rate or 100.0
     if session.pace.kind != "closed":
         for cls in environment.user_classes:
             _paced(cls)

@@ -51,9 +51,13 @@ class SluiceShape(LoadTestShape):
         if self.run_s and at >= self.run_s:
             return None
         users = self.users_at(at)
-        # Quick enough to be there before the next tick, but not above what locust warns of.
-        rate = self._options.spawn_rate or min(max(abs(users - self._now()), 1), 100)
-        return users, float(rate)
+        return users, self.spawn_rate
+
+    @property
+    def spawn_rate(self) -> float:
+        """Users that come or go a second: ``--spawn-rate``, else as many as locust does without a
+        warning."""
+        return float(self._options.spawn_rate or 100)
 
     def users_at(self, at: float) -> int:
         """How many there are ``at`` seconds from the beginning."""
@@ -63,9 +67,6 @@ class SluiceShape(LoadTestShape):
         """Raises `BenchError` for keys that do not fit."""
         if not self.endless and not run_s:
             raise BenchError(f"--shape {type(self).__name__.lower()} needs --run-time, as in -t 5m")
-
-    def _now(self) -> int:
-        return int(self.runner.user_count) if self.runner is not None else 0
 
 
 class Constant(SluiceShape):
@@ -166,7 +167,7 @@ class StepToSaturation(SluiceShape):
             self._began, self._counted_from = at, None
         if found.finished or (self.run_s and at >= self.run_s):
             return None
-        return found.users, float(self._options.spawn_rate or min(max(found.step, 1), 100))
+        return found.users, self.spawn_rate
 
     def _tally(self) -> Tally:
         from loadtests.users.session import session_of

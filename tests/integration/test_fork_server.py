@@ -23,9 +23,10 @@ import psutil
 import pytest
 
 from gateway.config import BatchingConfig
-from gateway.isolation import forks
+from gateway.errors import UnknownModel
+from gateway.isolation import forking, forks, process
 from gateway.isolation import messages as m
-from gateway.isolation.forks import ForkServer, NotForked
+from gateway.isolation.forking import ForkServer, NotForked
 from gateway.isolation.launch import Ties
 from gateway.isolation.limits import Surroundings, usable_cpus
 from gateway.isolation.nursery import Nursery
@@ -202,7 +203,7 @@ def test_a_fork_server_is_killed_at_random_moments() -> None:
 
 FORKING = """
 import socket, sys
-from gateway.isolation.forks import ForkServer
+from gateway.isolation.forking import ForkServer
 from gateway.isolation.launch import Ties
 from gateway.isolation.limits import Surroundings
 
@@ -250,7 +251,7 @@ def marked(mark: str) -> list[int]:
 
 
 def test_a_fork_server_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forks, "FORK_SECONDS", 0.2)
+    monkeypatch.setattr(forking, "FORK_SECONDS", 0.2)
 
     async def main() -> None:
         async with nursery() as made:
@@ -268,7 +269,7 @@ def test_without_fork_servers_children_are_programs(
     def none(*_: object) -> Any:
         raise OSError(11, "no processes are left")
 
-    monkeypatch.setattr(forks, "run", none)
+    monkeypatch.setattr(forking, "run", none)
     caplog.set_level(logging.WARNING)
 
     async def main() -> None:
@@ -315,7 +316,12 @@ def test_packages_that_are_installed_later_are_found(
             before = await server_of(made)
             (packages / "new").mkdir()
             await answers(await made._start(HERE, "m", ()))
-            assert (await server_of(made)).pid != before.pid
+            after = await server_of(made)
+            assert after.pid != before.pid
+            # As for variables that the gateway's process gets.
+            monkeypatch.setenv("SLUICE_TEST_NEW", "1")
+            child = await made._start(HERE, "m", ())
+            assert psutil.Process(child.pid).environ()["SLUICE_TEST_NEW"] == "1"
 
     asyncio.run(main())
     assert not caplog.records
@@ -353,24 +359,45 @@ def test_a_fork_server_without_models_ends(monkeypatch: pytest.MonkeyPatch) -> N
     asyncio.run(main())
 
 
-def test_who_serves_goes_before_who_loads(tmp_path: Path) -> None:
+def test_who_serves_goes_before_who_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not Path("/proc/self/autogroup").exists():
         pytest.skip("this kernel has no autogroups")
-    write_misbehaving(tmp_path / "m", "isolation: process\n")
+    asked: list[tuple[int, int]] = []
+    set_group = process.set_group
+
+    def record(pid: int, nice: int) -> bool:
+        asked.append((pid, nice))
+        return set_group(pid, nice)
+
+    monkeypatch.setattr(process, "set_group", record)
+    write_misbehaving(tmp_path / "m")
 
     def nice(pid: int) -> int:
         return int(Path(f"/proc/{pid}/autogroup").read_text().split()[-1])
 
     async def main() -> None:
-        async with Rig(tmp_path) as rig:
-            child = rig.dispatcher("m")._model.child
+        async with Rig(tmp_path, **{"registry.poll_seconds": 0.1}) as rig:
+
+            def ready() -> bool:
+                try:
+                    return bool(rig.status("n")["state"] == "ready")
+                except UnknownModel:
+                    return False
+
+            assert not asked, "the first has nobody to give way to"
+            write_misbehaving(tmp_path / "n")
+            await rig.until(ready, "the second")
+            child = rig.dispatcher("n")._model.child
             await rig.until(lambda: nice(child.pid) == 0, "its share")
+            assert asked[0] == (child.pid, LOADING) and asked[-1] == (child.pid, 0)
             for wanted in (5, 0, 10, 0):  # faster than the kernel takes it
                 child.set_nice(wanted)
-            await rig.until(lambda: nice(child.pid) == 0 and child._nice_now == 0, "its share")
-            (task,) = rig.gateway.nursery._forks._servers.values()
-            server = task.result()
-            assert server is not None and nice(server.pid) == LOADING
+            await rig.until(lambda: nice(child.pid) == 0 == child._nice_now, "its share")
+            # Callers wait for one that has crashed.
+            asked.clear()
+            os.kill(child.pid, signal.SIGKILL)
+            assert (await rig.ask("n", [[1, 2]])).tolist() == [[2, 4]]
+            assert not asked
 
     asyncio.run(main())
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from loadtests.commands import add_sluice_option
-from loadtests.compare import load, machine, models, sluice
+from loadtests.compare import load, machine, models
 from loadtests.compare.__main__ import ended
 from loadtests.compare.peers import NAMES, OURS, document, environments, find, publish
 from loadtests.compare.peers.base import Peer

@@ -27,7 +27,7 @@ class Route:
     """One way to ask a server. ``grpc`` routes go over HTTP/2, all others over HTTP/1.1."""
 
     name: str
-    """``grpc``, ``binary``, ``json`` (Open Inference Protocol), or ``native`` (the server's own)."""
+    """``grpc``, ``binary``, ``json`` (Open Inference Protocol), ``native`` (the server's own)."""
     encode: Encode
     decode: Decode
     grpc: bool = False

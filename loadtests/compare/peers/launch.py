@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -119,11 +120,10 @@ def launched(launch: Launch, models: Sequence[Model], work: Path) -> Iterator[Se
 
 def wait_answer(server: Server, route: Route, model: Model, patience_s: float = 120.0) -> None:
     """Returns once the model answers a row of zeros. Raises `BenchError` if it never does."""
-    import time
-
     until = time.perf_counter() + patience_s
-    dtype = np.int64 if model.datatype == "INT64" else np.float32
-    rows: Rows = np.zeros((1, *model.row_shape), dtype)
+    shape = (1, *model.row_shape)
+    whole = model.datatype == "INT64"
+    rows: Rows = np.zeros(shape, np.int64) if whole else np.zeros(shape, np.float32)
     request = route.encode(model.name, rows)
     said = "nothing"
     while server.process.poll() is None and time.perf_counter() < until:

@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 
 from loadtests.compare import bare, load, measure
+from loadtests.compare.load import Shape
 from loadtests.compare.models import Model
 from loadtests.compare.peers import environments, oip
 from loadtests.compare.peers.base import Peer
@@ -26,6 +27,10 @@ CALIBRATE_S: Final = 0.5
 """At most: the first runs of a cell, which also say how many requests a run takes."""
 TRY_S: Final = 0.3
 """Of each batch size of the bare loop."""
+STARTS: Final = 2
+"""Attempts to start a server, before the table says that it does not."""
+SAME: Final = 0.001
+"""How far apart the bytes of answers may be: a number in them may have a digit more."""
 H2LOAD_S: Final = 120.0
 """A run of h2load that takes longer does not count."""
 
@@ -118,20 +123,35 @@ class Runner:
             which = names[0] if peer.one_model else ""
             if (peer.name, which) in self._absent:
                 continue
-            work = self.plan.work / f"{peer.name}-{number}-{which}"
-            work.mkdir()
-            say(f"round {number}  {peer.name} starts ({', '.join(names)})")
-            models = [self.subjects[name].model for name in names]
-            folder = environments.environment(self.plan.environments, peer.name)
-            try:
-                with peer.serve(folder, models, work, self.plan.threads) as server:
-                    self.outcome.ready_s.setdefault(peer.name, []).append(server.ready_s)
-                    for cell in self._cells[peer.name]:
-                        if cell.model in names:
-                            self._record(self._cell(server, cell, number))
-            except (BenchError, OSError, subprocess.SubprocessError) as error:
+            for attempt in range(1, STARTS + 1):
+                reason = self._start(peer, names, number, f"{peer.name}-{number}-{which}-{attempt}")
+                if not reason:
+                    break
+                say(f"round {number}  {peer.name} did not start, attempt {attempt}: {reason}")
+            else:
                 self.broken = True
-                self._give_up(peer.name, which, f"round {number}: {one_line(error)}")
+                self._give_up(peer.name, which, f"round {number}: {reason}")
+
+    def _start(self, peer: Peer, names: Sequence[str], number: int, work_name: str) -> str:
+        """Starts, measures, stops; why the server did not start, or empty."""
+        work = self.plan.work / work_name
+        work.mkdir()
+        say(f"round {number}  {peer.name} starts ({', '.join(names)})")
+        models = [self.subjects[name].model for name in names]
+        folder = environments.environment(self.plan.environments, peer.name)
+        began = False
+        try:
+            with peer.serve(folder, models, work, self.plan.threads) as server:
+                began = True
+                self.outcome.ready_s.setdefault(peer.name, []).append(server.ready_s)
+                for cell in self._cells[peer.name]:
+                    if cell.model in names:
+                        self._record(self._cell(server, cell, number))
+        except (BenchError, OSError, subprocess.SubprocessError) as error:
+            if not began:
+                return one_line(error)
+            say(f"round {number}  {peer.name} did not stop well: {one_line(error)}")
+        return ""
 
     def _cell(self, server: Server, cell: Cell, number: int) -> Run:
         """One run. Whatever keeps it from being made is its problem."""
@@ -162,17 +182,20 @@ class Runner:
             exact=subject.model.exact,
         ) as checking:
             requests = self._warm_up(target, cell)
+            one = load.run(target, Shape(1), 1, timeout_s=H2LOAD_S)
             before = measure.read_counter(server, name) if counter else None
             alone = cell.shape.concurrency == 1
             log = plan.work / "times.log" if alone else None
             checking.go()
             result = load.run(target, cell.shape, requests, timeout_s=H2LOAD_S, log=log)
             verdict = checking.stop()
-        problems = measure.wrong(result, verdict)
+        problems = measure.wrong(result, verdict, cell.verify_fewest)
+        if cell.route.grpc:
+            problems += lost(result, one.data_bytes)
         if before is not None:
             expected = (before.success or 0) + result.requests + verdict.sent
             after = measure.settled(server, name, expected)
-            _, problems = measure.judge(result, verdict, before, after)
+            problems += measure.judge(result, verdict, before, after, cell.verify_fewest)[1]
         return made(cell, number, result, verdict, problems)
 
     def _warm_up(self, target: load.Target, cell: Cell) -> int:
@@ -213,6 +236,17 @@ def best_batch(path: Path, threads: int) -> int:
     return max(found, key=lambda size: found[size])
 
 
+def lost(result: load.Result, each: int) -> list[str]:
+    """Whether some answers had no tensors: h2load takes a gRPC error for a success.
+
+    ``each`` is how many bytes one answer has.
+    """
+    expected = result.requests * each
+    if each and abs(result.data_bytes - expected) <= expected * SAME:
+        return []
+    return [f"h2load got {result.data_bytes} bytes, not {expected}: some answers were errors"]
+
+
 def route_text(cell: Cell) -> str:
     """What the verifier calls the route; see `loadtests.compare.peers.route`."""
     if oip.ROUTES.get(cell.route.name) is cell.route:
@@ -228,7 +262,7 @@ def made(
         *(cell.server, cell.model, cell.route.name, cell.route.like, cell.shape.concurrency),
         *(number, result.per_second, result.mean_us, result.p50_us, result.p99_us),
         *(result.requests, verdict.sent),
-        problems=tuple(problems),
+        problems=tuple(dict.fromkeys(problems)),
     )
 
 

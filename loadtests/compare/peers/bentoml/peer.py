@@ -23,9 +23,7 @@ RAW: Final = raw_route("/{}/raw")
 
 
 @contextmanager
-def serve(
-    environment: Path, models: Sequence[Model], work: Path, threads: int
-) -> Iterator[Server]:
+def serve(environment: Path, models: Sequence[Model], work: Path, threads: int) -> Iterator[Server]:
     """One service, all models."""
     from loadtests.compare.processes import free_port
 

@@ -33,9 +33,7 @@ LARGEST: Final = 1 << 30
 
 
 @contextmanager
-def serve(
-    environment: Path, models: Sequence[Model], work: Path, threads: int
-) -> Iterator[Server]:
+def serve(environment: Path, models: Sequence[Model], work: Path, threads: int) -> Iterator[Server]:
     """One server, all models."""
     from loadtests.compare.processes import free_port, started, wait_models
 

@@ -21,9 +21,7 @@ RAW: Final = raw_route("/{}")
 
 
 @contextmanager
-def serve(
-    environment: Path, models: Sequence[Model], work: Path, threads: int
-) -> Iterator[Server]:
+def serve(environment: Path, models: Sequence[Model], work: Path, threads: int) -> Iterator[Server]:
     """One server for one model."""
     from loadtests.compare.processes import free_port
 

@@ -34,7 +34,7 @@ class OnnxAPI(litserve.LitAPI):
     def predict(self, inputs: list[tuple[bool, Any]]) -> list[tuple[bool, Any]]:
         """One call for the batch."""
         answers = self._onnx.run_all([rows for _, rows in inputs])
-        return [(raw, y) for (raw, _), y in zip(inputs, answers)]
+        return [(raw, y) for (raw, _), y in zip(inputs, answers, strict=True)]
 
     def unbatch(self, output: list[tuple[bool, Any]]) -> list[tuple[bool, Any]]:
         """One answer a request."""

@@ -42,9 +42,9 @@ def save(environment: Path, model: Model, threads: int) -> Path:
     folder = model.path.parent / "mlflow" / f"{model.name}-{threads}"
     if not folder.exists():
         folder.parent.mkdir(exist_ok=True)
+        python = str(environment / "bin" / "python")
         said = subprocess.run(
-            [str(environment / "bin" / "python"), str(SAVE), str(model.path), str(folder)]
-            + [str(threads)],
+            [python, str(SAVE), str(model.path), str(folder), str(threads)],
             check=False,
             capture_output=True,
             text=True,
@@ -58,9 +58,7 @@ def save(environment: Path, model: Model, threads: int) -> Path:
 
 
 @contextmanager
-def serve(
-    environment: Path, models: Sequence[Model], work: Path, threads: int
-) -> Iterator[Server]:
+def serve(environment: Path, models: Sequence[Model], work: Path, threads: int) -> Iterator[Server]:
     """One server, the one model."""
     from loadtests.compare.processes import free_port, started
 
@@ -77,7 +75,11 @@ def serve(
         command,
         (address, "", address),
         work / "mlflow.log",
-        env={"PATH": path, "MLFLOW_DISABLE_TELEMETRY": "true"},
+        env={
+            "PATH": path,
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "UVICORN_LOG_LEVEL": "warning",  # otherwise a line for every request
+        },
         ready_path="/ping",
         cwd=work,
     ) as server:

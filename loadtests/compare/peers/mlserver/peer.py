@@ -60,9 +60,7 @@ def write_folder(folder: Path, models: Sequence[Model], threads: int, ports: Seq
 
 
 @contextmanager
-def serve(
-    environment: Path, models: Sequence[Model], work: Path, threads: int
-) -> Iterator[Server]:
+def serve(environment: Path, models: Sequence[Model], work: Path, threads: int) -> Iterator[Server]:
     """One server, all models."""
     from loadtests.compare.processes import free_port, started, wait_models
 

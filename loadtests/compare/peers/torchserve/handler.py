@@ -8,7 +8,7 @@ from onnx_serving import RAW, SHAPE_HEADER, Onnx, shape_text, to_json
 from ts.torch_handler.base_handler import BaseHandler
 
 
-class OnnxHandler(BaseHandler):  # type: ignore[misc]  # TorchServe has no types
+class OnnxHandler(BaseHandler):
     """JSON (Open Inference Protocol) or raw rows, by the content type; answers in kind."""
 
     def initialize(self, context: Any) -> None:

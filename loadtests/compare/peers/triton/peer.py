@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def serve(
-    environment: Path, models: Sequence[Model], work: Path, threads: int
-) -> Iterator[Server]:
+def serve(environment: Path, models: Sequence[Model], work: Path, threads: int) -> Iterator[Server]:
     """One tritonserver, each model with two instances and dynamic batching."""
     from loadtests.compare import triton
 
