@@ -15,7 +15,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 import time
 import traceback
 from pathlib import Path
@@ -54,10 +53,8 @@ def serve(end: int, modules: list[str]) -> tuple[int, int]:
     os.set_inheritable(end, False)
     gateway = socket.socket(fileno=end)
     before = installed()
-    # In a thread: what an import leaves in its thread's state is not in the one that forks.
-    importing = threading.Thread(target=import_all, args=((*COMMON, *modules),))
-    importing.start()
-    importing.join()
+    # Here and not in a thread that ends: pyarrow's allocator belongs to the one that imports it.
+    import_all((*COMMON, *modules))
     gc.collect()
     gc.freeze()  # a collection in a child would write to, and so copy, every page
     with contextlib.suppress(OSError):

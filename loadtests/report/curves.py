@@ -57,14 +57,3 @@ def curve(histogram: str) -> list[tuple[float, float, bool]]:
     largest = float(found.get_max_value())
     points[-1] = (points[-1][0], largest, points[-1][2])
     return points
-
-
-def bars(histogram: str) -> list[tuple[float, float, int]]:
-    """(from µs, to µs, requests), in steps of a twentieth of a decade, without empty ones."""
-    if not histogram:
-        return []
-    counts: dict[int, int] = {}
-    for item in decoded(histogram).get_recorded_iterator():
-        step = math.floor(math.log10(max(item.value_iterated_to, 1)) * 20)
-        counts[step] = counts.get(step, 0) + item.count_added_in_this_iter_step
-    return [(10 ** (step / 20), 10 ** ((step + 1) / 20), counts[step]) for step in sorted(counts)]

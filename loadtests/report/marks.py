@@ -259,16 +259,3 @@ def dots(extra: Spec | None = None) -> Spec:
         "strokeWidth": 1.5,
         **(extra or {}),
     }
-
-
-def words_at(rows: Sequence[Row], x: Spec, y: Spec, **mark: Any) -> Spec:
-    """``text`` of each row at its ``x`` and ``y``."""
-    return {
-        "data": {"values": list(rows)},
-        "mark": {"type": "text", "align": "left", "dx": 6, "color": INK.light, **mark},
-        "encoding": {
-            "x": {**x, "field": "x"},
-            "y": {**y, "field": "y"},
-            "text": {"field": "text"},
-        },
-    }

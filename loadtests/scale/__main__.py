@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import shlex
+import signal
 import sys
 import tempfile
 import time
@@ -17,6 +18,7 @@ import msgspec
 
 from loadtests.commands import add_sluice_option
 from loadtests.compare import load, machine
+from loadtests.compare.__main__ import ended
 from loadtests.errors import BenchError
 from loadtests.scale import drawing, text
 from loadtests.scale.drive import Bench
@@ -89,6 +91,16 @@ def publish(report: Report, folder: Path, stem: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures, prints, and writes what is to be published."""
     words = list(sys.argv[1:] if argv is None else argv)
+    # What is started is ended, too, when this command is.
+    before = signal.signal(signal.SIGTERM, ended)
+    try:
+        return measured(words)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def measured(words: Sequence[str]) -> int:
+    """The command, told what was typed; its exit code."""
     args = arguments().parse_args(words)
     try:
         names = chosen(args.studies)

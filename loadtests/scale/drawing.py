@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from pathlib import Path
+from typing import Final
 
 from loadtests.errors import BenchError
 from loadtests.report import scale
@@ -21,6 +22,12 @@ from loadtests.scale.study import (
     Report,
     Study,
 )
+
+_WAY: Final = re.compile(
+    r",? (gRPC|HTTP binary|HTTP JSON|HTTP/1\.1|to one of them|spread over all"
+    r"|/metrics read every second|/metrics not read)$"
+)
+"""What the measures of one chart differ in."""
 
 
 def available() -> None:
@@ -51,7 +58,7 @@ def charts(study: Study) -> list[Chart]:
 
 def _without_way(name: str) -> str:
     """``p99, busy, gRPC`` is the same thing as ``p99, busy, HTTP/1.1``."""
-    return re.sub(r",? (gRPC|HTTP binary|HTTP JSON|HTTP/1\.1)$", "", name)
+    return _WAY.sub("", name)
 
 
 def _series(measure: Measure) -> Series:

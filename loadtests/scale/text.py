@@ -50,7 +50,7 @@ def slopes(study: Study) -> list[str]:
     """The table of what grows how."""
     lines = ["| measure | from | to | slope of the cost | |", "|---|---|---|---|---|"]
     for measure in study.measures:
-        name = f"{measure.name} (as time a request)" if measure.rate else measure.name
+        name = f"{measure.name} (as time for one)" if measure.rate else measure.name
         for each in measure.fits if measure.judged else ():
             low, high = size_text(each.low, study.size), size_text(each.high, study.size)
             lines.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -18,6 +19,9 @@ from hdrh.histogram import HdrHistogram
 
 from gateway.tensors import Tensor, datatype
 from loadtests.bench import results
+from loadtests.bench.answers import check_first
+from loadtests.bench.clients import make_client
+from loadtests.bench.clients.base import Call
 from loadtests.bench.messages import Plan, write
 from loadtests.bench.plan import Load, Protocol, Target
 from loadtests.bench.point import run_point
@@ -269,8 +273,8 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Any:
     process.stop()
 
 
-@pytest.mark.parametrize("protocol", list(Protocol))
-def test_every_protocol_of_the_gateway(gateway: Any, protocol: Protocol) -> None:
+@pytest.mark.parametrize("protocol", [Protocol.GRPC, Protocol.STREAM, Protocol.BINARY])
+def test_the_gateway_under_load(gateway: Any, protocol: Protocol) -> None:
     http = gateway.http if "://" in gateway.http else f"http://{gateway.http}"
     target = Target("add", protocol, http=http, grpc=gateway.grpc)
     ticks: list[Tick] = []
@@ -285,6 +289,35 @@ def test_every_protocol_of_the_gateway(gateway: Any, protocol: Protocol) -> None
     assert point.client.cpu > 0 and point.steady and point.warmup_s == pytest.approx(0.1)
     document = results.Result("", "", target, "", {}, {}, [point])
     assert results.load(results.dump(document)).points == [point]
+
+
+@pytest.mark.parametrize("protocol", list(Protocol))
+def test_the_first_answer_of_every_protocol(gateway: Any, protocol: Protocol) -> None:
+    http = gateway.http if "://" in gateway.http else f"http://{gateway.http}"
+    target = Target("add", protocol, http=http, grpc=gateway.grpc)
+
+    async def asking() -> tuple[str, str, bytes]:
+        said: asyncio.Future[tuple[str, str, bytes]] = asyncio.get_running_loop().create_future()
+        client = make_client(
+            target,
+            [encode(sample(1), target)],
+            connections=1,
+            most=1,
+            done=lambda call, *rest: said.set_result(rest),
+        )
+        await client.open()
+        call = Call(0, 0, 0)
+        call.keep = True
+        client.send(call)
+        found = await asyncio.wait_for(said, 20)
+        await client.close()
+        return found
+
+    outcome, version, body = asyncio.run(asking())
+    assert outcome == "" and version in ("1", "2")
+    check_first(target, outcome, body)
+    with pytest.raises(BenchError, match="no answer of"):
+        check_first(target, outcome, b"\xff" + body[1:])
 
 
 def test_a_model_that_is_not_there(gateway: Any) -> None:

@@ -73,6 +73,32 @@ def run(folder: Path, *arguments: str, file: str = LOCUSTFILE) -> tuple[int, str
     return done.returncode, done.stdout + done.stderr
 
 
+def run_until(folder: Path, wanted: int, kinds: int, *arguments: str) -> tuple[int, str]:
+    """A headless run that goes on until locust has counted so many requests, of so many protocols:
+    how long that takes is the machine's business."""
+    path = folder / "master.log"
+    command = [sys.executable, "-m", "locust", "-f", LOCUSTFILE, "--headless", *arguments]
+
+    def enough() -> bool:
+        log = path.read_text()
+        assert process.poll() is None, log
+        seen = re.findall(r"^(\w+) +add +[1-9]\d* ", log, re.MULTILINE)
+        counted = [int(each) for each in re.findall(r"Aggregated +(\d+) ", log)]
+        return len(set(seen)) >= kinds and max(counted, default=0) >= wanted
+
+    with path.open("w") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, cwd=folder, env=environment(), text=True
+        )
+    try:
+        wait_until(enough, f"{wanted} requests", 2 * PATIENCE)
+        process.terminate()
+        return process.wait(PATIENCE), path.read_text()
+    finally:
+        process.kill()
+        process.wait()
+
+
 def at(gateway: GatewayProcess) -> list[str]:
     return ["--host", gateway.http, "--grpc-host", gateway.grpc, "--model", "add"]
 
@@ -85,14 +111,14 @@ def versions(output: str) -> dict[str, list[str]]:
 
 def test_every_protocol_and_both_versions(tmp_path: Path, gateway: GatewayProcess) -> None:
     mix = "Json,Binary,Grpc,Stream,V1,Invocations"
-    code, output = run(
-        tmp_path, *at(gateway), "-u", "6", "-r", "6", "-t", "2s", "--user-mix", mix, "--rows", "2",
+    code, output = run_until(
+        tmp_path, 100, 6, *at(gateway), "-u", "6", "-r", "6", "--user-mix", mix, "--rows", "2",
         "--fail-error-rate", "0%", "--fail-share", "15%", "--fail-p99", "30s", "--fail-rate", "1",
     )  # fmt: skip
     assert code == 0, output
     for protocol in ("json", "binary", "grpc", "stream", "v1", "invocations"):
-        line = re.search(rf"^{protocol} +add +(\d+) +0\(0.00%\)", output, re.MULTILINE)
-        assert line is not None and int(line[1]) > 0, output
+        line = re.search(rf"^{protocol} +add +[1-9]\d* +0\(0.00%\)", output, re.MULTILINE)
+        assert line is not None, output
     table = versions(output)
     assert set(table) == {"1", "2"}, output
     assert table["1"][2] == "80.0%" and table["2"][2] == "20.0%"
@@ -111,11 +137,11 @@ def test_two_workers_and_a_threshold_that_fails(tmp_path: Path, gateway: Gateway
     recording.write_text("\n".join(map(json.dumps, lines)))
     workers = [locust(tmp_path, "--worker", "--master-port", port) for _ in range(2)]
     try:
-        code, output = run(
-            tmp_path, *at(gateway), "--master", "--master-bind-port", port, "--master-bind-host",
-            "127.0.0.1", "--expect-workers", "2", "-u", "4", "-r", "4", "-t", "2s", "--user-mix",
-            "Json,Grpc", "--data", str(recording), "--pace", "recorded", "--fail-p99", "1us",
-            "--fail-error-rate", "0%",
+        code, output = run_until(
+            tmp_path, 50, 2, *at(gateway), "--master", "--master-bind-port", port,
+            "--master-bind-host", "127.0.0.1", "--expect-workers", "2", "-u", "4", "-r", "4",
+            "--user-mix", "Json,Grpc", "--data", str(recording), "--pace", "recorded",
+            "--fail-p99", "1us", "--fail-error-rate", "0%",
         )  # fmt: skip
         log = (tmp_path / "locust.log").read_text()
         assert code == 1, output + log
@@ -127,8 +153,7 @@ def test_two_workers_and_a_threshold_that_fails(tmp_path: Path, gateway: Gateway
     assert "FAIL  p99" in output and "PASS  errors 0 of " in output
     assert "2 workers connected" in output
     table = versions(output)
-    # The recording has 100 requests a second, of which each worker plays half, for both classes.
-    assert 0 < sum(int(row[0]) for row in table.values()) <= 2 * 100 * 4, output
+    assert sum(int(row[0]) for row in table.values()) >= 50, output
     assert table["1"][2] == "80.0%", output
     assert "Traceback" not in output + log
 

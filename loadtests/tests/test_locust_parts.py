@@ -63,6 +63,7 @@ def test_a_master_counts_what_its_workers_counted(reports: list[Any]) -> None:
     assert master.total.requests == sum(map(len, reports)) == master.window.requests
 
 
+@settings(deadline=None)
 @given(st.integers(0, 500), st.integers(1, 500))
 def test_a_share_lies_in_its_confidence(hits: int, more: int) -> None:
     total = hits + more
@@ -148,6 +149,7 @@ def test_a_pace_waits_for_what_is_left() -> None:
     assert 0 <= Pace.parse("poisson:4").first_wait() <= 0.25
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=9).map(sorted), st.integers(1, 3))
 def test_a_recording_is_played_once_by_all_processes_together(times: Any, parts: int) -> None:
     first = times[0]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.codecs.client_grpc import ModelMetadata
@@ -62,6 +62,7 @@ KINDS = st.sampled_from(sorted(DATATYPES))
 INNER = st.lists(st.integers(1, 3), max_size=2).map(tuple)
 
 
+@settings(deadline=None)
 @given(
     protocol=st.sampled_from(list(Protocol)),
     inputs=st.lists(st.tuples(KINDS, INNER), min_size=1, max_size=3),
@@ -92,6 +93,7 @@ FINITE = st.floats(allow_nan=False, allow_infinity=False, width=32)
 TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
 
 
+@settings(deadline=None)
 @given(
     protocol=st.sampled_from(list(Protocol)),
     numbers=st.lists(FINITE, min_size=1, max_size=5),

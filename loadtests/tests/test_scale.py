@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from loadtests.errors import BenchError
 from loadtests.scale import __main__ as scale
-from loadtests.scale import batch, connections, pinned, processes, text
+from loadtests.scale import batch, connections, drawing, pinned, processes, text
 from loadtests.scale.drive import Bench
 from loadtests.scale.fit import MARGIN, fit, fits, t95
 from loadtests.scale.study import Check, Comparison, Measure, Report, Study
@@ -258,6 +258,20 @@ def answering(reply: bytes, keep: int) -> Iterator[str]:
             thread.join()
             for each in held:
                 each.close()
+
+
+def test_what_differs_in_the_way_only_shares_a_chart() -> None:
+    study = Study("models", "Models", "loaded models")
+    for name in ("p99, busy, gRPC", "p99, busy, HTTP/1.1", "start to ready"):
+        study.measure(name, "ms").points += [(1, 2.0), (1, 4.0), (10, 5.0)]
+    study.measure("never measured", "ms")
+    shared, alone = drawing.charts(study)
+    assert (shared.name, [each.name for each in shared.series]) == (
+        "models-p99-busy",
+        ["gRPC", "HTTP/1.1"],
+    )
+    assert alone.series[0].points == [(1, 3.0), (10, 5.0)]
+    assert alone.series[0].spread == [(2.0, 4.0), (5.0, 5.0)]
 
 
 def wait_until_gone(held: list[socket.socket], count: int) -> int:

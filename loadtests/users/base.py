@@ -15,6 +15,7 @@ from locust.exception import StopTest
 from loadtests.bench.plan import Protocol
 from loadtests.errors import BenchError
 from loadtests.payloads.base import Wire
+from loadtests.users import hooks  # noqa: F401  # listens to locust's events
 from loadtests.users.session import session_of
 
 LATE_S = 0.1

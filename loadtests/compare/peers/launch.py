@@ -143,15 +143,27 @@ def wait_answer(server: Server, route: Route, model: Model, patience_s: float = 
     raise BenchError(f"{server.label}: model {model.name} does not answer ({said})")
 
 
-def sweep(mark: str) -> None:
-    """Ends every process that was started with these settings and is still there."""
+def sweep(mark: str, passes: int = 50) -> None:
+    """Ends every process that was started with these settings and is still there.
+
+    Again and again until none is found: one may start another while it is being ended.
+    """
     wanted = f"{SETTINGS}={mark}".encode()
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError, ValueError):
-            if int(folder.name) == os.getpid():
-                continue
-            if wanted in (folder / "environ").read_bytes().split(b"\0"):
-                os.kill(int(folder.name), signal.SIGKILL)
+    for _ in range(passes):
+        ended = [_ended(folder, wanted) for folder in Path("/proc").glob("[0-9]*")]
+        if not any(ended):
+            return
+        time.sleep(0.1)
+
+
+def _ended(folder: Path, wanted: bytes) -> bool:
+    """Whether this process had the mark and was sent SIGKILL. A dead one has no environment."""
+    with suppress(OSError):
+        number = int(folder.name)
+        if number != os.getpid() and wanted in (folder / "environ").read_bytes().split(b"\0"):
+            os.kill(number, signal.SIGKILL)
+            return True
+    return False
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from typing import Annotated, Any
 
 import litserve
 from fastapi import Body, Response
-
 from onnx_serving import RAW, SHAPE_HEADER, Onnx, settings, shape_text, to_json
 
 

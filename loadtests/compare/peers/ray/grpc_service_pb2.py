@@ -1,3 +1,3 @@
 """Messages are pickled from process to process under the module name that protoc gave them."""
 
-from tritonclient.grpc.grpc_service_pb2 import *  # noqa: F403
+from tritonclient.grpc.service_pb2 import *  # noqa: F403

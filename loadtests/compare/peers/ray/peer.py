@@ -63,6 +63,7 @@ def environ(environment: Path, work: Path, sockets: Path, ports: Sequence[int]) 
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports[0]),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(ports[1]),
         "RAY_worker_niceness": "0",
+        "RAY_raylet_start_wait_time_s": "120",
     }
 
 

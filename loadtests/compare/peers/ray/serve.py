@@ -63,6 +63,7 @@ class Model:
 def main() -> None:
     """Serves until told to stop."""
     stop = threading.Event()
+    deployment: Any = Model  # the decorator has made a deployment of the class
     ray.init(
         num_cpus=os.cpu_count(),
         include_dashboard=False,
@@ -81,8 +82,9 @@ def main() -> None:
             logging_config={"enable_access_log": False, "log_level": "WARNING"},
         )
         for name, path in GIVEN["models"].items():
-            model = Model.options(num_replicas=GIVEN["replicas"][name])
-            serve.run(model.bind(name, path), name=name, route_prefix=f"/{name}")
+            replicas = {"num_replicas": GIVEN["replicas"][name]}
+            bound = deployment.options(**replicas).bind(name, path)
+            serve.run(bound, name=name, route_prefix=f"/{name}")
         stop.wait()
     finally:
         ray.shutdown()
