@@ -40,7 +40,8 @@ class Count:
 """
 SETTINGS: Final = {
     "add": "",
-    "plus": "isolation: process\n",
+    # Killed every half minute: by default, so many crashes without a minute of peace are too many.
+    "plus": "isolation: {max_restarts: 1000000}\n",
     "waits": "",
     "count": "decoupled: true\n",
 }
