@@ -56,6 +56,7 @@ from gateway.servers.http import HttpServer, MetricsServer
 from gateway.servers.http_app import make_app
 from gateway.servers.http_state import HttpState
 from gateway.servers.invocations import Invocations
+from gateway.servers.metrics_page import MetricsPage
 from gateway.servers.repository import RepositoryRoutes
 from gateway.state import StateDir, state_path
 from gateway.telemetry.access import access_log
@@ -126,7 +127,8 @@ class Gateway:
                 self.router,
                 lambda name: self._models.owner(name).source,
             )
-        Collector(self.facts, self.manager, self.pipeline, self._troubles).register()
+        collector = Collector(self.facts, self.manager, self.pipeline, self._troubles)
+        metrics = MetricsPage(collector.pieces)
 
         # edges: HTTP and gRPC over the same pipeline
         shared = HttpState(config, self.pipeline, RestCodec(config.limits), self.facts)
@@ -163,11 +165,12 @@ class Gateway:
             *HistoryApi(config, self.facts, self.history).routes(),
             *Hooks(config.mlflow.webhook_secret, self._hint_mlflow).routes(),
             *documentation_routes(),
+            metrics.route(),
         ]
         app = make_app(shared, more)
         self.http = HttpServer(shared, app)
         self.metrics = (
-            MetricsServer(config.telemetry.metrics_address)
+            MetricsServer(config.telemetry.metrics_address, metrics)
             if config.telemetry.metrics_address
             else None
         )

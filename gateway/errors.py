@@ -16,6 +16,7 @@
     │   ├── Draining
     │   ├── Overloaded
     │   │   ├── QueueFull
+    │   │   │   └── Saturated
     │   │   └── DeadlineUnmeetable
     │   ├── DeadlineExceeded
     │   └── Cancelled
@@ -136,6 +137,10 @@ class Overloaded(Unavailable):
 
 class QueueFull(Overloaded):
     """The servable's queue is at one of its bounds."""
+
+
+class Saturated(QueueFull):
+    """For some time more has come than the servable can do; waiting would not help."""
 
 
 class DeadlineUnmeetable(Overloaded):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -10,6 +11,7 @@ from gateway.errors import (
     ModelNotReady,
     NotLoaded,
     SluiceError,
+    UnknownModel,
     UnknownVersion,
     without_folders,
 )
@@ -221,6 +223,12 @@ class Facts:
             "decoupled": self._decoupled(name),
             **self.decided(name),
         }
+
+    def statuses(self) -> Iterator[dict[str, Any]]:
+        """Every model as the admin API tells it, but for those that go meanwhile."""
+        for name in self.names():
+            with suppress(UnknownModel):
+                yield self.status(name)
 
     def load_log(self, name: str, version: str) -> str:
         """What happened in the last loads of a version: the causes in full, as far as it is kept.

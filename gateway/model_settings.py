@@ -52,6 +52,9 @@ class QueueSettings(Document, frozen=True, kw_only=True):
     """What happens at ``timeout_us``: answer 504, or go on at the end of the queue."""
     allow_timeout_override: bool = True
     """Whether a request's own ``timeout`` may shorten ``timeout_us``."""
+    overload_wait_us: NaturalInt | None = None
+    """Longest expected wait of a new request, in microseconds, while more comes than can be done;
+    others are refused. ``None`` = a little more than a batch takes; 0 = refuse nobody for that."""
 
 
 class PriorityQueueSettings(Document, frozen=True, kw_only=True):

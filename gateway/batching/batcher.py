@@ -15,6 +15,7 @@ from gateway.batching.assembly import Splitter, check_rows
 from gateway.batching.clock import Clock, Timer
 from gateway.batching.curve import CostCurve
 from gateway.batching.line import Line
+from gateway.batching.overload import Overload
 from gateway.batching.policy import NEVER, BatchPolicy
 from gateway.batching.runner import Batch, Runner
 from gateway.batching.slices import Slice, Slices
@@ -26,6 +27,7 @@ from gateway.errors import (
     InferenceFailed,
     InvalidRequest,
     QueueFull,
+    Saturated,
     SluiceError,
     Unavailable,
     WrongRows,
@@ -73,6 +75,7 @@ class Batcher:
         self.waiting_rows = 0
         self.waiting_bytes = 0
         self.waiting = 0
+        self.overload = Overload(policy, curve)
         self.on_broken: Callable[[str], object] | None = None
         self.instances = policy.instances
         self.elsewhere = elsewhere
@@ -95,14 +98,16 @@ class Batcher:
         self._waiting_by_level: dict[int, int] = {}
         self._levels: dict[Call, int] = {}
         self._sequence = 0
+        self._rows_taken = 0
+        """Rows that left the lines for a batch, ever."""
 
     # --- the way in
 
     def submit(self, call: Call) -> None:
         """Puts a call into its line. It ends later, exactly once.
 
-        Raises `InvalidRequest`, `QueueFull`, `DeadlineUnmeetable` or `DeadlineExceeded`, in
-        which case nothing was kept.
+        Raises `InvalidRequest`, `QueueFull`, `Saturated`, `DeadlineUnmeetable` or
+        `DeadlineExceeded`, in which case nothing was kept.
         """
         request = call.request
         contract = self.contract
@@ -184,14 +189,19 @@ class Batcher:
         if self.waiting:
             # A request of any size may wait alone; together they are bounded.
             if self.waiting_rows + call.rows > queue.max_rows:
+                self.overload.turned_away(call.rows)
                 raise self._queue_full(f"{queue.max_rows} rows")
             if self.waiting_bytes + call.size > queue.max_bytes:
+                self.overload.turned_away(call.rows)
                 raise self._queue_full(f"{queue.max_bytes} bytes")
             if policy.max_requests(call.request.priority):
                 self._check_requests(call)
         if policy.max_in_flight and self.pending >= policy.max_in_flight:
             raise self._queue_full(f"{policy.max_in_flight} requests in flight")
         policy.set_deadline(call)
+        # A request that joins an idle servable, or comes from a model at work, is let in always.
+        if self.overload.on and self.waiting and not call.inner:
+            self._check_overload(call)
         deadline = policy.hard_deadline(call)
         if deadline is not None:
             left = deadline - self._clock.now()
@@ -209,10 +219,25 @@ class Batcher:
         if waiting >= bound:
             raise self._queue_full(f"{bound} requests")
 
+    def _check_overload(self, call: Call) -> None:
+        overload = self.overload
+        wait = self._rows_ahead(call) / overload.rate + self._running_left()
+        if wait <= overload.target:
+            return
+        overload.refused(call.rows, self._clock.now())
+        raise Saturated(
+            f"more comes to {self.name} than it can do (about {overload.offered:,.0f} rows/s, and "
+            f"{overload.served:,.0f} are done), and the work ahead takes about {wait * 1e3:.0f} "
+            "ms; try again later or send fewer at a time",
+            retry_after=max(wait, 0.001),
+        )
+
     def _check_deadline(self, call: Call, left: float) -> None:
         wait = self.expected_wait(self._rows_ahead(call))
         cost = self.curve.predict(min(call.rows, self.policy.max_rows))
         if cost is not None and wait + cost > left:
+            if self._running_left() + cost <= left:  # it is those who wait that are too many
+                self.overload.turned_away(call.rows)
             raise DeadlineUnmeetable(
                 f"the deadline is {left * 1e3:.1f} ms away, but the work ahead takes about "
                 f"{wait * 1e3:.1f} ms and the request {cost * 1e3:.1f} ms",
@@ -233,11 +258,14 @@ class Batcher:
         rows = self.waiting_rows if rows is None else rows
         full = self.curve.predict(most) or 0.0
         rest = (self.curve.predict(rows % most) or 0.0) if rows % most else 0.0
-        running = 0.0
-        if self._running >= self.policy.instances:
-            running = self.curve.predict(self._running_rows // self._running) or 0.0
-            running = max(running - (self._clock.now() - self._started_at), 0.0)
-        return ((rows // most) * full + rest) / self.policy.instances + running
+        return ((rows // most) * full + rest) / self.policy.instances + self._running_left()
+
+    def _running_left(self) -> float:
+        """Seconds until an instance is free, by the learned cost."""
+        if self._running < self.policy.instances:
+            return 0.0
+        cost = self.curve.predict(self._running_rows // self._running) or 0.0
+        return max(cost - (self._clock.now() - self._started_at), 0.0)
 
     def _queue_full(self, bound: str) -> QueueFull:
         return QueueFull(
@@ -419,7 +447,7 @@ class Batcher:
         for line in self._lines.values():
             if not line.calls:
                 continue
-            due = policy.due(line, now)
+            due = self._due(line, now)
             if due > now:
                 wake = due if wake is None else min(wake, due)
             elif best is None or line.calls[0].order < best.calls[0].order:
@@ -441,7 +469,7 @@ class Batcher:
             return None
         first = lines[0]
         if len(lines) == 1:
-            due = self.policy.due(first, now)
+            due = self._due(first, now)
             if due > now:
                 self._wake_at(due, now)
                 return None
@@ -455,6 +483,12 @@ class Batcher:
             limit, reason = rows, "shape"
         return self._batch(first, limit, reason, now)
 
+    def _due(self, line: Line, now: float) -> float:
+        """When the line may give a batch, as `BatchPolicy.due`."""
+        if self.overload.on and line.rows >= self.overload.size:
+            return now
+        return self.policy.due(line, now)
+
     def _wake_at(self, when: float, now: float) -> None:
         """Arms the timer of the nearest delay."""
         if self._delay_timer is not None:
@@ -463,6 +497,10 @@ class Batcher:
 
     def _batch(self, line: Line, limit: int, reason: str, now: float) -> Batch:
         """Takes a batch off the front of a line, without those that are too late by now."""
+        if now >= self.overload.ends:
+            self._end_window(now)
+        if self.overload.on and limit > self.overload.size:
+            limit = self.overload.size
         calls = line.take(limit)
         self._left(calls)
         rows = 0
@@ -472,10 +510,25 @@ class Batcher:
             call.state = RUNNING
             if call.deadline is not None and call.deadline <= now:
                 expired = True
+        self._rows_taken += rows
         if expired:
             calls = self._without_expired(calls, now)
             rows = sum(call.rows for call in calls)
         return Batch(calls, rows, reason, now)
+
+    def _end_window(self, now: float) -> None:
+        """Judges whether more comes than can be done."""
+        overload = self.overload
+        if not overload.window(now, self.waiting_rows, self._rows_taken):
+            return
+        if overload.on:
+            log.warning(
+                "%s: more comes than it can do, about %.0f rows/s, and %.0f are done; requests "
+                "that would wait for more than %.0f ms are refused",
+                self.name, overload.offered, overload.served, overload.target * 1e3,
+            )  # fmt: skip
+        else:
+            log.info("%s: no longer comes more than it can do", self.name)
 
     def _without_expired(self, calls: list[Call], now: float) -> list[Call]:
         """Ends those whose deadline passed while the loop was busy; gives the others."""

@@ -11,10 +11,12 @@ _WEIGHT: Final = 0.1
 class CostCurve:
     """Seconds per batch, a moving average for each power of two of rows."""
 
-    __slots__ = ("_counts", "_seconds")
+    __slots__ = ("_counts", "_rows", "_seconds")
 
     def __init__(self) -> None:
         self._seconds: list[float] = []
+        self._rows: list[float] = []
+        """The rows that those seconds are for, averaged alike."""
         self._counts: list[int] = []
 
     def observe(self, rows: int, seconds: float) -> None:
@@ -23,12 +25,15 @@ class CostCurve:
         known = self._seconds
         while len(known) <= bucket:
             known.append(-1.0)
+            self._rows.append(0.0)
             self._counts.append(0)
         old = known[bucket]
         count = self._counts[bucket] = self._counts[bucket] + 1
         # The first samples are the cold ones: let them fade quickly.
         weight = _WEIGHT if count > 10 else 1.0 / min(count, 4)
         known[bucket] = seconds if old < 0 else old + weight * (seconds - old)
+        mean = self._rows[bucket]
+        self._rows[bucket] = mean + weight * (rows - mean) if mean else float(rows)
 
     def predict(self, rows: int) -> float | None:
         """Expected seconds for `rows`; `None` while nothing is known.
@@ -47,6 +52,36 @@ class CostCurve:
             if known[larger] >= 0:
                 return known[larger]
         return None
+
+    def between(self, rows: int) -> float | None:
+        """Expected seconds for `rows`, interpolated between the sizes seen; `None` while nothing is
+        known. Fewer rows than ever seen cost what the fewest did, more cost in proportion."""
+        below: tuple[float, float] | None = None
+        for size, seconds in zip(self._rows, self._seconds, strict=True):
+            if seconds < 0:
+                continue
+            if size >= rows:
+                if below is None or size == below[0]:
+                    return seconds
+                share = (rows - below[0]) / (size - below[0])
+                return below[1] + share * (seconds - below[1])
+            below = size, seconds
+        return None if below is None else below[1] * rows / below[0]
+
+    def paying(self, most: int, share: float) -> int:
+        """The smallest batch, of `most` rows at most, with that share of the best throughput."""
+        sizes = []
+        size = 1
+        while size < most:
+            sizes.append(size)
+            size += max((1 << size.bit_length()) // 8, 1)  # four to each power of two
+        sizes.append(most)
+        least = share * max(map(self._rate, sizes))
+        return next(size for size in sizes if self._rate(size) >= least)
+
+    def _rate(self, rows: int) -> float:
+        seconds = self.between(rows)
+        return rows / seconds if seconds else 0.0
 
     def samples(self) -> int:
         """How many batches were seen."""

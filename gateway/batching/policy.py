@@ -39,6 +39,9 @@ class BatchPolicy:
         self.ordered_by_arrival = settings.preserve_ordering
         self.max_request_rows = limits.max_rows
         self.max_in_flight = limits.max_in_flight
+        wait = settings.queue.overload_wait_us
+        self.overload_wait = None if wait is None else wait / 1e6
+        """Longest expected wait, in seconds, while more comes than can be done; 0: any wait."""
         self._delay = settings.max_delay_us / 1e6
         self._ageing = settings.priority_ageing_us / 1e6
         self._preferred = sorted(size for size in settings.preferred_sizes if size <= max_rows)

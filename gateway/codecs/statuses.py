@@ -36,6 +36,7 @@ CODES: Final[dict[type[SluiceError], tuple[int, int]]] = {
     errors.Draining: (503, UNAVAILABLE),
     errors.Overloaded: (429, RESOURCE_EXHAUSTED),
     errors.QueueFull: (429, RESOURCE_EXHAUSTED),
+    errors.Saturated: (429, RESOURCE_EXHAUSTED),
     errors.DeadlineUnmeetable: (429, RESOURCE_EXHAUSTED),
     errors.DeadlineExceeded: (504, DEADLINE_EXCEEDED),
     errors.Cancelled: (499, CANCELLED),

@@ -29,6 +29,8 @@ class Bounds:
         """Of all pending calls, running ones included; as `bytes` and `calls`."""
         self.bytes = 0
         self.calls = 0
+        self._away = 0
+        """Rows refused for lack of room that nobody was told of yet."""
         self._name = name
         self._policy = policy
         self._curve = curve
@@ -82,11 +84,18 @@ class Bounds:
         if not calls:
             return  # a request of any size may wait alone
         if rows + call.rows > queue.max_rows:
+            self._away += call.rows
             raise self._full(f"{queue.max_rows} rows")
         if size + call.size > queue.max_bytes:
+            self._away += call.rows
             raise self._full(f"{queue.max_bytes} bytes")
         if bound and alike >= bound:
             raise self._full(f"{bound} requests")
+
+    def take_away(self) -> int:
+        """Rows refused for lack of room since this was asked last."""
+        away, self._away = self._away, 0
+        return away
 
     def _full(self, bound: str) -> QueueFull:
         return QueueFull(

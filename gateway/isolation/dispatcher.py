@@ -146,7 +146,7 @@ class ChildDispatcher:
         sent = m.Sent(
             m.REQUEST, slot, block, size, told, call.arrived, deadline, request.outputs,
             request.parameters, request.timeout_us, request.priority, request.unchecked,
-            False, answers is not None, headers, request.id,
+            False, answers is not None, headers, request.id, call.inner, self._bounds.take_away(),
         )  # fmt: skip
         if self._up:
             try:

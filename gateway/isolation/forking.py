@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import select
@@ -15,47 +14,19 @@ import threading
 import time
 from typing import Final
 
+from gateway.isolation.adoption import adopting, reap
 from gateway.isolation.bootstrap import REFUSED
 from gateway.isolation.forkserver import STALE
-from gateway.isolation.launch import Forked, Ties, plan_of, reap_group, run
+from gateway.isolation.launch import Forked, Ties, plan_of, run
 from gateway.isolation.limits import Surroundings
 
 FORK_SECONDS: Final = 10.0
 """How long one fork may take."""
-PR_SET_CHILD_SUBREAPER: Final = 36
+_LATE_SECONDS: Final = 60.0
 
 
 class NotForked(Exception):
     """The fork server has not done it; the text says why, empty where that is in order."""
-
-
-class _Adopting:
-    """While in it, processes whose parents end become ours: the children that are being forked.
-
-    Not for longer, since what models start in the background is none of ours.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._count = 0
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._count += 1
-            if self._count == 1:
-                self._set(1)
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._count -= 1
-            if not self._count:
-                self._set(0)
-
-    def _set(self, value: int) -> None:
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, value, 0, 0, 0)
-
-
-_adopting: Final = _Adopting()
 
 
 class ForkServer:
@@ -91,7 +62,7 @@ class ForkServer:
         try:
             report, theirs = os.pipe()
             try:
-                with _adopting, self._lock:
+                with adopting, self._lock:
                     self._ask(ties, output, theirs)
                     os.close(theirs)
                     theirs = -1
@@ -125,8 +96,10 @@ class ForkServer:
         while True:
             left = end - time.monotonic()
             if left <= 0 or not poll.poll(left * 1000):
-                # What it may have forked meanwhile finds its lifeline closed.
                 self.kill()
+                threading.Thread(
+                    target=_end_late, args=(os.dup(report),), name="sluice-late-fork", daemon=True
+                ).start()
                 raise NotForked(f"it has not answered within {FORK_SECONDS:g} s")
             data = os.read(report, 64)
             if not data:
@@ -164,4 +137,22 @@ class ForkServer:
             self.end.close()
         self.kill()
         self._process.wait()
-        reap_group(self.pid)  # a fork of its that was to end after the child's
+        reap()  # a fork of its that was to end after the child's
+
+
+def _end_late(report: int) -> None:
+    """Ends a child that nobody waits for any more, if it is still forked; in a thread."""
+    poll = select.poll()
+    poll.register(report, select.POLLIN)
+    told = b""
+    try:
+        while poll.poll(_LATE_SECONDS * 1000) and (data := os.read(report, 64)):
+            told += data
+    finally:
+        os.close(report)
+    if told.endswith(b"\n"):
+        # Is it ours? Else its number may be another's by now.
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PID, int(told), os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            os.kill(int(told), signal.SIGKILL)
+            os.waitpid(int(told), 0)

@@ -95,11 +95,11 @@ class Forks:
             self._loop.add_reader(server.end.fileno(), self._heard, kind, server, ready)
             async with asyncio.timeout(IMPORT_SECONDS):
                 threads = await ready
-        except (OSError, TimeoutError, ValueError) as error:
+        except Exception as error:  # whatever it is: children can start without one
             if isinstance(error, TimeoutError):
                 error = TimeoutError(f"its imports took more than {IMPORT_SECONDS:g} s")
             self._paused[kind] = self._loop.time() + PAUSE_SECONDS
-            self._say(kind, str(error))
+            self._say(kind, str(error) or type(error).__name__)
         except asyncio.CancelledError:
             if server is None:
                 making.add_done_callback(_never_wanted)
@@ -131,7 +131,10 @@ class Forks:
             data = b""
         if data:
             if not ready.done():
-                ready.set_result(json.loads(data))
+                try:
+                    ready.set_result(json.loads(data))
+                except ValueError as error:
+                    ready.set_exception(error)
             return
         self._loop.remove_reader(server.end.fileno())
         why = server.last_words()

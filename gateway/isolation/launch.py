@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -115,10 +114,3 @@ class Forked:
             else:
                 self._code = os.waitstatus_to_exitcode(status) if pid else None
         return self._code
-
-
-def reap_group(group: int) -> None:
-    """Takes note of all processes of a group that have ended and are ours."""
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-group, os.WNOHANG)[0]:
-            pass

@@ -70,6 +70,10 @@ class Sent(NamedTuple):
     stream: bool
     headers: dict[str, str] | None
     id: str
+    inner: bool = False
+    """`Call.inner`."""
+    away: int = 0
+    """Rows refused for lack of room since the last `REQUEST`; the child judges overload."""
 
 
 # --- tensors in a block

@@ -23,7 +23,7 @@ from gateway.isolation.launch import Launch, by_exec
 from gateway.isolation.limits import Surroundings, isolation_of, surroundings
 from gateway.isolation.memory import Segment, Table
 from gateway.isolation.model import ChildModel, Curve
-from gateway.isolation.priority import LOADING, WAITING
+from gateway.isolation.priority import LOADING, WAITING, Shares
 from gateway.isolation.process import ChildProcess
 from gateway.isolation.watch import watch_loading
 from gateway.lifecycle.probe import Findings
@@ -68,6 +68,7 @@ class Nursery:
         self._forker = ThreadPoolExecutor(2, "sluice-forks")
         self._forks = Forks(loop, self._starter)
         self._guard = Guard()
+        self._shares = Shares(loop)
         self._children: set[ChildProcess] = set()
         self._spares: dict[Kind, ChildProcess] = {}
         self._users: Counter[Kind] = Counter()
@@ -240,7 +241,8 @@ class Nursery:
         )  # fmt: skip
         watch = watch_loading(child, isolation.hang_seconds, self._loop)
         # A new version gives way to what serves; for one that has crashed, callers wait.
-        child.set_nice(LOADING if order["known"] is None and any(self._users.values()) else 0)
+        new = order["known"] is None and any(self._users.values())
+        self._shares.want(child, LOADING if new else 0)
         try:
             child.attach(arena, table)
             child.send((m.LOAD, order))
@@ -255,7 +257,7 @@ class Nursery:
         finally:
             limit.cancel()
             watch.cancel()
-            child.set_nice(0)
+            self._shares.want(child, 0)
 
     async def _start(
         self,
@@ -331,7 +333,7 @@ class Nursery:
 
         spare.on_died = died
         spare.on_message = lambda message: limit.cancel()  # it has imported everything
-        spare.set_nice(WAITING)
+        self._shares.want(spare, WAITING)
         spare.send((m.PRELOAD, kind[1]))
 
     def _stuck(self, kind: Kind, spare: ChildProcess, seconds: float) -> None:

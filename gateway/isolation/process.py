@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.isolation import messages as m
+from gateway.isolation.adoption import reap_session
 from gateway.isolation.arena import Arena, SegmentLike
 from gateway.isolation.channel import Channel, Message
 from gateway.isolation.guard import Guard
@@ -21,7 +22,6 @@ from gateway.isolation.launch import Launch, Ties, by_exec
 from gateway.isolation.limits import Group, Surroundings, some_cpus
 from gateway.isolation.memory import Table
 from gateway.isolation.own_metrics import families_of
-from gateway.isolation.priority import AGAIN_SECONDS, set_group
 from gateway.isolation.words import Words, cause_of_death
 from gateway.telemetry import custom
 from gateway.telemetry.logs import log
@@ -57,13 +57,14 @@ class ChildProcess:
         """Why it is dead; empty while it lives."""
         self.heard = 0.0
         """When it last gave a sign of life, in the loop's seconds."""
+        self.nice = 0
+        """Of its session, as `Shares` has told the system."""
         self.channel: Channel
         self.errands: Errands | None = None
         self.ended = threading.Event()
         self._loop = loop
         self._killed_for = ""
         self._closing = False
-        self._nice = self._nice_now = 0
         self._arena: Arena | None = None
         self._guard = guard
         self._words = Words()
@@ -118,21 +119,6 @@ class ChildProcess:
     def killed(self) -> bool:
         """Whether we have ended it."""
         return bool(self._killed_for)
-
-    def set_nice(self, nice: int) -> None:
-        """How much processor time it is due beside others, where the system lets us say so (see
-        `priority`); on the event loop."""
-        self._nice = nice
-        self._apply_nice()
-
-    def _apply_nice(self) -> None:
-        nice = self._nice
-        if nice == self._nice_now or self.ended.is_set():
-            return
-        if set_group(self.pid, nice):
-            self._nice_now = nice
-        else:
-            self._loop.call_later(AGAIN_SECONDS, self._apply_nice)
 
     # --- out
 
@@ -236,6 +222,7 @@ class ChildProcess:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         self._guard.forget(process.pid)
+        reap_session(process.pid)
         code = process.wait()
         while self._hear(fd):
             pass

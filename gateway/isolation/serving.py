@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
+from gateway.batching.batcher import Batcher
 from gateway.batching.runner import Batch, Runner
 from gateway.batching.slices import Slice
 from gateway.batching.streamer import Streamer
@@ -118,6 +119,13 @@ class ChildCall(Call):
 
     def _cancelled(self) -> None:
         self._serving.ended(self.slot)
+
+
+class InnerChildCall(ChildCall):
+    """One that a model makes for a call that was admitted already."""
+
+    __slots__ = ()
+    inner = True
 
 
 class StreamCall(ChildCall):
@@ -235,7 +243,10 @@ class Serving:
             # Not in the task: one that is cancelled at once never begins.
             task.add_done_callback(lambda task: self._stream_ended(stream, task))
             return
-        call = self._calls[sent.slot] = ChildCall(self, sent, request)
+        kind = InnerChildCall if sent.inner else ChildCall
+        call = self._calls[sent.slot] = kind(self, sent, request)
+        if sent.away and isinstance(self.dispatcher, Batcher):
+            self.dispatcher.overload.turned_away(sent.away)
         try:
             self.dispatcher.submit(call)
         except SluiceError as error:

@@ -53,6 +53,12 @@ def load_here(
             f"decoupled is set, but this model of runtime '{runtime.name}' answers every request "
             "once; leave it out"
         )
+    if model.decoupled and artifact.settings.batching.queue.overload_wait_us is not None:
+        model.close()
+        raise ModelLoadError(
+            "batching.queue.overload_wait_us is for models that answer each request once, whose "
+            "batches tell what a request costs; bound this one's queue by max_requests"
+        )
     warming(runtime.name)
     try:
         findings = examine(model, artifact.settings, max_batch_size, artifact.path.parent)

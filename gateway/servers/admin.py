@@ -22,6 +22,7 @@ from gateway.errors import InvalidRequest
 from gateway.facts import Facts
 from gateway.registries.traffic import parse_traffic
 from gateway.servers.http_app import answer, read_body
+from gateway.servers.piecewise import answer_list
 from gateway.servers.repository import caller_of
 
 MAX_BODY = 1024 * 1024
@@ -80,7 +81,7 @@ class Admin:
         return answer(self._status())
 
     async def models(self, request: Request) -> Response:
-        return answer({"models": [self._facts.status(name) for name in self._facts.names()]})
+        return await answer_list("models", self._facts.statuses())
 
     async def model(self, request: Request) -> Response:
         return answer(self._facts.status(request.path_params["model"]))

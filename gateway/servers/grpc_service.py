@@ -1,6 +1,6 @@
 """Every unary RPC but ModelInfer, as functions from bytes to bytes: for both gRPC servers.
 
-Most answer at once. Loading and unloading take their time and want to know who asks.
+Most answer at once. Loading, unloading and statistics take their time; some want to know who asks.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from gateway.control.callers import Caller, grpc_peer
 from gateway.control.repository import Parameter, Repository
 from gateway.errors import InvalidRequest, ModelNotReady, NotLoaded, printable
 from gateway.facts import NAME, Facts, statistics_json
+from gateway.servers.piecewise import in_turns
 
 INFER: Final = "ModelInfer"
 STREAM: Final = "ModelStreamInfer"
@@ -44,13 +45,13 @@ class GrpcService:
             },
             "ModelMetadata": self._model_metadata,
             "ModelConfig": lambda request: {"config": facts.config(request.name, request.version)},
-            "ModelStatistics": self._statistics,
             "RepositoryIndex": lambda request: {"models": facts.index(only_ready=request.ready)},
         }
         self.handlers = {name: self._handler(name, answer) for name, answer in answers.items()}
         self.slow: dict[str, Slow] = {
             "RepositoryModelLoad": self._load,
             "RepositoryModelUnload": self._unload,
+            "ModelStatistics": self._statistics,
         }
 
     def _handler(
@@ -95,12 +96,19 @@ class GrpcService:
             ],
         }
 
-    def _statistics(self, request: Any) -> dict[str, Any]:
+    async def _statistics(self, payload: bytes, caller: Caller) -> bytes:
+        request = parsed("ModelStatistics", payload)
         try:
             servables = self._facts.servables(request.name, request.version)
         except NotLoaded as error:  # to be counted is no reason to be loaded
             raise ModelNotReady(str(error)) from None
-        return {"model_stats": [statistics_json(servable) for servable in servables]}
+        response = METHODS["ModelStatistics"].response
+        # Messages that are put one behind the other are one with all their elements.
+        parts: list[bytes] = await in_turns(
+            response(model_stats=[statistics_json(servable)]).SerializeToString()
+            for servable in servables
+        )
+        return b"".join(parts)
 
 
 def parsed(name: str, payload: bytes) -> Any:

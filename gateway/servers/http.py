@@ -10,15 +10,12 @@ from typing import Any, Final
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
 
 from gateway.config import split_address
 from gateway.errors import ConfigError
 from gateway.servers.http_protocol import SluiceHttpProtocol, make_protocol
 from gateway.servers.http_state import HttpState
-from gateway.telemetry.metrics import CONTENT_TYPE, render
+from gateway.servers.metrics_page import MetricsPage
 
 SWEEP_SECONDS: Final = 0.5
 BACKLOG: Final = 2048
@@ -123,18 +120,16 @@ class HttpServer:
 class MetricsServer:
     """A port for ``/metrics`` alone."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, page: MetricsPage) -> None:
         self._address = address
+        self._page = page
         self._server: _Server | None = None
         self._task: asyncio.Task[None] | None = None
         self.port = 0
 
     async def start(self) -> None:
-        async def metrics(request: Request) -> Response:
-            return Response(render(), 200, media_type=CONTENT_TYPE)
-
         self._server, self._task, self.port = await start_server(
-            Starlette(routes=[Route("/metrics", metrics)]),
+            Starlette(routes=[self._page.route()]),
             self._address,
             "telemetry.metrics_address",
         )

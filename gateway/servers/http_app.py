@@ -26,8 +26,8 @@ from gateway.registries.config_pbtxt_message import to_json
 from gateway.servers.http_answer import error_body
 from gateway.servers.http_call import IN_THREAD, timeout_ms
 from gateway.servers.http_state import HttpState
+from gateway.servers.piecewise import answer_list
 from gateway.telemetry.logs import log
-from gateway.telemetry.metrics import CONTENT_TYPE, render
 from gateway.tensors import InferenceRequest, InferenceResponse
 
 
@@ -87,7 +87,6 @@ class HttpApp:
             Route("/v1/models", self.v1_models),
             Route("/v1/models/{model}:predict", self.v1_predict, methods=["POST"]),
             Route("/v1/models/{model}", self.v1_model),
-            Route("/metrics", self.metrics),
         ]
         for prefix in (model, versioned):
             routes += [
@@ -132,9 +131,6 @@ class HttpApp:
                 raise InvalidRequest("'ready' must be true or false")
         return answer(self._facts.index(only_ready=only_ready))
 
-    async def metrics(self, request: Request) -> Response:
-        return Response(render(), 200, media_type=CONTENT_TYPE)
-
     # --- one model
 
     async def model_metadata(self, request: Request) -> Response:
@@ -167,7 +163,7 @@ class HttpApp:
         return answer({"model_stats": [statistics_json(each) for each in servables]})
 
     async def all_statistics(self, request: Request) -> Response:
-        return answer({"model_stats": [statistics_json(s) for s in self._facts.servables()]})
+        return await answer_list("model_stats", map(statistics_json, self._facts.servables()))
 
     async def no_inference(self, request: Request) -> Response:
         raise HTTPException(404)

@@ -96,8 +96,3 @@ def families() -> Iterator[Metric]:
         for labels, value in family.values.items():
             metric.samples.append(Sample(family.name, dict(labels), value))
         yield metric
-
-
-def counter_names() -> frozenset[str]:
-    """Counters, which have names of their own choice."""
-    return frozenset(f.name for f in _merged().values() if f.kind == "counter")

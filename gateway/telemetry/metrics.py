@@ -7,18 +7,11 @@ client.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from typing import Final
 
-from prometheus_client import CollectorRegistry
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
-from prometheus_client.samples import Sample
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from gateway import __version__
 from gateway.errors import UnknownModel
@@ -30,23 +23,10 @@ from gateway.servable import Servable
 from gateway.telemetry import custom
 from gateway.telemetry.counted import Counted, Counts
 from gateway.telemetry.lifecycle import lifecycle_metrics, registry_metrics
-from gateway.telemetry.stats import Histogram
+from gateway.telemetry.page import Family, counter, label, write_metric
 
-CONTENT_TYPE = CONTENT_TYPE_LATEST
-REASONS = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
-_registry = CollectorRegistry()
-
-
-# prometheus-client gives every counter the suffix that Triton's names do not have.
-_TRITON_HEAD = re.compile(rb"^(# (?:HELP|TYPE) nv_\w+)_total ", re.MULTILINE)
-
-
-def render() -> bytes:
-    """All metrics in Prometheus' text format."""
-    page = _TRITON_HEAD.sub(rb"\1 ", generate_latest(_registry))
-    for name in custom.counter_names():
-        page = re.sub(rb"^(# (?:HELP|TYPE) %b)_total " % name.encode(), rb"\1 ", page, flags=re.M)
-    return page
+CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
+REASONS: Final = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
 
 
 class Collector:
@@ -73,24 +53,38 @@ class Collector:
         except UnknownModel:
             return []
 
-    def register(self) -> None:
-        for old in list(_registry._collector_to_names):
-            _registry.unregister(old)
-        _registry.register(self)
+    def pieces(self, out: list[bytes]) -> Generator[None]:
+        """Appends all metrics in Prometheus' text format to `out`, in steps of well below a
+        millisecond; other things may happen between them.
 
-    def describe(self) -> list[Metric]:
-        return []
+        What is shown of a version is of one moment, as is the list of the models.
+        """
+        families = ModelFamilies()
+        for each in self._counts.all():
+            families.add(each)
+            yield
+        for family in families.all():
+            out += family.chunks()
+            yield
+        for metric in self._requests():
+            yield from write_metric(metric, out)
+        states = Family("sluice_version_state", "1 for the state a version is in.", "gauge")
+        for name, record in self._facts.records():
+            if record is not None and record.state != State.UNLOADED:
+                words = f"{label('model', name)},{label('state', str(record.state))}"
+                states.add(f"{words},{label('version', record.version)}", 1)
+            yield
+        out += states.chunks()
+        for metrics in (
+            self._build(),
+            lifecycle_metrics(self._manager),
+            registry_metrics(self._troubles()),
+            custom.families(),
+        ):
+            for metric in metrics:
+                yield from write_metric(metric, out)
 
-    def collect(self) -> Iterator[Metric]:
-        counted = list(self._counts.all())
-        yield from own_metrics(counted)
-        yield from triton_metrics(counted)
-        yield from self._gateway_metrics()
-        yield from lifecycle_metrics(self._manager)
-        yield from registry_metrics(self._troubles())
-        yield from custom.families()
-
-    def _gateway_metrics(self) -> Iterator[Metric]:
+    def _requests(self) -> Iterator[Metric]:
         refused = CounterMetricFamily(
             "sluice_refused_requests",
             "Requests that ended before a version was chosen.",
@@ -103,115 +97,126 @@ class Collector:
             "sluice_in_flight_requests", "Requests in the gateway now.",
             self._pipeline.admission.in_flight,
         )  # fmt: skip
-        states = GaugeMetricFamily(
-            "sluice_version_state",
-            "1 for the state a version is in.",
-            labels=["model", "version", "state"],
-        )
-        for name, record in self._facts.records():
-            if record is not None and record.state != State.UNLOADED:
-                states.add_metric([name, record.version, str(record.state)], 1)
-        yield states
+
+    def _build(self) -> Iterator[Metric]:
         info = GaugeMetricFamily("sluice_build_info", "The gateway's version.", labels=["version"])
         info.add_metric([__version__], 1)
         yield info
 
 
-def own_metrics(counted: Iterable[Counted]) -> Iterator[Metric]:
+class ModelFamilies:
+    """The metrics that every version has."""
+
+    def __init__(self) -> None:
+        self.own = OwnFamilies()
+        self.triton = TritonFamilies()
+
+    def add(self, counted: Counted) -> None:
+        """The numbers of one version."""
+        model = label("model", counted.name)
+        version = label("version", counted.version)
+        self.own.add(counted, model, version)
+        self.triton.add(counted, model, version)
+
+    def all(self) -> tuple[Family, ...]:
+        return (*self.own.all(), *self.triton.all())
+
+
+class OwnFamilies:
     """Requests, latencies, batches and queues by model and version, in base units."""
-    labels = ["model", "version"]
-    requests = CounterMetricFamily(
-        "sluice_requests", "Requests that ended.", labels=[*labels, "protocol", "code"]
-    )
-    latency = HistogramMetricFamily(
-        "sluice_request_seconds", "From arrival to answer.", labels=[*labels, "protocol"]
-    )
-    queue = HistogramMetricFamily(
-        "sluice_queue_seconds", "Wait of a request for its batch to start (a batch's mean).",
-        labels=labels,
-    )  # fmt: skip
-    execute = HistogramMetricFamily(
-        "sluice_execute_seconds", "Time of a batch in the runtime.", labels=labels
-    )
-    rows = HistogramMetricFamily("sluice_batch_rows", "Rows of a batch.", labels=labels)
-    closed = CounterMetricFamily(
-        "sluice_batches", "Batches by why they were closed.", labels=[*labels, "reason"]
-    )
-    waiting = GaugeMetricFamily("sluice_queue_requests", "Requests that wait now.", labels=labels)
-    waiting_rows = GaugeMetricFamily("sluice_queue_rows", "Rows that wait now.", labels=labels)
-    answers = CounterMetricFamily(
-        "sluice_streamed_answers", "Answers of models that give any number.", labels=labels
-    )
-    first = HistogramMetricFamily(
-        "sluice_first_answer_seconds", "From arrival to the first of several answers.",
-        labels=labels,
-    )  # fmt: skip
-    for each in counted:
-        key = [each.name, each.version]
-        stats = each.stats
-        if each.decoupled:
-            answers.add_metric(key, stats.streamed)
-            add_histogram(first, key, stats.first_answer_seconds)
+
+    def __init__(self) -> None:
+        self.requests = counter("sluice_requests", "Requests that ended.")
+        self.latency = Family("sluice_request_seconds", "From arrival to answer.", "histogram")
+        self.queue = Family(
+            "sluice_queue_seconds",
+            "Wait of a request for its batch to start (a batch's mean).",
+            "histogram",
+        )
+        self.execute = Family(
+            "sluice_execute_seconds", "Time of a batch in the runtime.", "histogram"
+        )
+        self.rows = Family("sluice_batch_rows", "Rows of a batch.", "histogram")
+        self.closed = counter("sluice_batches", "Batches by why they were closed.")
+        self.waiting = Family("sluice_queue_requests", "Requests that wait now.", "gauge")
+        self.waiting_rows = Family("sluice_queue_rows", "Rows that wait now.", "gauge")
+        self.answers = counter("sluice_streamed_answers", "Answers of models that give any number.")
+        self.first = Family(
+            "sluice_first_answer_seconds",
+            "From arrival to the first of several answers.",
+            "histogram",
+        )
+
+    def add(self, counted: Counted, model: str, version: str) -> None:
+        """The numbers of one version; `model` and `version` are its labels."""
+        stats = counted.stats
+        key = f"{model},{version}"
+        if counted.decoupled:
+            self.answers.add(key, stats.streamed)
+            self.first.add_histogram(key, stats.first_answer_seconds)
         for (protocol, code), count in list(stats.requests.items()):
-            requests.add_metric([*key, protocol, code], count)
+            words = label("protocol", protocol)
+            self.requests.add(f"{label('code', code)},{model},{words},{version}", count)
         for protocol, histogram in list(stats.request_seconds.items()):
-            add_histogram(latency, [*key, protocol], histogram)
-        add_histogram(queue, key, stats.queue_seconds)
-        add_histogram(execute, key, stats.execute_seconds)
-        add_histogram(rows, key, stats.batch_rows)
+            words = label("protocol", protocol)
+            self.latency.add_histogram(f"{model},{words},{version}", histogram)
+        self.queue.add_histogram(key, stats.queue_seconds)
+        self.execute.add_histogram(key, stats.execute_seconds)
+        self.rows.add_histogram(key, stats.batch_rows)
         for reason, count in list(stats.closed.items()):
-            closed.add_metric([*key, reason], count)
-        if each.servable is not None:
-            waiting.add_metric(key, each.servable.dispatcher.waiting)
-            waiting_rows.add_metric(key, each.servable.dispatcher.waiting_rows)
-    yield from (requests, latency, queue, execute, rows, closed, waiting, waiting_rows)
-    yield from (answers, first)
+            self.closed.add(f"{model},{label('reason', reason)},{version}", count)
+        if counted.servable is not None:
+            self.waiting.add(key, counted.servable.dispatcher.waiting)
+            self.waiting_rows.add(key, counted.servable.dispatcher.waiting_rows)
+
+    def all(self) -> tuple[Family, ...]:
+        """In the page's order."""
+        return (
+            self.requests, self.latency, self.queue, self.execute, self.rows, self.closed,
+            self.waiting, self.waiting_rows, self.answers, self.first,
+        )  # fmt: skip
 
 
-def triton_metrics(counted: Iterable[Counted]) -> Iterator[Metric]:
+class TritonFamilies:
     """Triton's counters under their exact names, which have no ``_total``."""
-    durations = (
+
+    DURATIONS: Final = (
         ("request", "success", "Cumulative inference request duration in microseconds"),
         ("queue", "queue", "Cumulative inference queuing duration in microseconds"),
         ("compute_input", "compute_input", "Cumulative compute input duration in microseconds"),
         ("compute_infer", "compute_infer", "Cumulative compute inference duration in microseconds"),
         ("compute_output", "compute_output", "Cumulative output duration in microseconds"),
     )
-    success = Metric("nv_inference_request_success", "Successful inference requests", "counter")
-    failure = Metric("nv_inference_request_failure", "Failed inference requests", "counter")
-    count = Metric("nv_inference_count", "Inferences (rows)", "counter")
-    execs = Metric("nv_inference_exec_count", "Model executions (batches)", "counter")
-    pending = Metric("nv_inference_pending_request_count", "Requests waiting", "gauge")
-    families = {
-        name: Metric(f"nv_inference_{name}_duration_us", text, "counter")
-        for name, _, text in durations
-    }
-    for each in counted:
-        stats = each.stats
-        labels = {"model": each.name, "version": each.version}
-        add(success, labels, stats.success.count)
+
+    def __init__(self) -> None:
+        def plain(name: str, documentation: str, kind: str = "counter") -> Family:
+            return Family(f"nv_inference_{name}", documentation, kind)
+
+        self.success = plain("request_success", "Successful inference requests")
+        self.failure = plain("request_failure", "Failed inference requests")
+        self.count = plain("count", "Inferences (rows)")
+        self.execs = plain("exec_count", "Model executions (batches)")
+        self.pending = plain("pending_request_count", "Requests waiting", "gauge")
+        self.durations = [
+            (attribute, plain(f"{name}_duration_us", text))
+            for name, attribute, text in self.DURATIONS
+        ]
+
+    def add(self, counted: Counted, model: str, version: str) -> None:
+        """The numbers of one version; `model` and `version` are its labels."""
+        stats = counted.stats
+        key = f"{model},{version}"
+        self.success.add(key, stats.success.count)
         for reason in REASONS:
-            add(failure, {**labels, "reason": reason}, stats.failures[reason])
-        add(count, labels, stats.inference_count)
-        add(execs, labels, stats.execution_count)
-        if each.servable is not None:
-            add(pending, labels, each.servable.dispatcher.waiting)
-        for name, attribute, _ in durations:
-            add(families[name], labels, getattr(stats, attribute).ns // 1000)
-    yield from (success, failure, count, execs, pending, *families.values())
+            self.failure.add(f'{model},reason="{reason}",{version}', stats.failures[reason])
+        self.count.add(key, stats.inference_count)
+        self.execs.add(key, stats.execution_count)
+        if counted.servable is not None:
+            self.pending.add(key, counted.servable.dispatcher.waiting)
+        for attribute, family in self.durations:
+            family.add(key, getattr(stats, attribute).ns // 1000)
 
-
-def add(metric: Metric, labels: dict[str, str], value: float) -> None:
-    """A sample under the metric's own name, without a suffix."""
-    metric.samples.append(Sample(metric.name, labels, value))
-
-
-def add_histogram(family: HistogramMetricFamily, labels: list[str], histogram: Histogram) -> None:
-    total = 0
-    buckets: list[tuple[str, float]] = []
-    for bound, count in zip(histogram.bounds, histogram.counts, strict=False):
-        total += count
-        buckets.append((f"{bound:g}", total))
-    total += histogram.counts[-1]
-    buckets.append(("+Inf", total))
-    family.add_metric(labels, buckets, sum_value=histogram.total)
+    def all(self) -> tuple[Family, ...]:
+        """In the page's order."""
+        families = (family for _, family in self.durations)
+        return (self.success, self.failure, self.count, self.execs, self.pending, *families)

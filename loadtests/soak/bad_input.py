@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from contextlib import suppress
 
 import grpc
 import numpy as np
@@ -15,6 +14,8 @@ from loadtests.soak.callers import Outcome, refused
 from loadtests.soak.connections import Pool, post, read_answer
 from loadtests.soak.ledger import End
 
+ANSWER_S = 5.0
+"""Bytes that are no request are refused by then."""
 JSON = {"content-type": "application/json"}
 ROW = {"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}
 
@@ -95,19 +96,18 @@ class BadInput:
         """Bytes that are no request: 4xx, or the connection is closed."""
         connection = await self._pool.open()
         try:
-            with suppress(OSError):
+            async with asyncio.timeout(ANSWER_S):
                 connection.writer.write(sent)
-                async with asyncio.timeout(10):
-                    answer = await read_answer(connection.reader)
-                if not 400 <= answer.status < 500:
-                    return End.FAILED, f"{name}: {refused(answer)[1]}"
-        except asyncio.IncompleteReadError:
-            pass
-        except TimeoutError:
-            return End.REFUSED, ""  # it waits for more; hanging up is up to the sender
+                answer = await read_answer(connection.reader)
+        except TimeoutError:  # an OSError, like those below
+            return End.FAILED, f"{name}: neither refused nor hung up on in {ANSWER_S:g} s"
+        except (ConnectionError, asyncio.IncompleteReadError):
+            return End.REFUSED, ""
         finally:
             await connection.close()
-        return End.REFUSED, ""
+        if 400 <= answer.status < 500:
+            return End.REFUSED, ""
+        return End.FAILED, f"{name}: {refused(answer)[1]}"
 
     async def close(self) -> None:
         """Closes the connections."""

@@ -34,14 +34,23 @@ class Ledger:
     """Counts by caller and end. Latencies (seconds) are those of right answers."""
 
     counts: Counter[tuple[str, End]] = field(default_factory=Counter)
-    open: int = 0
-    """Requests that are waiting now."""
+    sent: int = 0
+    """Requests that were begun."""
+    generous: int = 0
+    """Requests with a deadline that leaves enough time ..."""
+    generous_kept: int = 0
+    """... and those of them that were answered."""
     problems: list[str] = field(default_factory=list)
     """The first of those that ended badly."""
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=20_000))
     """Latencies since they were last taken."""
     versions: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Model and version → right answers."""
+
+    @property
+    def open(self) -> int:
+        """Requests that are waiting now."""
+        return self.sent - self.total()
 
     def ended(self, caller: str, end: End, why: str, seconds: float, at_s: float) -> None:
         """Notes one."""

@@ -3,70 +3,90 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from statistics import median
+from typing import Final
 
 from loadtests.report.soak import Sample, Verdict
+from loadtests.soak.growth import slope
 from loadtests.soak.ledger import BAD, End, Ledger
+from loadtests.soak.rest import Rest
 
-EARLY = (0.25, 0.45)
+EARLY: Final = (0.25, 0.45)
 """The part of a soak that the end is compared with: after the start, when caches have filled."""
-LATE = 0.8
-GROWTH = 1.05
-"""Memory at the end over memory early on, at most."""
-SLACK_MIB = 4.0
-"""Growth that counts as none, however small the gateway is."""
-FEWEST = 20
+LATE: Final = 0.8
+LEAK_MIB: Final = 15.0
+"""MiB an hour that a short soak may seem to grow by: allocators do not give back all at once."""
+CREEP_MIB: Final = 8.0
+"""MiB that memory may grow by in all, however long the soak is."""
+BLUR_MIB: Final = 30.0
+"""MiB an hour. What is less sure than this (half an interval) is not judged."""
+SHORTEST_H: Final = 5 / 60
+"""Hours in which memory can be judged: before that, it is caches that fill."""
+FEWEST: Final = 20
 """Samples in which growth can be seen at all."""
-SLACK = 3
+SLACK: Final = 3
 """File descriptors, or threads, that come and go."""
+KEPT: Final = 0.5
+"""Share of the generous deadlines that are kept at least."""
+FEWEST_DEADLINES: Final = 20
 
 
-def levels(
-    samples: Sequence[Sample], read: Callable[[Sample], float | None]
-) -> tuple[float, float]:
-    """Medians early on and at the end, of `FEWEST` samples at least."""
-    count = len(samples)
-    early = [read(each) for each in samples[int(EARLY[0] * count) : int(EARLY[1] * count)]]
-    late = [read(each) for each in samples[int(LATE * count) :]]
-    return (
-        median(value for value in early if value is not None),
-        median(value for value in late if value is not None),
-    )
+@dataclass
+class Found:
+    """Verdicts, and what could not be judged."""
+
+    verdicts: list[Verdict] = field(default_factory=list)
+    unjudged: list[str] = field(default_factory=list)
+
+    def none(self, name: str, why: str) -> None:
+        """Notes that there is no verdict."""
+        self.unjudged.append(f"not judged: {name}: {why}")
 
 
-def memory(samples: Sequence[Sample]) -> Verdict:
-    """Whether the gateway's own memory grew."""
-    early, late = levels(samples, lambda each: each.memory_mib)
-    return Verdict(
-        "memory does not grow",
-        late <= early * GROWTH or late - early <= SLACK_MIB,
-        f"{early:.1f} to {late:.1f} MiB ({late / early - 1:+.1%})",
-        f"{GROWTH - 1:+.0%} or {SLACK_MIB:g} MiB",
-    )
+def memory(
+    found: Found, name: str, samples: Sequence[Sample], read: Callable[[Sample], float | None]
+) -> None:
+    """Whether memory grew, by its slope after the first quarter."""
+    grown = slope(samples, read)
+    if grown is None:
+        found.none(name, f"{len(samples)} samples are too few")
+        return
+    allowed = min(LEAK_MIB, CREEP_MIB / max(grown.hours, 1e-9))
+    if grown.hours < SHORTEST_H:
+        found.none(name, f"{grown.words()}, too short a time")
+    elif grown.low <= allowed and grown.half > BLUR_MIB:
+        found.none(name, f"{grown.words()}, too uneven")
+    else:
+        found.verdicts.append(
+            Verdict(name, grown.low <= allowed, grown.words(), f"from {allowed:+.1f}")
+        )
 
 
-def count(name: str, samples: Sequence[Sample], read: Callable[[Sample], int | None]) -> Verdict:
+def count(
+    found: Found, name: str, samples: Sequence[Sample], read: Callable[[Sample], int | None]
+) -> None:
     """Whether there are more file descriptors, threads or processes at the end."""
-    early, late = levels(samples, read)
-    return Verdict(
-        f"{name} do not grow", late - early <= SLACK, f"{early:g} to {late:g}", f"{SLACK:+d}"
-    )
-
-
-def rest(name: str, before: float, after: float, allowed: float, unit: str = "") -> Verdict:
-    """Whether what was there before the load is there after it."""
-    return Verdict(
-        f"{name} after the load as before it",
-        after - before <= allowed,
-        f"{before:g} to {after:g}{unit}",
-        f"{allowed:+g}{unit}",
+    name = f"{name} do not grow"
+    number = len(samples)
+    early = [read(each) for each in samples[int(EARLY[0] * number) : int(EARLY[1] * number)]]
+    late = [read(each) for each in samples[int(LATE * number) :]]
+    if number < FEWEST:
+        found.none(name, f"{number} samples are too few")
+        return
+    first = median(value for value in early if value is not None)
+    last = median(value for value in late if value is not None)
+    found.verdicts.append(
+        Verdict(name, last - first <= SLACK, f"{first:g} to {last:g}", f"{SLACK:+d}")
     )
 
 
 def requests(ledger: Ledger) -> list[Verdict]:
     """Whether every request ended as it should."""
-    sent = ledger.total()
-    found = []
+    ends, sent = ledger.total(), ledger.sent
+    found = [
+        Verdict("every request that was sent has ended", ends == sent, f"{ends:,} of {sent:,}")
+    ]
     for name, end in (
         ("no lost request", End.LOST),
         ("no wrong answer", End.WRONG),
@@ -74,29 +94,96 @@ def requests(ledger: Ledger) -> list[Verdict]:
     ):
         number = ledger.total(end)
         found.append(Verdict(name, not number, f"{number} of {sent:,}", "0"))
-    found.append(Verdict("nothing left waiting", not ledger.open, f"{ledger.open}", "0"))
-    found.append(
-        Verdict("something was answered", ledger.total(End.OK) > 0, f"{ledger.total(End.OK):,}")
-    )
+    answered = ledger.total(End.OK)
+    found.append(Verdict("something was answered", answered > 0, f"{answered:,}"))
     return found
 
 
-def all_of(
-    ledger: Ledger, samples: Sequence[Sample], before: Sample, after: Sample
-) -> list[Verdict]:
-    """Everything that can be said. ``before`` and ``after``: at rest."""
-    found = requests(ledger)
-    if len(samples) >= FEWEST:
-        found += [
-            memory(samples),
-            count("file descriptors", samples, lambda each: each.descriptors),
-            count("threads", samples, lambda each: each.threads),
-            count("processes", samples, lambda each: each.processes),
-        ]
-    found += [
-        rest("file descriptors", before.descriptors or 0, after.descriptors or 0, SLACK),
-        rest("threads", before.threads or 0, after.threads or 0, SLACK),
+def deadlines(found: Found, ledger: Ledger) -> None:
+    """Whether a deadline that leaves enough time is mostly kept."""
+    name = "generous deadlines are kept"
+    if ledger.generous < FEWEST_DEADLINES:
+        found.none(name, f"{ledger.generous} requests had one")
+        return
+    share = ledger.generous_kept / ledger.generous
+    found.verdicts.append(
+        Verdict(name, share >= KEPT, f"{share:.0%} of {ledger.generous:,}", f"{KEPT:.0%} or more")
+    )
+
+
+def at_rest(before: Rest, after: Rest) -> list[Verdict]:
+    """Whether what was held before the load, and nothing else, is held after it."""
+    waiting = "unknown" if after.waiting is None else f"{after.waiting:g}"
+    found = [
+        Verdict("nothing left waiting in the gateway", after.waiting == 0, waiting, "0"),
+        Verdict("no zombies", after.zombies == 0, f"{after.zombies}", "0"),
+        Verdict(
+            "processes after the load as before it",
+            after.processes == before.processes,
+            f"{before.processes} to {after.processes}",
+            "the same",
+        ),
     ]
+    own = next(iter(before.descriptors))
+    stayed = [pid for pid in before.descriptors if pid != own and pid in after.descriptors]
+    pairs = [
+        ("file descriptors", before.descriptors[own], after.descriptors.get(own, 0)),
+        ("threads", before.threads, after.threads),
+    ]
+    if stayed:
+        first = sum(before.descriptors[pid] for pid in stayed)
+        last = sum(after.descriptors[pid] for pid in stayed)
+        pairs.append(("file descriptors of children that stayed", first, last))
+    for name, first, last in pairs:
+        allowed = 0 if "children" in name else SLACK
+        found.append(
+            Verdict(
+                f"{name} after the load as before it",
+                last - first <= allowed,
+                f"{first} to {last}",
+                f"{allowed:+d}",
+            )
+        )
+    return found
+
+
+def as_before(before: Rest, after: Rest) -> bool:
+    """Whether all of `at_rest` holds."""
+    return all(each.passed for each in at_rest(before, after))
+
+
+def events(gateway: str, trouble: Sequence[str], own: Sequence[str]) -> list[Verdict]:
+    """Whether the gateway lived, did what it was told, and the soak itself worked.
+
+    ``gateway`` says how it ended, if it did; the others are what went wrong, in order.
+    """
+
+    def told(name: str, wrong: Sequence[str]) -> Verdict:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        return Verdict(name, not wrong, f"{wrong[0]}{more}" if wrong else "yes")
+
+    return [
+        told("the gateway stays up", [gateway] if gateway else []),
+        told("swaps and all other changes succeed", trouble),
+        told("the soak itself works", own),
+    ]
+
+
+def all_of(
+    ledger: Ledger, samples: Sequence[Sample], before: Rest, after: Rest | None
+) -> Found:
+    """Everything that can be said; ``after`` is `None` where there is no gateway left."""
+    found = Found(requests(ledger))
+    deadlines(found, ledger)
+    memory(found, "memory does not grow", samples, lambda each: each.memory_mib)
+    memory(found, "memory of children does not grow", samples, lambda each: each.children_mib)
+    count(found, "file descriptors", samples, lambda each: each.descriptors)
+    count(found, "threads", samples, lambda each: each.threads)
+    count(found, "processes", samples, lambda each: each.processes)
+    if after is None:
+        found.none("what is held at rest", "the gateway is gone")
+    else:
+        found.verdicts += at_rest(before, after)
     return found
 
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from loadtests.compare.processes import tree
@@ -34,6 +35,25 @@ def at(latencies: list[float], percent: float) -> float | None:
     if not latencies:
         return None
     return latencies[min(len(latencies) - 1, int(len(latencies) * percent / 100))] * 1e6
+
+
+MOST_SAMPLES = 4000
+"""Beyond this, two neighbours become one, so that a long soak does not fill the memory."""
+
+
+def joined(first: Sample, second: Sample) -> Sample:
+    """Two neighbours as one: counts added, slower latencies, and what was held at the end."""
+    return replace(
+        second,
+        at_s=first.at_s,
+        seconds=first.seconds + second.seconds,
+        ok=first.ok + second.ok,
+        failed=first.failed + second.failed,
+        refused=first.refused + second.refused,
+        cancelled=first.cancelled + second.cancelled,
+        p50_us=max(filter(None, (first.p50_us, second.p50_us)), default=None),
+        p99_us=max(filter(None, (first.p99_us, second.p99_us)), default=None),
+    )
 
 
 class Watch:
@@ -75,6 +95,9 @@ class Watch:
         )
         self._counts, self._last = counts, now
         self.samples.append(sample)
+        if len(self.samples) >= MOST_SAMPLES:
+            pairs = zip(self.samples[::2], self.samples[1::2], strict=False)
+            self.samples = [joined(first, second) for first, second in pairs]
         return sample
 
     async def every(self, seconds: float) -> None:

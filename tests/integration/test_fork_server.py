@@ -24,13 +24,14 @@ import pytest
 
 from gateway.config import BatchingConfig
 from gateway.errors import UnknownModel
-from gateway.isolation import forking, forks, process
+from gateway.isolation import forking, forks, priority
 from gateway.isolation import messages as m
+from gateway.isolation.adoption import adopting
 from gateway.isolation.forking import ForkServer, NotForked
 from gateway.isolation.launch import Ties
 from gateway.isolation.limits import Surroundings, usable_cpus
 from gateway.isolation.nursery import Nursery
-from gateway.isolation.priority import LOADING
+from gateway.isolation.priority import LOADING, Shares
 from gateway.isolation.process import ChildProcess
 from tests.integration.test_isolation import PATIENCE, Rig, runtimes  # noqa: F401
 from tests.support.gateway import ROOT
@@ -201,6 +202,76 @@ def test_a_fork_server_is_killed_at_random_moments() -> None:
     assert ourselves.num_fds() == fds
 
 
+def test_a_fork_that_comes_too_late_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    ourselves = psutil.Process()
+    before = set(ourselves.children())
+    server = ForkServer(HERE, ())
+    monkeypatch.setattr(server, "kill", lambda: None)
+    server.end.setblocking(True)
+    assert server.end.recv(1 << 16) == b"[]"
+    monkeypatch.setattr(forking, "FORK_SECONDS", 0.0)
+    ours, theirs = socket.socketpair()
+    # It becomes ours, since another is being forked all the while, and its lifeline stays.
+    with ours, theirs, adopting:
+        for _ in range(3):
+            with pytest.raises(NotForked, match="has not answered"):
+                server.fork(HERE, Ties(theirs.fileno(), theirs.fileno(), 0, []))
+        threads = [t for t in threading.enumerate() if t.name == "sluice-late-fork"]
+        assert len(threads) == 3
+        for thread in threads:
+            thread.join(PATIENCE)
+        assert len(set(ourselves.children()) - before) == 1
+    monkeypatch.undo()
+    server.close()
+    assert set(ourselves.children()) == before
+
+
+STARTING = """
+import subprocess, sys
+subprocess.Popen(["sleep", "1000"])
+subprocess.Popen(["sleep", "1000"], process_group=0)
+print("started", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_what_a_child_has_started_leaves_no_zombie() -> None:
+    """What it has started becomes ours if it ends while another is being forked."""
+    ourselves = psutil.Process()
+    before = set(ourselves.children())
+
+    def start(around: Surroundings, ties: Ties) -> Any:
+        return subprocess.Popen(
+            [sys.executable, "-c", STARTING], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            start_new_session=True,
+        )  # fmt: skip
+
+    async def main() -> None:
+        guard = Guard()
+        child = ChildProcess(asyncio.get_running_loop(), HERE, "m", guard, start)
+        child.begin()
+        await until(lambda: "started" in child.said, "what it starts")
+        (inside, outside) = sorted(
+            psutil.Process(child.pid).children(), key=lambda each: os.getpgid(each.pid) == each.pid
+        )
+        # The exit codes of others stay theirs, also of those with a session of their own.
+        others = [subprocess.Popen(["false"], start_new_session=own) for own in (False, True)]
+        with adopting:
+            os.kill(child.pid, signal.SIGSEGV)
+            await until(lambda: child.dead, "its end")
+            assert "SIGSEGV" in child.cause
+            assert outside.ppid() == os.getpid() and not inside.is_running()
+        outside.kill()  # one in a group of its own gets away; and is seen to later
+        with adopting:
+            await until(lambda: outside.status() == psutil.STATUS_ZOMBIE, "its end")
+        assert not psutil.pid_exists(outside.pid)
+        assert [other.wait() for other in others] == [1, 1]
+        await asyncio.to_thread(guard.close)
+
+    asyncio.run(main())
+    assert set(ourselves.children()) == before
+
+
 FORKING = """
 import socket, sys
 from gateway.isolation.forking import ForkServer
@@ -363,13 +434,13 @@ def test_who_serves_goes_before_who_loads(tmp_path: Path, monkeypatch: pytest.Mo
     if not Path("/proc/self/autogroup").exists():
         pytest.skip("this kernel has no autogroups")
     asked: list[tuple[int, int]] = []
-    set_group = process.set_group
+    set_group = priority.set_group
 
     def record(pid: int, nice: int) -> bool:
         asked.append((pid, nice))
         return set_group(pid, nice)
 
-    monkeypatch.setattr(process, "set_group", record)
+    monkeypatch.setattr(priority, "set_group", record)
     write_misbehaving(tmp_path / "m")
 
     def nice(pid: int) -> int:
@@ -391,13 +462,54 @@ def test_who_serves_goes_before_who_loads(tmp_path: Path, monkeypatch: pytest.Mo
             await rig.until(lambda: nice(child.pid) == 0, "its share")
             assert asked[0] == (child.pid, LOADING) and asked[-1] == (child.pid, 0)
             for wanted in (5, 0, 10, 0):  # faster than the kernel takes it
-                child.set_nice(wanted)
-            await rig.until(lambda: nice(child.pid) == 0 == child._nice_now, "its share")
+                rig.gateway.nursery._shares.want(child, wanted)
+            await rig.until(lambda: nice(child.pid) == 0 == child.nice, "its share")
             # Callers wait for one that has crashed.
             asked.clear()
             os.kill(child.pid, signal.SIGKILL)
             assert (await rig.ask("n", [[1, 2]])).tolist() == [[2, 4]]
             assert not asked
+
+    asyncio.run(main())
+
+
+class Someone:
+    """A child as `Shares` knows it."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.nice = 0
+        self.ended = threading.Event()
+
+
+def test_many_that_load_do_not_keep_a_share_from_one_that_serves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    free, told = True, []
+
+    def set_group(pid: int, nice: int) -> bool:
+        nonlocal free
+        if free:
+            told.append((pid, nice))
+        free, was = False, free
+        return was
+
+    monkeypatch.setattr(priority, "set_group", set_group)
+    monkeypatch.setattr(priority, "AGAIN_SECONDS", 0.0)
+
+    async def main() -> None:
+        nonlocal free
+        shares = Shares(asyncio.get_running_loop())
+        everyone: list[Any] = [Someone(pid) for pid in range(5)]
+        for child in everyone:
+            shares.want(child, LOADING)
+        everyone[3].ended.set()
+        shares.want(everyone[4], 0)  # its load was so quick that nothing was changed
+        shares.want(everyone[0], 0)
+        while shares._wanted:
+            free = True
+            await asyncio.sleep(0)
+        assert told == [(0, LOADING), (0, 0), (1, LOADING), (2, LOADING)]
 
     asyncio.run(main())
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from gateway.telemetry.counted import MOST_LOADS, MOST_RETIRED, Counts
-from gateway.telemetry.metrics import own_metrics, triton_metrics
+from gateway.telemetry.metrics import ModelFamilies
 from gateway.telemetry.stats import ServableStats
 
 
@@ -32,10 +34,13 @@ class Served:
         self.counts.changed("m")
 
     def samples(self) -> dict[tuple[Any, ...], float]:
-        counted = list(self.counts.all())
+        families = ModelFamilies()
+        for counted in self.counts.all():
+            families.add(counted)
+        page = b"".join(chunk for family in families.all() for chunk in family.chunks())
         return {
             (sample.name, *sorted(sample.labels.items())): sample.value
-            for family in (*own_metrics(counted), *triton_metrics(counted))
+            for family in text_string_to_metric_families(page.decode())
             for sample in family.samples
         }
 
@@ -74,7 +79,7 @@ def test_a_version_that_is_loaded_again_goes_on_counting() -> None:
         loads += 1
         after = served.samples()
         assert all(after[key] >= value for key, value in before.items())
-    assert after["nv_inference_count", ("model", "m"), ("version", "1")] == 4 * loads
+    assert after["nv_inference_count_total", ("model", "m"), ("version", "1")] == 4 * loads
     assert (
         after["sluice_requests_total", ("code", "ok"), ("model", "m"), ("protocol", "grpc"),
               ("version", "1")] == 2 * loads
@@ -86,7 +91,7 @@ def test_an_old_load_still_counts_while_it_ends() -> None:
     old = served.load("1").stats
     served.load("1")
     count(old)
-    assert served.samples()["nv_inference_count", ("model", "m"), ("version", "1")] == 4
+    assert served.samples()["nv_inference_count_total", ("model", "m"), ("version", "1")] == 4
 
 
 def test_what_is_kept_is_bounded() -> None:
