@@ -222,9 +222,10 @@ class Batcher:
     def _check_overload(self, call: Call) -> None:
         overload = self.overload
         wait = self._rows_ahead(call) / overload.rate + self._running_left()
-        if wait <= overload.target:
+        now = self._clock.now()
+        if wait <= overload.target or overload.past(now):
             return
-        overload.refused(call.rows, self._clock.now())
+        overload.refused(call.rows, now)
         raise Saturated(
             f"more comes to {self.name} than it can do (about {overload.offered:,.0f} rows/s, and "
             f"{overload.served:,.0f} are done), and the work ahead takes about {wait * 1e3:.0f} "

@@ -38,7 +38,7 @@ class Overload:
 
     __slots__ = (
         "_away", "_began", "_count", "_curve", "_fixed", "_for", "_high", "_instances", "_left",
-        "_max_rows", "_quiet_since", "_refused", "ends", "offered", "on", "rate", "served", "size",
+        "_max_rows", "_over_at", "_refused", "ends", "offered", "on", "rate", "served", "size",
         "target",
     )  # fmt: skip
 
@@ -66,7 +66,8 @@ class Overload:
         self._for = 0
         self._away = 0
         self._refused = 0
-        self._quiet_since = 0.0
+        self._over_at = 0.0
+        """When it is over, unless somebody is refused meanwhile."""
 
     def turned_away(self, rows: int) -> None:
         """A call was refused because too much work was ahead of it, not by this."""
@@ -75,12 +76,16 @@ class Overload:
     def refused(self, rows: int, now: float) -> None:
         """A call was refused for overload."""
         self._refused += rows
-        self._quiet_since = now
+        self._over_at = now + WINDOWS * (self.ends - self._began)
+
+    def past(self, now: float) -> bool:
+        """Whether it is over, but no batch was closed since: everybody had gone."""
+        return now >= self._over_at
 
     def window(self, now: float, waiting: int, count: int) -> bool:
         """Judges the window that is over. `waiting` rows are in the queue, `count` were taken out
         of it ever. Returns whether `on` is another than before."""
-        seconds = now - self._began
+        seconds = max(now - self._began, 1e-9)
         done, self._count = count - self._count, count
         grown, self._left = waiting - self._left, waiting
         away, self._away = self._away, 0
@@ -94,7 +99,7 @@ class Overload:
         self.served = done / seconds
         self.offered = max(done + grown + away + refused, 0) / seconds
         if self.on:
-            if now - self._quiet_since < WINDOWS * length:
+            if not self.past(now):
                 return False
             self.on = False
             self._for = self._high = 0
@@ -109,7 +114,7 @@ class Overload:
         if self._for < WINDOWS:
             return False
         self.on = True
-        self._quiet_since = now
+        self._over_at = now + WINDOWS * length
         return True
 
     def _learn(self) -> bool:

@@ -186,7 +186,10 @@ class NativeGrpcServer:
         moment nothing did, or when a model is at work in a thread, which needs the core more."""
         events = self.front.recv_batch_details(BURST, 0)
         if events or (self._backlog.waiting and events is not None):
-            self._arrived(events)
+            try:
+                self._arrived(events)
+            except Exception:  # nobody else would look any more
+                log.exception("unexpected error on the native gRPC server")
             self._look_until = perf_counter() + self._poll_seconds
         elif events is None or not self._worth_a_look():
             self._turn.release()

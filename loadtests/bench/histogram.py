@@ -6,6 +6,7 @@ and read by numpy, thousands of values at a time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, Final, Self
 
@@ -86,13 +87,12 @@ class Counts:
         return int(self.counts.sum())
 
     def percentile(self, percent: float) -> int | None:
-        """µs that `percent` of the values do not exceed, as HdrHistogram defines it: the largest
-        of the bucket. ``None`` where there is no value."""
+        """µs that at least `percent` of the values do not exceed: the inverse of their
+        distribution, at the upper end of its bucket. ``None`` where there is no value."""
         if not len(self.buckets):
             return None
         cumulated = np.cumsum(self.counts)
-        wanted = max(int(percent * int(cumulated[-1]) / 100 + 0.5), 1)
-        at = np.searchsorted(cumulated, wanted)
+        at = np.searchsorted(cumulated, rank(percent, int(cumulated[-1])))
         return int(highest_of(self.buckets[at : at + 1])[0])
 
     def encoded(self) -> str:
@@ -116,6 +116,12 @@ class Counts:
             p50=p50,
             p99=p99,
         )
+
+
+def rank(percent: float, count: int) -> int:
+    """Which of `count` values in order, from 1, is the percentile."""
+    # Less than the error of the product: 99.9 % of 1,000 are 999.
+    return min(max(math.ceil(percent * count / 100 - 1e-9 * count), 1), max(count, 1))
 
 
 def hdr_histogram() -> Any:

@@ -63,7 +63,9 @@ class _Run:
         self._senders = senders
         self._watch = watch
         self._progress = progress
-        self._recorder = Recorder(len(senders), closed=not load.open)
+        self._recorder = Recorder(
+            len(senders), closed=not load.open, timeout_s=load.timeout_s
+        )
         self._usages = Usages(len(senders))
         self._live = Live(self._recorder)
         self._go = time.monotonic_ns() + SOON

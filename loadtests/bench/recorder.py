@@ -16,9 +16,10 @@ import numpy.typing as npt
 
 from loadtests.bench.histogram import Counts, Ints
 from loadtests.bench.messages import LIMIT, RECORD, RECORD_FORMAT, Slice
+from loadtests.bench.results import OVERRUN, TIMEOUT
 
-OVERRUN: Final = "overrun"
-TIMEOUT: Final = "timeout"
+UNANSWERED: Final = (OVERRUN, TIMEOUT)
+"""What took longer than the timeout, nobody knows how much longer."""
 MAX_NAMES: Final = 1000
 """Versions and kinds of errors that are told apart."""
 OTHERS: Final = "others"
@@ -73,19 +74,21 @@ def _named(names: dict[str, int], name: str) -> int:
 class Cell:
     """The requests that were due within one tick."""
 
-    __slots__ = ("errors", "failed", "good", "sent", "service", "versions")
+    __slots__ = ("errors", "failed", "good", "sent", "service", "unanswered", "versions")
 
     def __init__(self) -> None:
         self.sent = 0
         self.good: list[Counts] = []
         self.service: list[Counts] = []
         self.failed: list[Counts] = []
+        self.unanswered: list[Counts] = []
+        """The timeout, as often as there was no answer by then."""
         self.errors: Counter[str] = Counter()
         self.versions: Counter[str] = Counter()
 
     def fold(self) -> None:
         """Takes less memory from now on."""
-        for name in ("good", "service", "failed"):
+        for name in ("good", "service", "failed", "unanswered"):
             listed = getattr(self, name)
             if len(listed) > 1:
                 setattr(self, name, [Counts.merged(listed)])
@@ -97,19 +100,21 @@ class Cell:
 
     @property
     def latencies(self) -> Counts:
-        """Of those answered well."""
-        return Counts.merged(self.good)
+        """Of those answered well, and of those that were not answered at all."""
+        return Counts.merged([*self.good, *self.unanswered])
 
 
 class Recorder:
     """Counts the records of all processes by ticks of `tick` ns; `closed` loops count latency from
-    when a request left.
+    when a request was issued. What has no answer counts as having taken `timeout_s`: it took at
+    least that, and percentiles without it would be those of the fortunate.
 
     Until `begin` says when the measurement began, records are only kept.
     """
 
-    def __init__(self, processes: int, *, closed: bool) -> None:
+    def __init__(self, processes: int, *, closed: bool, timeout_s: float = 30.0) -> None:
         self._closed = closed
+        self._timeout_us = int(timeout_s * 1e6)
         self._outcomes: list[list[str]] = [[""] for _ in range(processes)]
         self._versions: list[list[str]] = [[""] for _ in range(processes)]
         self._kept: list[tuple[int, npt.NDArray[Any]]] = []
@@ -140,7 +145,8 @@ class Recorder:
     def latency_of(self, records: npt.NDArray[Any]) -> Ints:
         """µs."""
         done = records["done"].astype(np.int64)
-        found: Ints = done - records["left"] if self._closed else done
+        # Not from when it left: the wait for a connection is a wait, too.
+        found: Ints = done - records["issued"] if self._closed else done
         return found
 
     def kept(self) -> npt.NDArray[Any]:
@@ -197,6 +203,11 @@ class Recorder:
             cell.service.append(Counts.of((done - records["left"])[well]))
         if len(failed):
             cell.failed.append(Counts.of(failed))
+            names = self._outcomes[process]
+            codes = [code for code, name in enumerate(names) if name in UNANSWERED]
+            without = int(np.isin(records["outcome"], codes).sum())
+            if without:
+                cell.unanswered.append(Counts.of(np.full(without, self._timeout_us, np.int64)))
             self._name(cell.errors, self._outcomes[process], records["outcome"][~well])
         versions = records["version"]
         self._name(cell.versions, self._versions[process], versions[well & (versions > 0)])

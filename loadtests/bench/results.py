@@ -19,6 +19,10 @@ FORMAT: Final = "sluicegate-bench/1"
 PERCENTILES: Final = (50.0, 75.0, 90.0, 95.0, 99.0, 99.9, 99.99, 100.0)
 
 
+OVERRUN: Final = "overrun"
+TIMEOUT: Final = "timeout"
+
+
 class Interval(msgspec.Struct, frozen=True):
     """95 % confidence: both ends."""
 
@@ -27,7 +31,7 @@ class Interval(msgspec.Struct, frozen=True):
 
 
 class Latency(msgspec.Struct, frozen=True):
-    """Latencies of the requests that were answered well."""
+    """Latencies of the requests that were answered well; see `Point.latency` for what else."""
 
     count: int
     mean_us: float
@@ -112,9 +116,10 @@ class Point(msgspec.Struct, frozen=True):
     """Requests/s that were answered well, by when they were answered."""
     rate_ci: Interval | None
     latency: Latency
-    """From when a request was due (open loop) or left (closed loop)."""
+    """From when a request was due (open loop) or issued (closed loop; the wait for a connection is
+    part of it). Requests that were not answered (`Point.unanswered`) count with the timeout."""
     service: Latency
-    """From when it left."""
+    """From when it left; of those answered well."""
     error_latency: Latency | None
     """Of those that were answered with an error."""
     versions: dict[str, int]
@@ -122,6 +127,19 @@ class Point(msgspec.Struct, frozen=True):
     ticks: list[Tick]
     client: Client
     server: Server | None = None
+    silent_s: float = 0.0
+    """Seconds, in stretches of one and more, in which not one good answer came although many were
+    to be expected."""
+
+    @property
+    def unanswered(self) -> int:
+        """Requests without an answer: timeouts, and those that were not even sent (overruns)."""
+        return self.errors.get(TIMEOUT, 0) + self.errors.get(OVERRUN, 0)
+
+    def at_least(self, percentile: float) -> bool:
+        """Whether the latency at a percentile is only known to be the timeout or more."""
+        rank = percentile * self.latency.count / 100
+        return self.unanswered > 0 and rank > self.latency.count - self.unanswered
 
     @property
     def failed(self) -> int:

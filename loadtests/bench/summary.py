@@ -26,6 +26,8 @@ from loadtests.bench.results import Interval, Point, Server, Tick
 from loadtests.bench.watch import Watch
 
 MOST_TICKS: Final = 1200
+SILENCE_S: Final = 1.0
+EXPECTED: Final = 10.0
 
 
 def tick_of(seconds: float) -> int:
@@ -160,12 +162,12 @@ def point_of(
         versions += cell.versions
     batches = grouped(count)
     answers = [recorder.answered.get(each, 0) for each in range(count)]
-    good = [Counts.merged(each for cell in cells[part] for each in cell.good) for part in batches]
+    latency = [Counts.merged(cell.latencies for cell in cells[part]) for part in batches]
     service = [
         Counts.merged(each for cell in cells[part] for each in cell.service) for part in batches
     ]
     failed = Counts.merged(each for cell in cells for each in cell.failed)
-    whole = Counts.merged(each for cell in cells for each in cell.good)
+    whole = Counts.merged(cell.latencies for cell in cells)
     whole_service = Counts.merged(each for cell in cells for each in cell.service)
     seconds = load.seconds
     return Point(
@@ -178,7 +180,7 @@ def point_of(
         errors=dict(errors.most_common()),
         rate=sum(answers) / seconds,
         rate_ci=_rate_interval(answers, batches, tick, seconds),
-        latency=whole.latency(*_intervals(good)),
+        latency=whole.latency(*_intervals(latency)),
         service=whole_service.latency(*_intervals(service)),
         error_latency=failed.latency() if len(failed) else None,
         versions=dict(versions.most_common()),
@@ -195,7 +197,28 @@ def point_of(
             own_cpu=usages.own(),
         ),
         server=watch.between(start, end),
+        silent_s=silence(answers, tick / 1e9, (whole.percentile(50) or 0) / 1e6),
     )
+
+
+def silence(answers: list[int], tick_s: float, median_s: float) -> float:
+    """Seconds without an answer, in stretches that are long (`SILENCE_S`, and three times the median
+    latency) and in which, by the rate of the whole, `EXPECTED` answers should have come. `answers`
+    are counts by tick, of those that are answered well."""
+    total = len(answers) * tick_s
+    found = 0.0
+    stretch = 0
+    for count in [*answers, 1]:
+        if not count:
+            stretch += 1
+            continue
+        seconds = stretch * tick_s
+        wanted = sum(answers) * seconds / total if total else 0.0
+        # Ticks are not exact: a stretch of one second may be 0.999 s.
+        if seconds > max(SILENCE_S, 3 * median_s) * 0.99 and wanted >= EXPECTED:
+            found += seconds
+        stretch = 0
+    return found
 
 
 def _intervals(batches: list[Counts]) -> tuple[Interval | None, Interval | None]:

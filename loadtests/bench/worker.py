@@ -259,6 +259,8 @@ async def serve(plan: Plan) -> None:
     output = sys.stdout.buffer
     try:
         sender = Sender(plan)
+        # First of all: whoever asked may be gone before a connection is made.
+        threading.Thread(target=_listen, args=(loop, sender), daemon=True).start()
         await sender.prepare()
     except BenchError as error:
         write(output, Failed(str(error)))
@@ -271,20 +273,19 @@ async def serve(plan: Plan) -> None:
     gc.set_threshold(100_000, 50, 50)
     writing = threading.Thread(target=_write_all, args=(sender.reports,), daemon=True)
     writing.start()
-
-    def listen() -> None:
-        while (order := read_order(sys.stdin.buffer)) is not None:
-            if isinstance(order, Go):
-                loop.call_soon_threadsafe(sender.go, order.at)
-            elif isinstance(order, Stop):
-                loop.call_soon_threadsafe(sender.stop, order.at)
-        os._exit(1)  # whoever asked is gone
-
-    threading.Thread(target=listen, daemon=True).start()
     await sender.finished.wait()
     await sender.close()
     sender.reports.put(None)
     await asyncio.to_thread(writing.join)
+
+
+def _listen(loop: asyncio.AbstractEventLoop, sender: Sender) -> None:
+    while (order := read_order(sys.stdin.buffer)) is not None:
+        if isinstance(order, Go):
+            loop.call_soon_threadsafe(sender.go, order.at)
+        elif isinstance(order, Stop):
+            loop.call_soon_threadsafe(sender.stop, order.at)
+    os._exit(1)  # whoever asked is gone
 
 
 def _write_all(reports: queue.SimpleQueue[Report | None]) -> None:

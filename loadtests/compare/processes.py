@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import os
+import re
+import secrets
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from .errors import BenchError
 
 ROOT = Path(__file__).resolve().parents[2]
 """The checkout: ``python -m gateway`` and ``python -m loadtests...`` are found from here."""
+MARK: Final = "LOADTEST_SERVER"
+"""In the environment of a server and of all that it starts: which one it is, and of which run."""
+_FOREIGN: Final = re.compile(
+    r"PYTHON\w*|VIRTUAL_ENV\w*|CONDA_\w*|\w+_NUM_THREADS|(OMP|KMP|MKL|GOMP|BLIS)_\w+|LD_PRELOAD"
+)
+"""Variables of the caller that would change what a server loads, or its number of threads."""
+_RUN: Final = secrets.token_hex(8)
+_numbers = itertools.count(1)
 
 
 @dataclass
@@ -33,6 +46,16 @@ class Server:
     """Seconds from exec until ready answered 200."""
     models: dict[str, str] = field(default_factory=dict)
     """Model → the name it has on this server, where that differs."""
+
+
+def cores() -> int:
+    """How many cores this process, and all that it starts, may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def inherited() -> dict[str, str]:
+    """The caller's environment without what would change a server (``PYTHONPATH``, threads)."""
+    return {name: value for name, value in os.environ.items() if not _FOREIGN.fullmatch(name)}
 
 
 def free_port() -> int:
@@ -73,8 +96,10 @@ def started(
     """Runs ``command`` until the block ends; enters once ``ready_path`` answers 200.
 
     ``ports`` are the addresses of HTTP, gRPC and metrics. The process has a session of its
-    own, and all of it is ended with the block: SIGTERM, then SIGKILL after ``stop_grace_s``.
+    own, and all of it is ended with the block: SIGTERM, then SIGKILL after ``stop_grace_s``;
+    and then whatever it started that left the session. Its environment is `inherited`, and ``env``.
     """
+    mark = f"{_RUN}.{next(_numbers)}."
     with log.open("wb") as output:
         began = time.perf_counter()
         process = subprocess.Popen(
@@ -82,7 +107,7 @@ def started(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **(env or {})},
+            env={**inherited(), **(env or {}), MARK: mark},
             start_new_session=True,
             cwd=cwd,
         )
@@ -93,6 +118,7 @@ def started(
         yield server
     finally:
         _stop(process, stop_grace_s)
+        sweep(mark)
         if after is not None:
             after()
 
@@ -132,6 +158,52 @@ def _stop(process: subprocess.Popen[bytes], grace_s: float) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def sweep(mark: str, passes: int = 50) -> None:
+    """Ends every process that has ``mark``, or one that begins so, and is still there.
+
+    Again and again until none is found: one may start another while it is being ended.
+    """
+    wanted = f"{MARK}={mark}".encode()
+    for _ in range(passes):
+        ended = [_ended(folder, wanted) for folder in Path("/proc").glob("[0-9]*")]
+        if not any(ended):
+            return
+        time.sleep(0.1)
+
+
+def _ended(folder: Path, wanted: bytes) -> bool:
+    """Whether this process had the mark and was sent SIGKILL. A dead one has no environment."""
+    with suppress(OSError):
+        number = int(folder.name)
+        variables = (folder / "environ").read_bytes().split(b"\0")
+        if number != os.getpid() and any(each.startswith(wanted) for each in variables):
+            os.kill(number, signal.SIGKILL)
+            return True
+    return False
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """While the block runs, a guard waits for this process to end, however it ends (SIGKILL too);
+    then it ends all servers that this process has started."""
+    code = (
+        "import sys; from loadtests.compare import processes as p; sys.stdin.read(); p.sweep({!r})"
+    )
+    guard = subprocess.Popen(
+        [sys.executable, "-c", code.format(f"{_RUN}.")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        cwd=ROOT,
+        start_new_session=True,
+    )
+    try:
+        yield
+    finally:
+        assert guard.stdin is not None
+        guard.stdin.close()
+        guard.wait()
 
 
 def tree(pid: int) -> list[int]:

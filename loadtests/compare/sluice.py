@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,13 +20,18 @@ def default_command() -> str:
     return shlex.join([sys.executable, "-m", "gateway", "serve"])
 
 
-def write_directory(folder: Path, models: Sequence[Model], threads: int) -> list[str]:
-    """The same files as Triton's; ``model.yaml`` holds the thread count and nothing else."""
+def write_directory(
+    folder: Path, models: Sequence[Model], threads: int, instances: Mapping[str, int] | None = None
+) -> list[str]:
+    """The same files as Triton's; ``model.yaml`` holds the thread count and nothing else, but
+    for models that ``instances`` names (model → batches at a time)."""
     for model in models:
         target = folder / model.name / "1"
         target.mkdir(parents=True)
         shutil.copy(model.path, target / "model.onnx")
         settings = f"options:\n  intra_op_threads: {threads}\n"
+        if count := (instances or {}).get(model.name):
+            settings = f"instances: {count}\n{settings}"
         (folder / model.name / "model.yaml").write_text(settings)
     return [model.name for model in models]
 

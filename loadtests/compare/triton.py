@@ -183,6 +183,7 @@ def serve(
     work: Path,
     threads: int,
     instances: Sequence[int] = BOTH,
+    ready_timeout_s: float = 120.0,
 ) -> Iterator[Server]:
     """A running tritonserver that holds all models, once for each number of instances."""
     names = write_repository(work / "repository", models, threads, instances)
@@ -208,6 +209,14 @@ def serve(
 
     addresses = (f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", f"127.0.0.1:{metrics}")
     log = work / "triton.log"
-    with started("triton", command, addresses, log, env=env.variables(), after=sweep) as server:
-        wait_models(server, names)
+    with started(
+        "triton",
+        command,
+        addresses,
+        log,
+        env=env.variables(),
+        after=sweep,
+        ready_timeout_s=ready_timeout_s,
+    ) as server:
+        wait_models(server, names, ready_timeout_s)
         yield server

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from . import triton
 from .errors import BenchError
+from .peers import FOLDER
 
-PINS = ("nvidia-pytriton==0.7.0", "onnxruntime==1.23.2", "numpy==1.26.4")
+REQUIREMENTS = FOLDER / "triton" / "requirements.txt"
 
 
 def create(folder: Path) -> None:
@@ -23,7 +24,8 @@ def create(folder: Path) -> None:
         raise BenchError("numpy 1.26 and onnxruntime 1.23 need Python 3.10, 3.11 or 3.12")
     venv.create(folder, with_pip=True)
     python = str(folder / "bin" / "python")
-    subprocess.run([python, "-m", "pip", "install", *PINS], check=True, timeout=1800)
+    pip = [python, "-m", "pip", "install", "-r", str(REQUIREMENTS)]
+    subprocess.run(pip, check=True, timeout=1800)
     found = triton.find(folder)
     said = subprocess.run(
         [str(found.server / "bin" / "tritonserver"), "--help"],

@@ -149,7 +149,11 @@ class Verifier:
         self.verdict = Verdict(errors=1, first_problem="the verifier gave no verdict")
 
     def go(self) -> None:
-        """Starts the asking."""
+        """Starts the asking, once it is connected."""
+        out = self._process.stdout
+        assert out is not None
+        if select.select([out], [], [], 30)[0]:
+            out.readline()
         self._line()
 
     def stop(self) -> Verdict:
@@ -171,7 +175,7 @@ class Verifier:
 def verifier(
     route: str, address: str, model: str, pool: Path, *, rate: float, max_rows: int, exact: bool
 ) -> Iterator[Verifier]:
-    """A connected verifier that waits for ``go``; ended with the block whatever happens.
+    """A verifier that connects and waits for ``go``; ended with the block whatever happens.
 
     ``route`` is what `loadtests.compare.peers.route` knows: ``grpc``, ``PEER:MODEL:native``.
     """
@@ -186,9 +190,6 @@ def verifier(
         cwd=ROOT,
     )
     try:
-        assert process.stdout is not None
-        if select.select([process.stdout], [], [], 30)[0]:
-            process.stdout.readline()
         yield Verifier(process)
     finally:
         process.kill()

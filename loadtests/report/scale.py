@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from loadtests.scale.fit import fit
-
 from . import draw, marks
 from .look import AXIS, CONFIG, Spec, colour, kinds
 from .marks import Row
@@ -25,6 +23,8 @@ class Series:
     """(x, y), in the units of the chart's axes."""
     spread: list[tuple[float, float]] | None = None
     """Smallest and largest y of the rounds, one pair a point; drawn as whiskers."""
+    slope: str = ""
+    """What is known of its slope, for the legend: that of the table beside."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Chart:
     log_x: bool = True
     log_y: bool = True
     fit: bool = True
-    """Whether the slope of each series is stated in the chart."""
+    """Whether a line shows what linear growth looks like, where both axes are logarithmic."""
     note: str = ""
 
 
@@ -87,7 +87,7 @@ def spec(chart: Chart) -> Spec:
     whiskers: list[Row] = []
     labels: list[str] = []
     for series in chart.series:
-        label = short(series.name, 40) + (_slope(series, chart) if chart.fit else "")
+        label = short(series.name, 40) + (f": {series.slope}" if series.slope else "")
         if label in labels:
             label = f"{label} ({len(labels) + 1})"
         labels.append(label)
@@ -130,18 +130,13 @@ def spec(chart: Chart) -> Spec:
         title["subtitle"] = wrapped(" ".join(below), 110)
     frame = marks.frame(layers, height=300, data={"values": rows}, title=title)
     # A name is cut before it comes here: what is at the end, the slope, must be seen.
-    legend = {**CONFIG["legend"], "columns": 1 if chart.fit else 4, "labelLimit": 700}
+    legend = {
+        **CONFIG["legend"],
+        "columns": 1 if any(series.slope for series in chart.series) else 4,
+        "labelLimit": 700,
+    }
     frame["config"] = {**CONFIG, "legend": legend}
     return frame
-
-
-def _slope(series: Series, chart: Chart) -> str:
-    points = [(x, y) for x, y in series.points if x > 0 and y > 0]
-    if len({x for x, _ in points}) < 2:
-        return ""
-    found = fit(points)
-    error = "" if found.error is None else f" ± {found.error:.2f}"
-    return f": slope {found.slope:.2f}{error}"
 
 
 def _axes(chart: Chart, rows: Sequence[Row], whiskers: Sequence[Row]) -> tuple[Spec, Spec]:

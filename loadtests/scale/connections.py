@@ -18,7 +18,9 @@ from loadtests.scale.study import Study
 
 SIZES: Final = (1, 4, 16, 64, 250, 1000, 2000)
 QUICK: Final = (1, 4, 32)
-BUDGET_S: Final = 120.0
+FROM: Final = 16
+"""Fewest idle ones: the memory of fewer is lost in what the gateway takes anyway."""
+BUDGET_S: Final = 90.0
 KIB: Final = 1024
 CUT: Final = 64.0
 """Up to here more connections fill the gateway; from here on they wait for each other."""
@@ -116,35 +118,40 @@ def _busy(bench: Bench, study: Study, protocol: str, name: str, sizes: tuple[int
             driven = drive(
                 server, what, load.Shape(size), bench.seconds, log=folder / "requests.log"
             )
-            rate.add(size, driven.rate)
-            if driven.p99_us is not None:
-                tail.add(size, driven.p99_us)
-            cpu.add(size, driven.cpu_us)
+            for each in driven:
+                rate.add(size, each.rate)
+                cpu.add(size, each.cpu_us)
+                if each.p99_us is not None:
+                    tail.add(size, each.p99_us)
             note_run(study, f"{rate.name}, {size:,}", driven)
 
 
 def _idle(bench: Bench, study: Study, protocol: str, name: str, sizes: tuple[int, ...]) -> None:
-    """Silent connections beside 64 requests in flight; their memory."""
+    """Silent connections: their memory on a fresh gateway, then 64 requests in flight beside."""
+    memory = study.measure(f"memory of idle ones, {name}", "KiB")
     beside = study.measure(f"requests/s beside idle ones, {name}", "/s", rate=True)
-    memory = study.measure(f"memory of idle ones, {name}", "KiB", cuts=(CUT,))
     folder = bench.work / "connections"
     shape = load.Shape(4, 16) if protocol == "grpc" else load.Shape(64)
+    sizes = tuple(size for size in sizes if size >= FROM or bench.quick)
     with bench.serve(folder / "models", ["add"]) as server:
         address = server.grpc if protocol == "grpc" else server.http
-        what = load.target(protocol, (server.http, server.grpc), "add", ROW, folder / "body")
-        drive(server, what, shape, bench.seconds)
         pid = server.process.pid
-        for size in bench.within(study, sizes, f"idle connections, {name},"):
-            before = settled_bytes(pid)
+        # What the first connections load is no part of what one takes.
+        with idle(protocol, address, 1):
+            pass
+        # Once: what one size leaves behind is used again by the next.
+        before = settled_bytes(pid)
+        for size in bench.within(study, sizes, f"memory of idle connections, {name},"):
+            with idle(protocol, address, size):
+                memory.add(size, max(settled_bytes(pid) - before, 0) / KIB)
+        what = load.target(protocol, (server.http, server.grpc), "add", ROW, folder / "body")
+        for size in bench.within(study, sizes, f"beside idle connections, {name},"):
             with idle(protocol, address, size) as connections:
-                grown = (settled_bytes(pid) - before) / KIB
                 driven = drive(server, what, shape, bench.seconds)
                 if gone := lost(connections):
                     raise BenchError(f"{name}: {gone} of {size} idle connections were closed")
-            # Memory freed with the last size is used again by the next: only what is more shows.
-            if grown > 0:
-                memory.add(size, grown)
-            beside.add(size, driven.rate)
+            for each in driven:
+                beside.add(size, each.rate)
             note_run(study, f"{beside.name}, {size:,}", driven)
     if memory.points:
         most, total = max(memory.points)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 from typing import Final
 
-from loadtests.errors import BenchError
 from loadtests.report import scale
 from loadtests.report.scale import Chart, Overload, OverloadPoint, Series
 from loadtests.scale.study import (
@@ -21,6 +19,7 @@ from loadtests.scale.study import (
     Measure,
     Report,
     Study,
+    slope_text,
 )
 
 _WAY: Final = re.compile(
@@ -28,12 +27,6 @@ _WAY: Final = re.compile(
     r"|/metrics read every second|/metrics not read)$"
 )
 """What the measures of one chart differ in."""
-
-
-def available() -> None:
-    """Raises `BenchError` where pictures cannot be drawn."""
-    if importlib.util.find_spec("vl_convert") is None:
-        raise BenchError("pictures need vl-convert: pip install 'sluicegate[bench]'")
 
 
 def charts(study: Study) -> list[Chart]:
@@ -51,6 +44,7 @@ def charts(study: Study) -> list[Chart]:
                 x=study.size,
                 y=f"{name} ({unit})",
                 series=[_series(measure) for measure in measures],
+                fit=not any(measure.rate for measure in measures),
             )
         )
     return found
@@ -71,7 +65,13 @@ def _series(measure: Measure) -> Series:
     ]
     several = len(measure.points) > len(measure.medians)
     way = measure.name[len(_without_way(measure.name)) :].lstrip(", ")
-    return Series(way or measure.name, measure.medians, spread if several else None)
+    slopes = ", ".join(slope_text(each.cost) for each in measure.stretches)
+    return Series(
+        way or measure.name,
+        measure.medians,
+        spread if several else None,
+        f"slope{' of the cost' if measure.rate else ''} {slopes}" if slopes else "",
+    )
 
 
 def _file(name: str) -> str:

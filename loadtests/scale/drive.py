@@ -22,6 +22,8 @@ from loadtests.scale.study import Study
 BUSY: Final = 0.9
 """Cores from which on h2load, which has one thread, is what limits the rate."""
 LONGEST_RUN_S: Final = 60.0
+READINGS: Final = 3
+"""Of one size, so that it is known how much they differ by chance."""
 
 
 @dataclass
@@ -58,7 +60,7 @@ class Bench:
         for at, size in enumerate(sizes):
             if self.over:
                 left = ", ".join(f"{each:,}" for each in sizes[at:])
-                study.note(
+                study.skipped.append(
                     f"{what or study.size}: {left} not measured, {self.budget_s:.0f} s were over"
                 )
                 return
@@ -112,14 +114,22 @@ def drive(
     seconds: float,
     *,
     log: Path | None = None,
-) -> Driven:
-    """Posts ``what`` for about ``seconds``, after a short calibration that warms up.
+    readings: int = READINGS,
+) -> list[Driven]:
+    """Posts ``what`` for about ``seconds``, in so many runs, after a short calibration that warms
+    up.
 
     With ``log`` (a file to be used for it) the 99th percentile is known, and the mean is that of
     single requests. Raises `BenchError` for a run in which not every answer was a good one.
     """
     rough = load.calibrate(what, shape, seconds=seconds / 4, timeout_s=LONGEST_RUN_S)
-    requests = max(int(rough * seconds), shape.concurrency, 3)
+    requests = max(int(rough * seconds / readings), shape.concurrency, 1)
+    return [_one(server, what, shape, requests, log) for _ in range(readings)]
+
+
+def _one(
+    server: Server, what: load.Target, shape: load.Shape, requests: int, log: Path | None
+) -> Driven:
     before, client = cpu_seconds(server.process.pid), children_cpu()
     everything, began = machine_cpu(), time.monotonic()
     result = load.run(what, shape, requests, timeout_s=LONGEST_RUN_S, log=log)
@@ -138,8 +148,9 @@ def drive(
     )
 
 
-def note_run(study: Study, what: str, driven: Driven) -> None:
+def note_run(study: Study, what: str, found: Sequence[Driven]) -> None:
     """Says in the study where the client was the limit, and what else the machine did."""
-    study.others = max(study.others, driven.others)
-    if driven.bottleneck:
-        study.limited.append(what)
+    for driven in found:
+        study.others = max(study.others, driven.others)
+        if driven.bottleneck and what not in study.limited:
+            study.limited.append(what)

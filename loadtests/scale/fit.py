@@ -2,7 +2,8 @@
 
 A cost that is proportional to ``x ** k`` is a straight line of slope ``k`` there: 0 is constant, 1
 is linear. Costs with a constant part have a slope below 1 that rises towards 1, so that a slope
-*above* 1 always means something: the cost grows faster than what causes it.
+*above* 1 always means something: the cost grows faster than what causes it. One *below* 1 may hide
+a curve behind the constant part: `grown` fits ``a + b * x ** k`` for that.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from statistics import NormalDist
+from statistics import NormalDist, median
 from typing import Final
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 CONSTANT: Final = 0.1
 """Slopes nearer to 0 than this count as none: a tenth is a factor of 2 over three decades."""
@@ -22,6 +25,12 @@ MARGIN: Final = 0.05
 and clocks have a grain, which a fit through few points takes for precision."""
 LINEAR: Final = 0.85
 """From here on a slope is called linear: a cost with a small constant part has such a one."""
+CLOSE: Final = 1.15
+"""What an exponent must certainly be below, for more than linear growth to be ruled out."""
+FLAT: Final = 1.25
+"""A cost that never exceeds that of the smallest size by more than this has no growth to judge."""
+GRAIN: Final = 1e-3
+"""Share of a cost to which readings are right at best, however well they agree."""
 UNSURE: Final = 0.3
 """With a standard error above this, the points say nothing about the slope."""
 _T95: Final = (
@@ -41,16 +50,19 @@ class Fit(msgspec.Struct, frozen=True):
     slope: float
     error: float | None
     """Standard error of the slope; ``None``: there are not enough points to say."""
+    bounds: tuple[float, float] | None = None
+    """What the slope is above and what it is below, each with 95 % confidence, where that is not
+    the same way off on both sides."""
 
     @property
     def confident(self) -> float:
         """What the slope is above, with 95 % confidence."""
-        return self.slope - self._half()
+        return self.bounds[0] if self.bounds is not None else self.slope - self._half()
 
     @property
     def at_most(self) -> float:
         """What the slope is below, with 95 % confidence."""
-        return self.slope + self._half()
+        return self.bounds[1] if self.bounds is not None else self.slope + self._half()
 
     def _half(self) -> float:
         if self.error is None:
@@ -63,17 +75,21 @@ class Fit(msgspec.Struct, frozen=True):
         return self.confident > 1 + MARGIN
 
     @property
-    def words(self) -> str:
-        """``constant``, ``linear``, ``worse than linear``, ...
+    def undecided(self) -> bool:
+        """Whether it may grow faster than the size, and may not."""
+        return not self.superlinear and self.at_most >= CLOSE
 
-        A slope that is below 1 is what its estimate says, so that noise calls nothing worse than it
-        is; ``worse than linear`` needs confidence.
-        """
-        if self.error is None:
+    @property
+    def words(self) -> str:
+        """``constant``, ``linear``, ``worse than linear``, ...; all but the last only where
+        anything worse is ruled out."""
+        if self.error is None and self.bounds is None:
             return "too few points to say"
         if self.superlinear:
             return "worse than linear"
-        if self.error > UNSURE:
+        if self.undecided and self.slope >= LINEAR:
+            return "perhaps worse than linear"
+        if self.undecided or (self.error or 0) > UNSURE:
             return "too uneven to say"
         if self.slope < -CONSTANT:
             return "falling"
@@ -111,8 +127,10 @@ def fit(points: Sequence[tuple[float, float]]) -> Fit:
     return Fit(min(sizes), max(sizes), len(points), slope, error)
 
 
-def fits(points: Sequence[tuple[float, float]], cuts: Sequence[float] = ()) -> list[Fit]:
-    """One fit for each stretch between the ``cuts``; a point on a cut belongs to both sides.
+def stretches(
+    points: Sequence[tuple[float, float]], cuts: Sequence[float] = ()
+) -> list[list[tuple[float, float]]]:
+    """The points between the ``cuts``; one on a cut belongs to both sides.
 
     Stretches with fewer than two sizes, and points with a cost of 0 or less, are left out.
     """
@@ -121,5 +139,66 @@ def fits(points: Sequence[tuple[float, float]], cuts: Sequence[float] = ()) -> l
     for low, high in pairwise(edges):
         inside = [(x, y) for x, y in points if low <= x <= high and y > 0]
         if len({x for x, _ in inside}) >= 2:
-            found.append(fit(inside))
+            found.append(inside)
     return found
+
+
+def fits(points: Sequence[tuple[float, float]], cuts: Sequence[float] = ()) -> list[Fit]:
+    """One fit for each of the `stretches`."""
+    return [fit(inside) for inside in stretches(points, cuts)]
+
+
+def typical(points: Sequence[tuple[float, float]]) -> dict[float, float]:
+    """The median of each size, in order of size."""
+    sizes = sorted({x for x, _ in points})
+    return {size: median(y for x, y in points if x == size) for size in sizes}
+
+
+def flat(points: Sequence[tuple[float, float]]) -> bool:
+    """Whether no size costs more than `FLAT` times what the smallest does."""
+    middle = list(typical(points).values())
+    return max(middle) <= FLAT * middle[0]
+
+
+def grown(points: Sequence[tuple[float, float]]) -> Fit | None:
+    """``k`` of ``a + b * x ** k`` (``a`` and ``b`` at least 0) with its 95 % bounds: how a cost
+    grows whatever its constant part.
+
+    Residuals are relative to the median of each size. The bounds are those ``k`` at which the best
+    ``a`` and ``b`` fit worse than may be by chance (profile likelihood); infinite where every
+    larger one fits, too. `None` for costs that are flat, and for fewer than four readings or three
+    sizes, through which any such curve can be drawn.
+    """
+    middle = typical(points)
+    freedom = len(points) - 3
+    if len(middle) < 3 or freedom < 1 or flat(points):
+        return None
+    scale = np.array([middle[x] for x, _ in points])
+    cost = np.array([y for _, y in points]) / scale
+    sizes = np.array([x for x, _ in points]) / max(middle)
+    lost = _lost(cost, 1 / scale, sizes ** POWERS[:, np.newaxis] / scale)
+    best = int(lost.argmin())
+    least = lost[best] + len(points) * GRAIN**2
+    inside = np.flatnonzero(lost <= least * (1 + t95(freedom) ** 2 / freedom))
+    low = -math.inf if inside[0] == 0 else float(POWERS[inside[0]])
+    high = math.inf if inside[-1] == len(POWERS) - 1 else float(POWERS[inside[-1]])
+    return Fit(min(middle), max(middle), len(points), float(POWERS[best]), None, (low, high))
+
+
+POWERS: Final = np.arange(0.02, 5.0, 0.01)
+"""That `grown` tries."""
+_Floats = NDArray[np.float64]
+
+
+def _lost(cost: _Floats, one: _Floats, power: _Floats) -> _Floats:
+    """The least sum of squares of ``cost - a * one - b * power``, for each row of ``power``."""
+    aa, bb, ab = one @ one, (power * power).sum(1), power @ one
+    a_side, b_side = one @ cost, power @ cost
+    determinant = np.maximum(aa * bb - ab * ab, 1e-12 * aa * bb)
+    a = (a_side * bb - b_side * ab) / determinant
+    b = (b_side * aa - a_side * ab) / determinant
+    # Where one would be below 0, it is best at 0.
+    b = np.where(a < 0, b_side / bb, np.maximum(b, 0))
+    a = np.where(a < 0, 0, np.where(b > 0, a, a_side / aa))
+    left = cost - a[:, np.newaxis] * one - b[:, np.newaxis] * power
+    return np.asarray((left * left).sum(1))

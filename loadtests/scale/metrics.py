@@ -25,7 +25,7 @@ from loadtests.scale.study import Comparison, Study
 
 SIZES: Final = (1, 100, 1000)
 QUICK: Final = (1, 10)
-BUDGET_S: Final = 100.0
+BUDGET_S: Final = 85.0
 EVERY_S: Final = 1.0
 ROW: Final = np.zeros((1, 4), np.float32)
 SHAPE: Final = load.Shape(64)
@@ -88,7 +88,11 @@ def measure(bench: Bench) -> list[Study]:
         write(folder / "models", size)
         with bench.serve(folder / "models", names(size)[-1:]) as server:
             rate = partial(_rate, bench, study, server, names(1)[0], folder, 2 * EVERY_S)
-            with_it, without = in_turn(rounds, partial(rate, scraped), partial(rate, _left_alone))
+            with_it, without = in_turn(
+                rounds,
+                partial(rate, scraped, f"{scraping.name}, {size:,}"),
+                partial(rate, _left_alone, f"{alone.name}, {size:,}"),
+            )
         for value in with_it:
             scraping.add(size, value)
         for value in without:
@@ -119,13 +123,15 @@ def _rate(
     folder: Path,
     seconds: float,
     during: Callable[[Server], AbstractContextManager[None]],
+    what_for: str,
 ) -> float:
-    """Requests/s to a model while something else goes on."""
+    """Requests/s to a model while something else goes on; ``what_for``: what the run is called."""
     what = load.target("binary", (server.http, server.grpc), model, ROW, folder / "body")
     with during(server):
-        driven = drive(server, what, SHAPE, bench.seconds if bench.quick else seconds)
-    note_run(study, model, driven)
-    return driven.rate
+        # One long run, so that a scrape is in each.
+        driven = drive(server, what, SHAPE, bench.seconds if bench.quick else seconds, readings=1)
+    note_run(study, what_for, driven)
+    return driven[0].rate
 
 
 def _settings(bench: Bench, study: Study, rounds: int) -> None:
@@ -134,15 +140,25 @@ def _settings(bench: Bench, study: Study, rounds: int) -> None:
     sluice.write_directory(folder / "models", [make_add(folder / "add.onnx")], 1)
     for name, with_it, without in SETTINGS:
         if bench.over:
-            study.note(f"{name}: not measured, {bench.budget_s:.0f} s were over")
+            study.skipped.append(f"{name}: not measured, {bench.budget_s:.0f} s were over")
             continue
         bench.say(f"{study.name}: {name}")
         with ExitStack() as stack:
             sides = []
-            for options in (with_it, without):
+            for options, which in ((with_it, "with"), (without, "without")):
                 server = stack.enter_context(bench.serve(folder / "models", ["add"], options))
                 sides.append(
-                    partial(_rate, bench, study, server, "add", folder, bench.seconds, _left_alone)
+                    partial(
+                        _rate,
+                        bench,
+                        study,
+                        server,
+                        "add",
+                        folder,
+                        bench.seconds,
+                        _left_alone,
+                        f"{which} {name}",
+                    )
                 )
             first, second = in_turn(rounds, sides[0], sides[1])
         study.comparisons.append(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from statistics import median
 
 import msgspec
 
-from loadtests.scale.fit import Fit, fit, fits
+from loadtests.scale.fit import Fit, fit, flat, grown, stretches, typical
 
 FORMAT = "sluicegate-scale/1"
 OFFERED = "offered load over capacity"
@@ -16,9 +17,44 @@ SENT, GOODPUT, TAIL = "offered", "goodput", "p99 of accepted requests"
 REFUSED, LATE, FAILED = "refused", "deadline passed", "failed otherwise"
 MEMORY = "largest resident memory"
 """The measures of these."""
-STANDS_OUT = 0.5
-"""Share of the smallest size's cost by which another must exceed it, for the difference to be more
-than noise."""
+
+
+class Stretch(msgspec.Struct, frozen=True):
+    """What is known of a cost between two sizes."""
+
+    cost: Fit
+    """The slope of the cost as it is."""
+    added: Fit | None
+    """The exponent of what is added to its constant part, which would else hide a curve; `None`
+    where nothing is, or where there are too few readings to say."""
+    flat: bool
+    """Whether the cost does not rise over the stretch."""
+
+    @property
+    def superlinear(self) -> bool:
+        """Whether it certainly grows faster than the size."""
+        return self.cost.superlinear or (self.added is not None and self.added.superlinear)
+
+    @property
+    def undecided(self) -> bool:
+        """Whether it may, and may not."""
+        if self.superlinear:
+            return False
+        if self.cost.error is None:
+            return True
+        return not self.flat if self.added is None else self.added.undecided
+
+    @property
+    def words(self) -> str:
+        """As `Fit.words`, of both."""
+        if self.superlinear:
+            return "worse than linear"
+        if self.added is not None and (self.added.undecided or self.cost.error is None):
+            return self.added.words
+        if self.undecided:
+            return "too few points to say"
+        # The line through a flat cost may have a wide error; it does not rise all the same.
+        return "constant" if self.flat and self.cost.undecided else self.cost.words
 
 
 class Measure(msgspec.Struct):
@@ -35,8 +71,6 @@ class Measure(msgspec.Struct):
     """Sizes at which one stretch ends and the next begins."""
     judged: bool = True
     """Whether growing faster than the size is a finding."""
-    explained: str = ""
-    """Why a slope above 1 is as it should be; such a one is shown, and fails nothing."""
 
     def add(self, size: float, value: float) -> None:
         """One more reading."""
@@ -53,41 +87,19 @@ class Measure(msgspec.Struct):
         return found
 
     @property
-    def fits(self) -> list[Fit]:
-        """The slope of each stretch."""
-        return fits(self.costs, self.cuts)
-
-    @property
-    def growth(self) -> Fit | None:
-        """The slope of what is added to the cost of the smallest size, against what is added to the
-        size: 1 for any constant part and any price of each, which would else hide a curve.
-
-        Of the sizes at which it stands out from that cost; `None` where these are fewer than three.
-        """
-        costs = self.costs
-        if not costs:
-            return None
-        first = min(size for size, _ in costs)
-        base = median(cost for size, cost in costs if size == first)
-        added = [
-            (size - first, cost - base) for size, cost in costs if cost >= base * (1 + STANDS_OUT)
+    def stretches(self) -> list[Stretch]:
+        """Each of its stretches, judged; none where nothing is to be."""
+        if not self.judged:
+            return []
+        return [
+            Stretch(fit(inside), grown(inside), flat(inside))
+            for inside in stretches(self.costs, self.cuts)
         ]
-        return fit(added) if len({size for size, _ in added if size > 0}) >= 3 else None
 
     @property
     def medians(self) -> list[tuple[float, float]]:
         """One value a size, in order of size."""
-        sizes = sorted({size for size, _ in self.points})
-        return [(at, median(y for x, y in self.points if x == at)) for at in sizes]
-
-    @property
-    def flagged(self) -> list[Fit]:
-        """Stretches that are worse than linear and that nothing explains."""
-        if not self.judged or self.explained:
-            return []
-        growth = self.growth
-        found = [*self.fits, growth] if growth is not None else self.fits
-        return [each for each in found if each.superlinear]
+        return list(typical(self.points).items())
 
 
 class Comparison(msgspec.Struct):
@@ -113,10 +125,14 @@ class Check(msgspec.Struct):
     at_most: bool = True
     explained: str = ""
     """Why a miss is as it should be here."""
+    unmeasured: str = ""
+    """Why nothing can be said of it; then the value is none."""
 
     @property
     def met(self) -> bool:
         """Whether it holds."""
+        if self.unmeasured:
+            return False
         return self.value <= self.bound if self.at_most else self.value >= self.bound
 
 
@@ -136,6 +152,8 @@ class Study(msgspec.Struct):
     """Of an overload: requests/s that count as 1."""
     limited: list[str] = []
     """Runs in which the client was the bottleneck, so that they say more about it."""
+    skipped: list[str] = []
+    """What there was no time for."""
     others: float = 0.0
     """Cores that other processes of the machine used during a run, at most."""
     seconds: float = 0.0
@@ -156,20 +174,48 @@ class Study(msgspec.Struct):
         """What is worse than it may be, a line each; empty: nothing."""
         lines = []
         for measure in self.measures:
-            if flagged := measure.flagged:
-                worst = max(flagged, key=lambda found: found.confident)
+            found = [
+                each
+                for stretch in measure.stretches
+                for each in (stretch.cost, stretch.added)
+                if each is not None and each.superlinear
+            ]
+            if found:
+                worst = max(found, key=lambda each: each.confident)
                 lines.append(
                     f"{self.name}: {measure.name} grows as {self.size} to the power of "
                     f"{slope_text(worst)} from {worst.low:g} to {worst.high:g}"
                 )
         for check in self.checks:
-            if not check.met and not check.explained:
+            if not check.met and not check.explained and not check.unmeasured:
                 sign = "≤" if check.at_most else "≥"
                 unit = f" {check.unit}" if check.unit else ""
                 lines.append(
                     f"{self.name}: {check.name} is {check.value:.4g}{unit}, "
                     f"and should be {sign} {check.bound:.4g}{unit}"
                 )
+        return lines
+
+    @property
+    def undecided(self) -> list[str]:
+        """What may be worse than it may be, for all that was measured, a line each."""
+        lines = [f"{self.name}: {each}" for each in self.skipped]
+        if self.limited:
+            lines.append(f"{self.name}: the client was the bottleneck: {', '.join(self.limited)}")
+        for measure in self.measures:
+            if measure.judged and not measure.stretches:
+                lines.append(f"{self.name}: {measure.name}: fewer than two sizes were measured")
+            lines += [
+                f"{self.name}: {measure.name} from {each.cost.low:g} to {each.cost.high:g}: "
+                f"{each.words}"
+                for each in measure.stretches
+                if each.undecided
+            ]
+        lines += [
+            f"{self.name}: {check.name}: not measured, {check.unmeasured}"
+            for check in self.checks
+            if check.unmeasured
+        ]
         return lines
 
 
@@ -188,9 +234,22 @@ class Report(msgspec.Struct):
         """What is worse than it may be in any of the studies."""
         return [line for study in self.studies for line in study.bad]
 
+    @property
+    def undecided(self) -> list[str]:
+        """What nothing can be said of."""
+        return [line for study in self.studies for line in study.undecided]
+
 
 def slope_text(found: Fit) -> str:
-    """``0.98 ± 0.02``: the slope and its standard error."""
+    """``0.98 ± 0.02``: the slope and its standard error; ``0.98 (0.95 to 1.02)``: its bounds."""
+    if found.bounds is not None:
+        low, high = found.bounds
+        ends = f"{low:.2f} to {high:.2f}"
+        if not math.isfinite(low):
+            ends = f"below {high:.2f}" if math.isfinite(high) else "anything"
+        elif not math.isfinite(high):
+            ends = f"above {low:.2f}"
+        return f"{found.slope:.2f} ({ends})"
     if found.error is None:
         return f"{found.slope:.2f}"
     return f"{found.slope:.2f} ± {found.error:.2f}"

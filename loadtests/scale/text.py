@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from loadtests.scale.fit import Fit
 from loadtests.scale.study import (
-    OFFERED,
     Check,
     Comparison,
-    Measure,
     Report,
     Study,
     sizes_of,
@@ -37,30 +34,22 @@ def size_text(value: float, unit: str) -> str:
     return f"{value:,g}"
 
 
-def verdict(measure: Measure, found: Fit) -> str:
-    """In words; what is worse than linear stands out."""
-    if not found.superlinear or not measure.judged:
-        return found.words
-    if measure.explained:
-        return f"worse than linear, explained: {measure.explained}"
-    return "**worse than linear**"
+def verdict(words: str) -> str:
+    """In words; what is worse than linear, or may be, stands out."""
+    return f"**{words}**" if words.endswith("worse than linear") else words
 
 
 def slopes(study: Study) -> list[str]:
     """The table of what grows how."""
-    lines = ["| measure | from | to | slope of the cost | |", "|---|---|---|---|---|"]
+    lines = ["| measure | from | to | slope of the cost | what is added | |", "|---" * 6 + "|"]
     for measure in study.measures:
         name = f"{measure.name} (as time for one)" if measure.rate else measure.name
-        for each in measure.fits if measure.judged else ():
-            low, high = size_text(each.low, study.size), size_text(each.high, study.size)
+        for each in measure.stretches:
+            low, high = size_text(each.cost.low, study.size), size_text(each.cost.high, study.size)
+            added = "" if each.added is None else slope_text(each.added)
             lines.append(
-                f"| {name} | {low} | {high} | {slope_text(each)} | {verdict(measure, each)} |"
-            )
-        if measure.judged and (added := measure.growth) is not None:
-            low, high = size_text(added.low, study.size), size_text(added.high, study.size)
-            lines.append(
-                f"| {name}, what is added | {low} more | {high} more | {slope_text(added)} "
-                f"| {verdict(measure, added)} |"
+                f"| {name} | {low} | {high} | {slope_text(each.cost)} | {added} "
+                f"| {verdict(each.words)} |"
             )
     return lines
 
@@ -95,10 +84,10 @@ def checks(found: list[Check]) -> list[str]:
             word = f"missed, explained: {each.explained}"
         sign = "≤" if each.at_most else "≥"
         unit = f" {each.unit}" if each.unit else ""
-        lines.append(
-            f"| {each.name} | {number(each.value)}{unit} | {sign} {number(each.bound)}{unit} "
-            f"| {word} |"
-        )
+        found_text = f"{number(each.value)}{unit}"
+        if each.unmeasured:
+            word, found_text = f"**not measured**: {each.unmeasured}", ""
+        lines.append(f"| {each.name} | {found_text} | {sign} {number(each.bound)}{unit} | {word} |")
     return lines
 
 
@@ -109,7 +98,7 @@ def section(study: Study, pictures: list[str] | None = None) -> str:
         parts.append([f"![{study.title}]({file})" for file in pictures])
     if study.measures:
         parts.append(values(study))
-    if any(measure.fits for measure in study.measures) and study.size != OFFERED:
+    if any(measure.stretches for measure in study.measures):
         parts.append(slopes(study))
     if study.comparisons:
         parts.append(comparisons(study.comparisons))
@@ -130,20 +119,22 @@ def section(study: Study, pictures: list[str] | None = None) -> str:
 
 def markdown(report: Report, pictures: dict[str, list[str]] | None = None) -> str:
     """The whole page. ``pictures``: files beside the page, by study."""
-    bad = report.bad
+    bad, undecided = report.bad, report.undecided
     parts = [
         "# Cost against size\n\n"
         f"Made by `{report.command}`. A slope is that of a line through the points on log-log axes "
         "(least squares, with its standard error): 0 is constant, 1 is linear. Rates count as the "
-        "time a request takes. *What is added* is the cost without that of the smallest size, "
-        "against the size without the smallest: a constant part is not in it. *Worse than linear* "
-        "is what is above 1.05 with 95 % confidence."
+        "time a request takes. *What is added* is k of a + b * size^k with its 95 % bounds: a "
+        "constant part is not in it. *Worse than linear* is what is above 1.05 with 95 % "
+        "confidence; whatever is not called so, or perhaps so, is below 1.15 with 95 % confidence, "
+        "or no more than a quarter above the cost of the smallest size."
     ]
-    parts.append(
-        "Worse than it should be:\n\n" + "\n".join(f"- {line}" for line in bad)
-        if bad
-        else "Nothing grows faster than its size, and every bound is met."
-    )
+    if bad:
+        parts.append("Worse than it should be:\n\n" + "\n".join(f"- {line}" for line in bad))
+    if undecided:
+        parts.append("Not decided:\n\n" + "\n".join(f"- {line}" for line in undecided))
+    if not bad and not undecided:
+        parts.append("Nothing grows faster than its size, and every bound is met.")
     parts += [section(study, (pictures or {}).get(study.name)) for study in report.studies]
     facts = {**report.machine, **report.versions}
     took = ", ".join(f"{study.name} {study.seconds:.0f} s" for study in report.studies)

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import grpc
@@ -31,6 +34,14 @@ VERSION = "x-sluice-version"
 DIED = "died while it ran this"
 """What callers of an isolated model are told when its process is killed under them."""
 
+LATE_S = 1.0
+"""A refusal for want of time comes at most so long after the deadline."""
+DEADLINES_MS = (1, 5, 15, 30, 60)
+"""The model takes 20 ms; the last one leaves enough time."""
+PLUS = "plus (isolated)"
+BEGAN: ContextVar[float] = ContextVar("began", default=0.0)
+"""When the request that this task makes began (monotonic)."""
+
 Outcome = tuple[End, str]
 Ask = Callable[[], Awaitable[Outcome]]
 
@@ -44,6 +55,15 @@ class Caller:
     ask: Ask
 
 
+@dataclass
+class Kill:
+    """The process of the isolated model was ended at ``at`` (monotonic)."""
+
+    at: float
+    excuses: int
+    """Requests that may still fail for it: what one batch can hold."""
+
+
 class Callers:
     """All of them, against one gateway."""
 
@@ -53,13 +73,14 @@ class Callers:
             grpc.aio.insecure_channel(grpc_address, options=[("grpc.use_local_subchannel_pool", 1)])
             for _ in range(2)
         ]
-        self._ledger = ledger
+        self.ledger = ledger
         self._random = random.Random(seed)
         self._rows = np.random.default_rng(seed)
         self._tasks: set[asyncio.Task[None]] = set()
         self._began = time.monotonic()
-        self.kills: list[tuple[float, float]] = []
-        """When the isolated model was killed, and when that was noticed (monotonic)."""
+        self._withdrawn: dict[tuple[str, str], float] = {}
+        self.kills: deque[Kill] = deque(maxlen=100)
+        """The last ones."""
         self.ended = False
 
     def all(self) -> list[Caller]:
@@ -70,8 +91,8 @@ class Callers:
             Caller("add, KServe V1", 10, self.v1),
             Caller("add, /invocations", 5, self.invocations),
             Caller("add, gRPC", 80, lambda: self.unary("add")),
-            Caller("plus (isolated), gRPC", 40, lambda: self.unary("plus")),
-            Caller("plus (isolated), HTTP binary", 20, lambda: self.binary("plus")),
+            Caller(f"{PLUS}, gRPC", 40, lambda: self.unary("plus")),
+            Caller(f"{PLUS}, HTTP binary", 20, lambda: self.binary("plus")),
             Caller("waits, gRPC", 20, lambda: self.unary("waits")),
             Caller("waits, gRPC, cancelled", 20, self.cancelled),
             Caller("waits, HTTP, hung up", 10, self.hung_up),
@@ -91,29 +112,59 @@ class Callers:
             task.add_done_callback(self._tasks.discard)
 
     async def _one(self, caller: Caller) -> None:
+        """One request. However it ends, even if this task is cancelled, the ledger has it."""
         began = time.monotonic()
-        self._ledger.open += 1
+        BEGAN.set(began)
+        self.ledger.sent += 1
+        end, why = End.LOST, "given up"
         try:
             async with asyncio.timeout(PATIENCE_S):
                 end, why = await caller.ask()
         except TimeoutError:
-            end, why = End.LOST, f"no answer in {PATIENCE_S:g} s"
-        except (OSError, asyncio.IncompleteReadError, ValueError, KeyError) as error:
-            end, why = End.LOST, f"{type(error).__name__}: {error}"
+            why = f"no answer in {PATIENCE_S:g} s"
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            why = "cancelled, by none of us"
+        except Exception as error:  # an answer can be broken in any way
+            why = f"{type(error).__name__}: {error}"
         finally:
-            self._ledger.open -= 1
-        if end is End.FAILED and DIED in why and self._killed_since(began):
-            end = End.KILLED
-        now = time.monotonic()
-        self._ledger.ended(caller.name, end, why, now - began, now - self._began)
+            now = time.monotonic()
+            if end is End.FAILED and self._excused(caller.name, why, began):
+                end = End.KILLED
+            self.ledger.ended(caller.name, end, why, now - began, now - self._began)
 
-    def _killed_since(self, began: float) -> bool:
-        return any(began <= noticed for _, noticed in self.kills)
+    def killed(self, most: int) -> None:
+        """The isolated model was killed now; ``most`` requests may have been running in it."""
+        self.kills.append(Kill(time.monotonic(), most))
+
+    def _excused(self, caller: str, why: str, began: float) -> bool:
+        """Whether a request failed because its process was killed, which counts once for each."""
+        if not caller.startswith(PLUS) or DIED not in why:
+            return False
+        for kill in reversed(self.kills):
+            if kill.excuses and began <= kill.at:
+                kill.excuses -= 1
+                return True
+        return False
+
+    def withdrawn(self, model: str, version: int) -> None:
+        """A version is gone: nobody who asks from now on may be answered by it."""
+        self._withdrawn[model, str(version)] = time.monotonic()
+
+    def gone(self, model: str, version: str, began: float) -> bool:
+        """Whether a version had been withdrawn when a request began."""
+        return self._withdrawn.get((model, version), math.inf) < began
 
     async def close(self) -> None:
         """Waits for what is under way, then closes the connections."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=PATIENCE_S + 10)
+        left = list(self._tasks)
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
         await self._pool.close()
         for channel in self._channels:
             await channel.close()
@@ -129,7 +180,13 @@ class Callers:
         """Whether the answer is the sender's own rows with the version's number added."""
         if answer.shape != rows.shape or not np.array_equal(answer - rows, rows * 0 + int(version)):
             return End.WRONG, f"version {version} made {answer.tolist()} of {rows.tolist()}"
-        self._ledger.versions[model, version] += 1
+        return self.answered(model, version)
+
+    def answered(self, model: str, version: str) -> Outcome:
+        """Right, if this version may answer at all."""
+        if self.gone(model, version, BEGAN.get()):
+            return End.WRONG, f"answered by version {version}, which had been withdrawn before"
+        self.ledger.versions[model, version] += 1
         return End.OK, ""
 
     async def binary(self, model: str) -> Outcome:
@@ -191,19 +248,21 @@ class Callers:
         return channel.unary_unary(wire.GRPC_INFER_PATH)(wire.grpc_request(model, rows))
 
     async def cancelled(self) -> Outcome:
-        """gRPC, given up after up to 20 ms, which is before or after it is answered."""
-        call = self._call("waits", self.rows())
+        """gRPC, given up after up to 25 ms, which is before or after it is answered."""
+        rows = self.rows()
+        call = self._call("waits", rows)
         await asyncio.sleep(self._random.uniform(0, 0.025))
         call.cancel()
         try:
-            await call
+            payload = await call
+            version = await trailing(call, VERSION)
         except asyncio.CancelledError:
             if not call.cancelled():
                 raise
             return End.CANCELLED, ""
         except grpc.aio.AioRpcError as error:
             return End.FAILED, f"{error.code().name}: {error.details()}"
-        return End.OK, ""
+        return self.check("waits", rows, wire.grpc_answer(payload), version)
 
     async def hung_up(self) -> Outcome:
         """HTTP, the connection closed while the model runs, or in the middle of the request."""
@@ -223,48 +282,72 @@ class Callers:
         """HTTP with a deadline that the model cannot always keep."""
         rows = self.rows()
         request = wire.json_request("waits", rows)
-        patience = {"x-request-timeout-ms": str(self._random.choice((1, 5, 15, 30, 60)))}
-        headers = {**request.headers, **patience}
+        deadline = self._random.choice(DEADLINES_MS)
+        generous = deadline == DEADLINES_MS[-1]
+        self.ledger.generous += generous
+        headers = {**request.headers, "x-request-timeout-ms": str(deadline)}
+        began = time.monotonic()
         answer = await self._pool.ask(post(request.path, headers, request.body))
+        took = time.monotonic() - began
         if answer.status in (429, 504):
+            if took > deadline / 1000 + LATE_S:
+                return End.FAILED, f"HTTP {answer.status} after {took:.2f} s of {deadline} ms"
             return End.REFUSED, ""
         if answer.status != 200:
             return refused(answer)
+        self.ledger.generous_kept += generous
         found = wire.http_answer(answer.body, None)
         return self.check("waits", rows, found, answer.headers[VERSION])
 
     async def stream(self) -> Outcome:
         """A stream with one request, read to its end."""
         upto = self._random.randint(1, 12)
-        call, numbers = self._stream(upto), []
+        numbers: list[int] = []
         try:
-            async for payload in call:
-                response, problem, _ = client_grpc.decode_stream_response(payload, "count", "")
-                if problem:
-                    return End.FAILED, problem
-                if response is not None:
-                    numbers.append(int(response.outputs[0].array[0]))
+            await self._read(self._stream(upto), numbers)
+        except ValueError as error:
+            return End.FAILED, str(error)
         except grpc.aio.AioRpcError as error:
             return End.FAILED, f"{error.code().name}: {error.details()}"
-        if [number % 1000 for number in numbers] != list(range(1, upto + 1)):
+        if len(numbers) != upto:
             return End.WRONG, f"{upto} were asked for, {numbers} came"
-        if len({number // 1000 for number in numbers}) != 1:
-            return End.WRONG, f"answers of several versions: {numbers}"
-        self._ledger.versions["count", str(numbers[0] // 1000)] += 1
-        return End.OK, ""
+        return self.counted(numbers)
 
     async def stream_left(self) -> Outcome:
-        """A stream that its reader leaves after some answers."""
+        """A stream that its reader leaves after some answers, which have to be right."""
         call = self._stream(10_000)
+        numbers: list[int] = []
         try:
             async with asyncio.timeout(self._random.uniform(0, 0.2)):
-                async for _ in call:
-                    pass
+                await self._read(call, numbers)
         except TimeoutError:
             call.cancel()
+        except ValueError as error:
+            return End.FAILED, str(error)
         except grpc.aio.AioRpcError as error:
             return End.FAILED, f"{error.code().name}: {error.details()}"
-        return End.CANCELLED, ""
+        else:
+            return End.WRONG, f"the stream ended after {len(numbers)} of 10,000 answers"
+        end, why = self.counted(numbers) if numbers else (End.OK, "")
+        return (End.CANCELLED, "") if end is End.OK else (end, why)
+
+    async def _read(self, call: grpc.aio.StreamStreamCall[bytes, bytes], into: list[int]) -> None:
+        """Raises `ValueError` for an error in the stream."""
+        async for payload in call:
+            response, problem, _ = client_grpc.decode_stream_response(payload, "count", "")
+            if problem:
+                raise ValueError(problem)
+            if response is not None:
+                into.append(int(response.outputs[0].array[0]))
+
+    def counted(self, numbers: Sequence[int]) -> Outcome:
+        """Whether these are 1, 2, 3 ... of one version that may answer."""
+        if [number % 1000 for number in numbers] != list(range(1, len(numbers) + 1)):
+            return End.WRONG, f"not in order: {list(numbers)}"
+        versions = {number // 1000 for number in numbers}
+        if len(versions) != 1:
+            return End.WRONG, f"answers of several versions: {list(numbers)}"
+        return self.answered("count", str(versions.pop()))
 
     def _stream(self, upto: int) -> grpc.aio.StreamStreamCall[bytes, bytes]:
         tensor = Tensor("to", datatype("INT32"), (1,), array=np.array([upto], np.int32))
@@ -288,9 +371,11 @@ class Callers:
             rows = self.rows()
             request = wire.json_request("add", rows)
             connection = await self._pool.open()
-            connection.writer.write(post(request.path, request.headers, request.body))
-            answer = await read_answer(connection.reader)
-            await connection.close()
+            try:
+                connection.writer.write(post(request.path, request.headers, request.body))
+                answer = await read_answer(connection.reader)
+            finally:
+                await connection.close()
             if answer.status != 200:
                 return refused(answer)
             found = wire.http_answer(answer.body, None)

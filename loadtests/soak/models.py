@@ -38,10 +38,12 @@ class Count:
             yield {{"number": np.array([number + 1000 * {number}], np.int32)}}
             await asyncio.sleep(0.002)
 """
+BATCH: Final = 16
+"""Rows, so requests too, that the isolated model runs at once."""
 SETTINGS: Final = {
     "add": "",
     # Killed every half minute: by default, so many crashes without a minute of peace are too many.
-    "plus": "isolation: {max_restarts: 1000000}\n",
+    "plus": f"max_batch_size: {BATCH}\nisolation: {{max_restarts: 1000000}}\n",
     "waits": "",
     "count": "decoupled: true\n",
 }

@@ -14,9 +14,11 @@ from gateway.cli.client import GatewayClient
 from loadtests.errors import BenchError
 from loadtests.report.soak import Event
 from loadtests.soak.callers import Callers
-from loadtests.soak.models import Directory
+from loadtests.soak.models import BATCH, Directory
 
 PATIENCE_S = 60.0
+MOST_EVENTS = 10_000
+MOST_PROBLEMS = 50
 
 
 class Trouble:
@@ -29,8 +31,13 @@ class Trouble:
         self._random = random.Random(seed)
         self._began = time.monotonic()
         self._serving = {"add": 1, "plus": 1, "waits": 1, "count": 1}
+        self._newest = dict(self._serving)
+        self._broken = 100_000
+        self._stop = asyncio.Event()
         self.events: list[Event] = []
-        self.ended = False
+        """The first `MOST_EVENTS`."""
+        self.problems: list[str] = []
+        """What did not do what it should, the first `MOST_PROBLEMS`."""
 
     def all(self, pace: float) -> list[Awaitable[None]]:
         """Each kind of trouble, over and over; ``pace`` 1 is a few of each a minute."""
@@ -42,14 +49,31 @@ class Trouble:
             self._again(20 / pace, self.storm),
         ]
 
+    def end(self) -> None:
+        """No more of it: who waits for a turn stops now, who is at work finishes."""
+        self._stop.set()
+
     async def _again(self, every_s: float, what: Callable[[], Awaitable[None]]) -> None:
-        while not self.ended:
-            await asyncio.sleep(self._random.uniform(0.5, 1.5) * every_s)
-            if not self.ended:
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._random.uniform(0.5, 1.5) * every_s):
+                    await self._stop.wait()
+            if self._stop.is_set():
+                return
+            try:
                 await what()
+            except Exception as error:  # goes to the verdicts; the soak goes on
+                self.problem(f"{getattr(what, '__name__', 'trouble')}: {error or repr(error)}")
+
+    def problem(self, text: str) -> None:
+        """Notes that something did not do what it should."""
+        if len(self.problems) < MOST_PROBLEMS:
+            at = time.monotonic() - self._began
+            self.problems.append(f"{at:.1f} s, {' '.join(text.split())[:300]}")
 
     def _note(self, kind: str, detail: str) -> None:
-        self.events.append(Event(time.monotonic() - self._began, kind, detail))
+        if len(self.events) < MOST_EVENTS:
+            self.events.append(Event(time.monotonic() - self._began, kind, detail))
 
     async def _model(self, name: str) -> dict[str, object]:
         return await asyncio.to_thread(self._client.model, name)
@@ -73,8 +97,8 @@ class Trouble:
     async def swap(self) -> None:
         """A new version: a tenth of the traffic, then all of it; the old one is taken away."""
         model = self._random.choice(list(self._serving))
-        old, new = self._serving[model], self._serving[model] + 1
-        self._serving[model] = new
+        old, new = self._serving[model], self._newest[model] + 1
+        self._newest[model] = new
         weights = {str(old): 90, str(new): 10}
         await self._change(model, "split", {"weights": {str(old): 1}}, "PUT")
         await asyncio.to_thread(self._directory.publish, model, new)
@@ -82,10 +106,12 @@ class Trouble:
         await self._change(model, "split", {"weights": weights, "stable": str(old)}, "PUT")
         await asyncio.sleep(self._random.uniform(0.5, 3))
         await self._change(model, "promote", {"version": str(new)}, "POST")
+        self._serving[model] = new
         await asyncio.sleep(self._random.uniform(0, 1))
         await asyncio.to_thread(self._directory.withdraw, model, old)
         self._note("swap", f"{model} {old} to {new}")
         await self._until(model, old, ("absent", "unloaded"))
+        self._callers.withdrawn(model, old)
 
     async def _change(self, model: str, what: str, body: dict[str, object], method: str) -> None:
         await asyncio.to_thread(self._client.change, model, what, "soak", body, method=method)
@@ -93,18 +119,18 @@ class Trouble:
     async def kill(self) -> None:
         """SIGKILL for the process of the isolated model."""
         pid = (await self._version("plus", self._serving["plus"])).get("pid")
-        if not isinstance(pid, int):
+        if not isinstance(pid, int):  # it is being started again
             return
-        at = time.monotonic()
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+            self._callers.killed(BATCH)
             self._note("runtime killed", f"plus, process {pid}")
-        self._callers.kills.append((at, time.monotonic() + 1.0))
 
     async def broken_version(self) -> None:
         """A version that cannot be loaded appears, fails, and is taken away."""
         model = self._random.choice(("add", "waits"))
-        version = 100_000 + self._serving[model]
+        self._broken += 1
+        version = self._broken
         self._note("broken version", model)
         await asyncio.to_thread(self._directory.publish_broken, model, version)
         await self._until(model, version, ("failed",))

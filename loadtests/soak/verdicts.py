@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Final
 
 from loadtests.report.soak import Sample, Verdict
@@ -12,9 +11,6 @@ from loadtests.soak.growth import slope
 from loadtests.soak.ledger import BAD, End, Ledger
 from loadtests.soak.rest import Rest
 
-EARLY: Final = (0.25, 0.45)
-"""The part of a soak that the end is compared with: after the start, when caches have filled."""
-LATE: Final = 0.8
 LEAK_MIB: Final = 15.0
 """MiB an hour that a short soak may seem to grow by: allocators do not give back all at once."""
 CREEP_MIB: Final = 8.0
@@ -23,8 +19,6 @@ BLUR_MIB: Final = 30.0
 """MiB an hour. What is less sure than this (half an interval) is not judged."""
 SHORTEST_H: Final = 5 / 60
 """Hours in which memory can be judged: before that, it is caches that fill."""
-FEWEST: Final = 20
-"""Samples in which growth can be seen at all."""
 SLACK: Final = 3
 """File descriptors, or threads, that come and go."""
 KEPT: Final = 0.5
@@ -66,18 +60,20 @@ def memory(
 def count(
     found: Found, name: str, samples: Sequence[Sample], read: Callable[[Sample], int | None]
 ) -> None:
-    """Whether there are more file descriptors, threads or processes at the end."""
-    name = f"{name} do not grow"
-    number = len(samples)
-    early = [read(each) for each in samples[int(EARLY[0] * number) : int(EARLY[1] * number)]]
-    late = [read(each) for each in samples[int(LATE * number) :]]
-    if number < FEWEST:
-        found.none(name, f"{number} samples are too few")
+    """Whether there are more and more file descriptors, threads or processes under load."""
+    name = f"{name} do not grow under load"
+    grown = slope(samples, read)
+    if grown is None:
+        found.none(name, f"{len(samples)} samples are too few")
         return
-    first = median(value for value in early if value is not None)
-    last = median(value for value in late if value is not None)
+    low, middle, high = (each * grown.hours for each in (grown.low, grown.an_hour, grown.high))
     found.verdicts.append(
-        Verdict(name, last - first <= SLACK, f"{first:g} to {last:g}", f"{SLACK:+d}")
+        Verdict(
+            name,
+            low <= SLACK,
+            f"{middle:+.0f} in all ({low:+.0f} to {high:+.0f})",
+            f"from {SLACK:+d}",
+        )
     )
 
 
@@ -169,9 +165,7 @@ def events(gateway: str, trouble: Sequence[str], own: Sequence[str]) -> list[Ver
     ]
 
 
-def all_of(
-    ledger: Ledger, samples: Sequence[Sample], before: Rest, after: Rest | None
-) -> Found:
+def all_of(ledger: Ledger, samples: Sequence[Sample], before: Rest, after: Rest | None) -> Found:
     """Everything that can be said; ``after`` is `None` where there is no gateway left."""
     found = Found(requests(ledger))
     deadlines(found, ledger)

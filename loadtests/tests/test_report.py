@@ -437,7 +437,12 @@ def test_differences_are_drawn(no_bundle: None) -> None:
 
 def a_chart(**replaced: Any) -> scale.Chart:
     series = [
-        scale.Series(EVIL, [(1, 100.0), (10, 200.0), (100, 1000.0)], [(90, 110), (1, 2), (3, 4)]),
+        scale.Series(
+            EVIL,
+            [(1, 100.0), (10, 200.0), (100, 1000.0)],
+            [(90, 110), (1, 2), (3, 4)],
+            "slope 0.50",
+        ),
         scale.Series("none", []),
         scale.Series("zero", [(1, 0.0), (2, 5.0)]),
     ]

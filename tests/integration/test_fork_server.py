@@ -28,6 +28,7 @@ from gateway.isolation import forking, forks, priority
 from gateway.isolation import messages as m
 from gateway.isolation.adoption import adopting
 from gateway.isolation.forking import ForkServer, NotForked
+from gateway.isolation.guard import Guard
 from gateway.isolation.launch import Ties
 from gateway.isolation.limits import Surroundings, usable_cpus
 from gateway.isolation.nursery import Nursery
@@ -227,11 +228,11 @@ def test_a_fork_that_comes_too_late_ends(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 STARTING = """
-import subprocess, sys
+import subprocess, time
 subprocess.Popen(["sleep", "1000"])
 subprocess.Popen(["sleep", "1000"], process_group=0)
 print("started", flush=True)
-sys.stdin.read()
+time.sleep(1000)
 """
 
 
@@ -242,9 +243,8 @@ def test_what_a_child_has_started_leaves_no_zombie() -> None:
 
     def start(around: Surroundings, ties: Ties) -> Any:
         return subprocess.Popen(
-            [sys.executable, "-c", STARTING], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            start_new_session=True,
-        )  # fmt: skip
+            [sys.executable, "-S", "-c", STARTING], stdout=subprocess.PIPE, start_new_session=True
+        )
 
     async def main() -> None:
         guard = Guard()
@@ -254,8 +254,6 @@ def test_what_a_child_has_started_leaves_no_zombie() -> None:
         (inside, outside) = sorted(
             psutil.Process(child.pid).children(), key=lambda each: os.getpgid(each.pid) == each.pid
         )
-        # The exit codes of others stay theirs, also of those with a session of their own.
-        others = [subprocess.Popen(["false"], start_new_session=own) for own in (False, True)]
         with adopting:
             os.kill(child.pid, signal.SIGSEGV)
             await until(lambda: child.dead, "its end")
@@ -265,10 +263,12 @@ def test_what_a_child_has_started_leaves_no_zombie() -> None:
         with adopting:
             await until(lambda: outside.status() == psutil.STATUS_ZOMBIE, "its end")
         assert not psutil.pid_exists(outside.pid)
-        assert [other.wait() for other in others] == [1, 1]
         await asyncio.to_thread(guard.close)
 
+    # The exit codes of others stay theirs, also of those with a session of their own.
+    others = [subprocess.Popen(["false"], start_new_session=own) for own in (False, True)]
     asyncio.run(main())
+    assert [other.wait() for other in others] == [1, 1]
     assert set(ourselves.children()) == before
 
 
@@ -334,11 +334,14 @@ def test_a_fork_server_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(
+    "error", [OSError(11, "no processes are left"), RuntimeError("can't start new thread")]
+)
 def test_without_fork_servers_children_are_programs(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def none(*_: object) -> Any:
-        raise OSError(11, "no processes are left")
+        raise error
 
     monkeypatch.setattr(forking, "run", none)
     caplog.set_level(logging.WARNING)
@@ -350,7 +353,7 @@ def test_without_fork_servers_children_are_programs(
 
     asyncio.run(main())
     (said,) = [record.getMessage() for record in caplog.records]
-    assert "no processes are left" in said
+    assert str(error) in said
 
 
 def test_imports_that_start_threads_are_left_to_the_children(
@@ -491,7 +494,7 @@ def test_many_that_load_do_not_keep_a_share_from_one_that_serves(
         nonlocal free
         if free:
             told.append((pid, nice))
-        free, was = False, free
+        was, free = free, False
         return was
 
     monkeypatch.setattr(priority, "set_group", set_group)

@@ -198,6 +198,16 @@ def test_it_is_over_when_less_comes() -> None:
     assert sim.runner.log[-3].rows == MOST
 
 
+def test_it_is_forgotten_when_everybody_goes() -> None:
+    sim = make(affine)
+    offer(sim, 2 * CAPACITY[affine], 4)
+    sim.run()
+    assert sim.batcher.overload.on
+    sim.at(60, lambda: [sim.arrive() for _ in range(1000)])
+    sim.run()
+    assert all(call.error is None for call in sim.calls[-1000:])
+
+
 def test_steady_overload_does_not_come_and_go() -> None:
     sim = make(affine)
     offer(sim, 1.3 * CAPACITY[affine], 12)

@@ -29,6 +29,11 @@ from loadtests.payloads.base import Wire
 
 TOGETHER: Final = 32
 """Connections that are being made at a time."""
+OPEN_S: Final = 30.0
+"""Seconds within which all of them must be there."""
+GLANCE_S: Final = 0.02
+"""How long a connection is looked at before it counts: a server that has enough of them closes it
+at once."""
 MAX_HEAD: Final = 65536
 MAX_HEADS: Final = 1024
 JOINED: Final = 65536
@@ -69,14 +74,36 @@ class Http1Client:
         self._opening: set[asyncio.Task[None]] = set()
         self._closed = False
         self._error: Exception | None = None
+        self._made = self._gone = 0
+        """Connections that were made, and that the server has closed."""
 
     async def open(self) -> None:
-        """Makes the connections, a few at a time. Raises `BenchError`."""
+        """Makes the connections, a few at a time. Raises `BenchError`, also where the server
+        closes as many as it was to hold."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + OPEN_S
         while (missing := self._connections - len(self._live)) > 0:
+            if self._gone >= self._connections or loop.time() >= deadline:
+                raise BenchError(self._too_few())
             tasks = [self._start() for _ in range(min(missing, TOGETHER))]
             await asyncio.wait(tasks)
             if self._error is not None:
                 raise nobody(self.address, self._error) from None
+            if len(self._live) >= self._connections:
+                await asyncio.sleep(GLANCE_S)
+
+    def _too_few(self) -> str:
+        where = self.address.authority
+        if not self._gone:
+            return (
+                f"{len(self._live)} of {self._connections} connections to {where} were made in "
+                f"{OPEN_S:g} s; use fewer with --connections"
+            )
+        return (
+            f"the server at {where} closed {self._gone} of {self._made} connections before a "
+            "request was sent on them; use fewer (--connections, --concurrency), or let it take "
+            "more"
+        )
 
     def send(self, call: Call) -> None:
         """On a connection that is free, or the next one that will be."""
@@ -127,6 +154,10 @@ class Http1Client:
             self._refused()
             return
         self._error = None
+        self._made += 1
+        if connection.transport is None:  # closed already
+            self._gone += 1
+            return
         self._live.add(connection)
         self.free(connection)
 
@@ -151,7 +182,9 @@ class Http1Client:
 
     def lost(self, connection: _Connection) -> None:
         """The connection is no more."""
-        self._live.discard(connection)
+        if connection in self._live:
+            self._gone += 1
+            self._live.discard(connection)
         room = len(self._live) + len(self._opening) < self._most
         if self._waiting and room and not self._closed:
             self._start()

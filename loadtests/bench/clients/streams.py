@@ -176,7 +176,11 @@ class _Stream:
                     outcome, text = await self._status()
                     break
         except asyncio.CancelledError:
-            return
+            task = asyncio.current_task()
+            if self._call is None or (task is not None and task.cancelling()):
+                return
+            # grpcio says so too where it has ended the stream itself.
+            outcome, text = "CANCELLED", "the stream was cancelled"
         except grpc.RpcError as error:
             outcome, text = _classified(error)
         except (asyncio.InvalidStateError, grpc.aio.UsageError):

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from loadtests.commands import add_sluice_option
-from loadtests.compare import load, machine, models
+from loadtests.compare import load, machine, models, sluice
 from loadtests.compare.__main__ import ended
 from loadtests.compare.peers import NAMES, OURS, document, environments, find, publish
 from loadtests.compare.peers.base import Peer
@@ -24,8 +24,9 @@ from loadtests.compare.peers.outcome import BARE, Outcome
 from loadtests.compare.peers.rounds import Plan, Runner, Subject, say
 from loadtests.compare.peers.sluicegate.peer import with_command
 from loadtests.compare.peers.table import lines
-from loadtests.compare.processes import ROOT
+from loadtests.compare.processes import ROOT, guarded
 from loadtests.errors import BenchError
+from loadtests.report import draw
 
 EPILOG = """\
 exit codes: 0 every run that was made counts (what is not installed is in the table with its
@@ -61,6 +62,12 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--duration", type=float, default=1.0, help="seconds a run, about")
     parser.add_argument("--threads", type=int, default=1, help="threads of every session")
+    parser.add_argument(
+        "--routes",
+        choices=("best", "all"),
+        default="best",
+        help="best: the fastest of each server, and JSON with add and mlp (default)",
+    )
     add_sluice_option(parser)
     parser.add_argument("--out", type=Path, default=ROOT / "loadtests" / "results", metavar="DIR")
     parser.add_argument(
@@ -126,16 +133,27 @@ def line_up(names: Sequence[str], command: str) -> list[Peer]:
     return [with_command(command) if name == OURS else find(name) for name in names if name != BARE]
 
 
+def versions(command: str) -> dict[str, str]:
+    """Of the client; of this environment's packages too, if it is them that ``command`` starts."""
+    found = machine.versions()
+    if command == sluice.default_command():
+        return found
+    return {name: found[name] for name in ("python", "h2load") if name in found}
+
+
 def run(args: argparse.Namespace, work: Path) -> int:
     """The whole comparison; returns the exit code."""
     if args.rounds < 1 or args.duration <= 0 or args.threads < 1:
         raise BenchError("--rounds, --duration and --threads must be above 0")
     servers = chosen(args.servers, EVERYTHING, "--servers")
     wanted = chosen(args.models, MODELS, "--models")
+    if args.publish:
+        draw.available()  # not after 25 minutes
     root = args.environments.absolute()
-    plan = Plan(args.rounds, args.duration, args.threads, root, work)
+    every = args.routes == "all"
+    plan = Plan(args.rounds, args.duration, args.threads, root, work, every)
     command = shlex.join(["python", "-m", "loadtests.compare.peers", *sys.argv[1:]])
-    facts = Facts(command, machine.describe(), machine.versions(), plan)
+    facts = Facts(command, machine.describe(), versions(args.sluice), plan)
     outcome = Outcome()
     runner = Runner(
         plan,
@@ -179,7 +197,7 @@ def main() -> int:
         if args.command == "install":
             return install(args.names, args.environments.absolute())
         load.version()
-        with tempfile.TemporaryDirectory(prefix="sluicegate-peers-") as work:
+        with guarded(), tempfile.TemporaryDirectory(prefix="sluicegate-peers-") as work:
             return run(args, Path(work))
     except BenchError as error:
         print(f"compare: {error}", file=sys.stderr)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from loadtests.compare.wire import Floats, HttpRequest, Rows
 
@@ -22,6 +22,11 @@ Decode = Callable[[bytes, Mapping[str, str]], Floats]
 message without its frame, and no headers. Raises `ValueError` for anything else."""
 
 
+HEAVY: Final = ("cnn", "embedding")
+"""Models that take milliseconds: they get a worker (an instance) a core, which costs the light ones
+more than it brings."""
+
+
 @dataclass(frozen=True)
 class Route:
     """One way to ask a server. ``grpc`` routes go over HTTP/2, all others over HTTP/1.1."""
@@ -32,7 +37,7 @@ class Route:
     decode: Decode
     grpc: bool = False
     like: str = ""
-    """Which of our routes a ``native`` one is held against: ``json``, ``binary`` or ``grpc``."""
+    """Which of our routes a ``native`` one is held against: ``binary``, ``invocations``, ..."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +57,19 @@ class Peer:
     ready and with all models loaded. The environment is a virtual environment's folder.
     `Server.models` says which name each model has there, where that differs."""
     packages: tuple[str, ...]
-    """Distributions of its environment whose versions the report names."""
+    """Distributions of its environment whose versions the report names; empty: what the running
+    server says of itself."""
     refusals: Mapping[str, str] = field(default_factory=dict)
     """``model``, ``model/route`` → why it is not measured here."""
     extra: Callable[[], str] = str
     """What else must be there (Java): empty, or what is missing and what to type."""
+    best: tuple[str, ...] = ()
+    """Names of the routes that are measured with every model: the fastest. Empty: all."""
+    variants: tuple[str, ...] = ("",)
+    """What is behind a model's name where a server holds it several times, configured in several
+    ways (``_1x``, ``_2x``); the best of them counts, cell by cell."""
+    warm_s: float = 1.0
+    """Seconds of load for each model after a start, before anything is measured."""
     one_model: bool = False
     """Whether a server holds one model only; it is then started for each."""
     counter: bool = False

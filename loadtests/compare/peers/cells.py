@@ -14,6 +14,10 @@ BUSY: Final = {"add": 64, "mlp": 64, "cnn": 16, "embedding": 16, "echo": 16}
 """Requests in flight, beside the runs with one."""
 LIGHT: Final = ("add", "mlp")
 """Models of which the verifier asks often, and for several rows."""
+JSON_TOO: Final = ("add", "mlp")
+"""Models that are asked as JSON too where a server has a faster route."""
+SCORING: Final = "invocations"
+"""Our route that is measured only where there is a server to hold against it."""
 TEXT: Final = "4 MiB of numbers are some 20 MB of JSON: it would measure the reading of numbers"
 TEXT_BUSY: Final = "JSON of 20 MB a request is measured one at a time only"
 STREAMS: Final = 4
@@ -28,16 +32,13 @@ class Cell:
     model: str
     route: Route
     shape: Shape
+    variant: str = ""
+    """See `Peer.variants`."""
 
     @property
-    def key(self) -> tuple[str, str, str, int]:
-        """Server, model, route, requests in flight."""
-        return self.server, self.model, self.route.name, self.shape.concurrency
-
-    @property
-    def name(self) -> str:
-        """As in progress and notes."""
-        return "{} {}/{} c={}".format(*self.key)
+    def key(self) -> tuple[str, str, str, int, str]:
+        """Server, model, route, requests in flight, variant."""
+        return self.server, self.model, self.route.name, self.shape.concurrency, self.variant
 
     @property
     def verify_rate(self) -> float:
@@ -68,47 +69,49 @@ class LeftOut:
 
 def is_text(route: Route) -> bool:
     """Whether tensors are JSON on this route."""
-    return "json" in (route.name, route.like)
+    return bool({"json", SCORING} & {route.name, route.like})
 
 
 def shapes(model: str, route: Route) -> list[Shape]:
-    """One request in flight, and many."""
+    """Many requests in flight, and then, when everything is warm, one."""
     busy = BUSY[model]
-    return [Shape(1), Shape(STREAMS, busy // STREAMS) if route.grpc else Shape(busy)]
+    return [Shape(STREAMS, busy // STREAMS) if route.grpc else Shape(busy), Shape(1)]
 
 
-def cells_of(peer: Peer, models: Sequence[str]) -> tuple[list[Cell], list[LeftOut]]:
-    """The cells of one server, model by model, and what is left out of them."""
+def cells_of(
+    peer: Peer, models: Sequence[str], *, every: bool = True
+) -> tuple[list[Cell], list[LeftOut]]:
+    """The cells of one server, model by model, and what is left out of them by rule.
+
+    Without ``every``: its fastest routes, and JSON with the models of `JSON_TOO`.
+    """
     cells: list[Cell] = []
     left: list[LeftOut] = []
     for model in models:
         if reason := peer.refusals.get(model):
             left.append(LeftOut(peer.name, model, "", reason))
             continue
-        routes = peer.routes_of(model)
-        for route in routes:
+        for route in peer.routes_of(model):
+            if not (every or is_chosen(peer, model, route)):
+                continue
             reason = peer.refusals.get(f"{model}/{route.name}")
-            only = len(routes) == 1
-            if not reason and model == "echo" and is_text(route) and not only:
+            if not reason and model == "echo" and "json" in (route.name, route.like):
                 reason = TEXT
             if reason:
                 left.append(LeftOut(peer.name, model, route.name, reason))
                 continue
-            alone, busy = shapes(model, route)
-            cells.append(Cell(peer.name, model, route, alone))
-            if model == "echo" and is_text(route):
-                left.append(
-                    LeftOut(peer.name, model, route.name, TEXT_BUSY, concurrency=busy.concurrency)
-                )
-            else:
-                cells.append(Cell(peer.name, model, route, busy))
+            busy, alone = shapes(model, route)
+            large = model == "echo" and is_text(route)
+            if large:
+                load = busy.concurrency
+                left.append(LeftOut(peer.name, model, route.name, TEXT_BUSY, concurrency=load))
+            for shape in [alone] if large else [busy, alone]:
+                cells += [Cell(peer.name, model, route, shape, each) for each in peer.variants]
     return cells, left
 
 
-def ours_for(model: str, route: str, like: str) -> str:
-    """The route of ours that a server's route is held against.
-
-    Where ours is not measured on that route (`echo` as JSON) it is the binary one.
-    """
-    wanted = like or route
-    return "binary" if model == "echo" and wanted == "json" else wanted
+def is_chosen(peer: Peer, model: str, route: Route) -> bool:
+    """Whether a route is measured with a model without being asked for."""
+    if not peer.best or route.name in peer.best:
+        return True
+    return route.name == "json" and model in JSON_TOO

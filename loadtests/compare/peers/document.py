@@ -12,6 +12,7 @@ from loadtests.compare.peers.cells import LeftOut
 from loadtests.compare.peers.outcome import BARE, Outcome
 from loadtests.compare.peers.rounds import Plan
 from loadtests.compare.peers.table import Line, lines
+from loadtests.compare.processes import cores
 from loadtests.compare.report import table
 
 FORMAT = "sluicegate-peers/1"
@@ -20,11 +21,22 @@ EXPLAINED = """\
 Medians of the rounds. `ratio` is the server's figure over sluicegate's in the same round (the
 median, the smallest and the largest): of the mean latency with one request in flight (above 1:
 slower than sluicegate), and of requests/s under load (below 1: slower). A server's own route
-(`native`) is held against sluicegate's of the same kind, `json` or `binary`. `busy` is how many
-requests are in flight. `bare` is onnxruntime in a loop, without a server: one row a call at c=1,
-rows/s at its best batch size (`rows a call`) beside the busy runs, held against sluicegate's best
-route. Each server runs alone; it shares the machine with the client.
+(`native`) is held against sluicegate's of the same kind: `binary`, or with MLflow's server
+`invocations`, where both get the same body. `busy` is how many requests are in flight. `bare` is
+onnxruntime without a server: one loop and one row a call at c=1; beside the busy runs a loop a
+core at the best batch size (`rows a call`), rows/s of all together, held against sluicegate's best
+route. Each server runs alone; it shares the machine with the client. `1x`, `2x`: Triton with one
+instance of the model and with two, the better of both.
+
+Every session has the same number of threads. Servers that have workers (replicas, instances) run
+one a core; for some only with the models that take milliseconds (`cnn`, `embedding`): their notes
+say which and why. Sluicegate has `instances:` one a core for `cnn` and `embedding`, and its default
+(one) elsewhere.
 """
+ROUTES = (
+    "Routes: the fastest of each server with every model, JSON with `add` and `mlp` too "
+    "(`--routes all` measures all).\n"
+)
 
 
 @dataclass(frozen=True)
@@ -63,13 +75,15 @@ def _row(alone: Line | None, busy: Line | None) -> tuple[str, ...]:
     load = "–"
     if busy is not None:
         load = f"{busy.batch} rows a call" if busy.batch else f"c={busy.concurrency}"
+        load += f" ({busy.variant})" if busy.variant else ""
     return (
         *(either.server, either.route),
         *(
             ("INVALID", "–", "–", "–")
             if alone is not None and not alone.valid
             else (
-                _time(alone.mean_us if alone else None),
+                _time(alone.mean_us if alone else None)
+                + (f" ({alone.variant})" if alone and alone.variant else ""),
                 _time(alone.p50_us if alone else None),
                 _time(alone.p99_us if alone else None),
                 _ratio(alone),
@@ -100,12 +114,16 @@ def markdown(facts: Facts, outcome: Outcome, pictures: Sequence[str] = ()) -> st
     """The whole page. ``pictures`` are file names beside it."""
     plan, found = facts.plan, lines(outcome)
     parts = ["# Comparison with other servers", "", EXPLAINED]
+    parts += [] if plan.every_route else [ROUTES]
     parts += [f"![{Path(name).stem}]({name})" for name in pictures] + [""] * bool(pictures)
     for model in dict.fromkeys(line.model for line in found):
         parts += [f"## {model}", "", model_table([one for one in found if one.model == model]), ""]
     if outcome.left_out:
         parts += ["## Not measured", "", "| server | what | why |", "|---|---|---|"]
         parts += [*map(_left_out, outcome.left_out), ""]
+    notes = [*outcome.notes, *(f"{_name(line)}: {line.note}" for line in found if line.note)]
+    if notes:
+        parts += ["## Notes", "", *(f"- {note}" for note in notes), ""]
     if invalid := [line for line in found if not line.valid]:
         parts += ["## Runs that do not count", ""]
         parts += [f"- {_name(line)}: {line.problem}" for line in invalid]
@@ -124,6 +142,7 @@ def markdown(facts: Facts, outcome: Outcome, pictures: Sequence[str] = ()) -> st
         sizes = ", ".join(f"{model}: {size}" for model, size in outcome.batches.items())
         parts += [f"- {BARE}, rows a call: {sizes}"]
     parts += [
+        f"- workers of servers that have one a core: {cores()}",
         f"- {plan.rounds} round(s) of runs of about {plan.duration_s:g} s, {plan.threads} "
         "thread(s) a session everywhere",
         f"- command: `{facts.command}`",
@@ -159,6 +178,8 @@ def document(facts: Facts, outcome: Outcome) -> dict[str, object]:
         "rounds": plan.rounds,
         "duration_s": plan.duration_s,
         "threads": plan.threads,
+        "notes": outcome.notes,
+        "cores": cores(),
         "batches": outcome.batches,
         "ready_s": outcome.ready_s,
         "lines": [asdict(line) for line in lines(outcome)],

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import shutil
-import signal
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -36,9 +34,8 @@ SHAPE_HEADER: Final = "x-shape"
 RAW: Final = "application/octet-stream"
 SOCKET_FOLDER: Final = 40
 """Longest path that still leaves room for the names of a server's Unix sockets (107 in all)."""
-HEAVY: Final = ("cnn", "embedding")
-"""Models that take milliseconds: they get a worker a core, which costs the light ones more than
-it brings."""
+START_S: Final = 90.0
+"""Until a server is ready and each of its models has answered."""
 
 
 def json_route(path: str) -> Route:
@@ -80,8 +77,8 @@ class Launch:
     settings: Mapping[str, Any]
     files: Mapping[str, Path]
     """Name in the folder that it works in → what is copied there."""
-    route: Route
-    """By which each model is asked, until it answers."""
+    route: Route | None
+    """By which each model is asked, until it answers; ``None``: ``/v2/models/MODEL/ready`` says."""
     grpc: int = 0
     env: Mapping[str, str] = field(default_factory=dict)
     stop_grace_s: float = 15.0
@@ -92,42 +89,48 @@ def launched(launch: Launch, models: Sequence[Model], work: Path) -> Iterator[Se
     """The running server, once each model has answered.
 
     Afterwards nothing of it is left, also of processes that went to a session of their own.
+    Raises `BenchError` if that takes longer than `START_S`.
     """
-    from loadtests.compare.processes import started
+    from loadtests.compare.processes import started, wait_models
 
+    until = time.perf_counter() + START_S
     for name, source in {"onnx_serving.py": HERE / "onnx_serving.py", **launch.files}.items():
         shutil.copy(source, work / name)
-    settings = work / "settings.json"
+    settings = work / "peer.json"
     settings.write_text(json.dumps(dict(launch.settings)))
-    mark = str(settings)
     address = f"127.0.0.1:{launch.http}"
     with started(
         launch.label,
         launch.command,
         (address, f"127.0.0.1:{launch.grpc}", address),
         work / f"{launch.label}.log",
-        env={SETTINGS: mark, "PYTHONPATH": str(work), "TMPDIR": str(work), **launch.env},
+        env={SETTINGS: str(settings), "PYTHONPATH": str(work), "TMPDIR": str(work), **launch.env},
         ready_path=launch.ready_path,
+        ready_timeout_s=START_S,
         poll_s=0.05,
         stop_grace_s=launch.stop_grace_s,
-        after=lambda: sweep(mark),
         cwd=work,
     ) as server:
-        for model in models:
-            wait_answer(server, launch.route, model)
+        if launch.route is None:
+            wait_models(server, [model.name for model in models], until - time.perf_counter())
+        else:
+            for model in models:
+                wait_answer(server, launch.route, model, until)
         yield server
 
 
-def wait_answer(server: Server, route: Route, model: Model, patience_s: float = 120.0) -> None:
-    """Returns once the model answers a row of zeros. Raises `BenchError` if it never does."""
-    until = time.perf_counter() + patience_s
+def wait_answer(server: Server, route: Route, model: Model, until: float) -> None:
+    """Returns once the model answers a row of zeros. Raises `BenchError` if it does not ``until``
+    then (`time.perf_counter`)."""
     shape = (1, *model.row_shape)
     whole = model.datatype == "INT64"
     rows: Rows = np.zeros(shape, np.int64) if whole else np.zeros(shape, np.float32)
     request = route.encode(model.name, rows)
     said = "nothing"
     while server.process.poll() is None and time.perf_counter() < until:
-        connection = http.client.HTTPConnection(server.http, timeout=30)
+        connection = http.client.HTTPConnection(
+            server.http, timeout=max(1.0, until - time.perf_counter())
+        )
         try:
             connection.request("POST", request.path, request.body, request.headers)
             answer = connection.getresponse()
@@ -141,29 +144,6 @@ def wait_answer(server: Server, route: Route, model: Model, patience_s: float = 
             connection.close()
         time.sleep(0.1)
     raise BenchError(f"{server.label}: model {model.name} does not answer ({said})")
-
-
-def sweep(mark: str, passes: int = 50) -> None:
-    """Ends every process that was started with these settings and is still there.
-
-    Again and again until none is found: one may start another while it is being ended.
-    """
-    wanted = f"{SETTINGS}={mark}".encode()
-    for _ in range(passes):
-        ended = [_ended(folder, wanted) for folder in Path("/proc").glob("[0-9]*")]
-        if not any(ended):
-            return
-        time.sleep(0.1)
-
-
-def _ended(folder: Path, wanted: bytes) -> bool:
-    """Whether this process had the mark and was sent SIGKILL. A dead one has no environment."""
-    with suppress(OSError):
-        number = int(folder.name)
-        if number != os.getpid() and wanted in (folder / "environ").read_bytes().split(b"\0"):
-            os.kill(number, signal.SIGKILL)
-            return True
-    return False
 
 
 @contextmanager

@@ -38,6 +38,7 @@ class Onnx:
     """One model file: ``x`` [N, ...] → ``y`` [N, ...], with the comparison's session options."""
 
     def __init__(self, path: str, threads: int) -> None:
+        self._opened = (path, threads)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -48,6 +49,10 @@ class Onnx:
         self.dtype = np.dtype(_DTYPES[x.type])
         self.row_shape = tuple(int(size) for size in x.shape[1:])
         self._row_bytes = self.dtype.itemsize * math.prod(self.row_shape)
+
+    def __reduce__(self) -> tuple[type[Onnx], tuple[str, int]]:
+        """Sessions cannot be pickled: another process opens the file again."""
+        return Onnx, self._opened
 
     def from_json(self, body: bytes | dict[str, Any]) -> Array:
         """The rows of an Open Inference Protocol request, as text or parsed."""

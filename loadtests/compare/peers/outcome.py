@@ -32,6 +32,8 @@ class Run:
     verified: int = 0
     """Answers that the verifier held against the right ones."""
     problems: tuple[str, ...] = ()
+    variant: str = ""
+    """Which of the models of `Peer.variants`."""
 
     @property
     def key(self) -> tuple[str, str, str, int]:
@@ -50,5 +52,7 @@ class Outcome:
     """Server → package → version."""
     ready_s: dict[str, list[float]] = field(default_factory=dict)
     """Server → seconds from exec to ready, start by start."""
+    notes: list[str] = field(default_factory=list)
+    """What happened on the way: a start that failed before one that did not."""
     batches: dict[str, int] = field(default_factory=dict)
-    """Model → rows of a call of the bare loop with the most rows a second."""
+    """Model → rows of a call of the bare loops with the most rows a second."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from loadtests.compare.peers import NAMES, OURS
-from loadtests.compare.peers.cells import MODELS, ours_for
+from loadtests.compare.peers.cells import MODELS
 from loadtests.compare.peers.outcome import BARE, LOOP, Outcome, Run
 
 
@@ -40,6 +40,10 @@ class Line:
     batch: int | None = None
     """Rows of a call of the bare loop."""
     problem: str = ""
+    variant: str = ""
+    """``1x``: the best of several configurations of a server; see `Peer.variants`."""
+    note: str = ""
+    """Why another of them was not looked at."""
 
     @property
     def valid(self) -> bool:
@@ -67,9 +71,10 @@ def _order(model: str, server: str) -> tuple[int, int]:
 def _line(
     runs: Sequence[Run], all_runs: dict[tuple[str, str, str, int], list[Run]], outcome: Outcome
 ) -> Line:
-    first = runs[0]
-    alone = first.concurrency == 1
+    alone = runs[0].concurrency == 1
     value: Callable[[Run], float] = (lambda r: r.mean_us) if alone else (lambda r: r.rate)
+    runs, note = _best(runs, value)
+    first, variant = runs[0], runs[0].variant.strip("_")
     ours = _ours(first, all_runs, value)
     problems = [f"round {run.round}: {problem}" for run in runs for problem in run.problems]
     batch = None
@@ -80,7 +85,9 @@ def _line(
     named = (first.server, first.model, first.route, first.concurrency)
     if problems:
         nothing = (None,) * 7
-        return Line(*named, *nothing, against, figure, len(runs), batch, "; ".join(problems))
+        return Line(
+            *named, *nothing, against, figure, len(runs), batch, "; ".join(problems), variant
+        )
     theirs = {run.round: value(run) for run in runs}
     ratios = [theirs[run.round] / value(run) for run in ours if run.round in theirs]
     return Line(
@@ -96,7 +103,28 @@ def _line(
         figure,
         len(runs),
         batch,
+        variant=variant,
+        note=note,
     )
+
+
+def _best(runs: Sequence[Run], value: Callable[[Run], float]) -> tuple[Sequence[Run], str]:
+    """The runs of the variant with the best median, and why another one is not looked at."""
+    by_variant: dict[str, list[Run]] = {}
+    for run in runs:
+        by_variant.setdefault(run.variant, []).append(run)
+    broken = {each: found for each, found in by_variant.items() if any(r.problems for r in found)}
+    counts = [found for each, found in by_variant.items() if each not in broken]
+    if not counts:
+        return next(iter(by_variant.values())), ""
+    note = "; ".join(
+        f"{each.strip('_')}, round {run.round}: {problem}"
+        for each, found in broken.items()
+        for run in found
+        for problem in run.problems
+    )
+    best = min if runs[0].concurrency == 1 else max
+    return best(counts, key=lambda found: median(map(value, found))), note
 
 
 def _median(values: Iterable[float | None]) -> float | None:
@@ -123,5 +151,5 @@ def _ours(
     if run.route == LOOP:
         best = min if run.concurrency == 1 else max
         return best(sides, key=lambda runs: median(map(value, runs)), default=[])
-    wanted = ours_for(run.model, run.route, run.like)
+    wanted = run.like or run.route
     return next((runs for runs in sides if runs[0].route == wanted), [])

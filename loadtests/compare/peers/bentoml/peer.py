@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 MAX_BATCH: Final = 64
 MAX_LATENCY_MS: Final = 60_000
 """BentoML refuses requests (503) that it expects to take longer: its default."""
-WORKERS: Final = 2
 JSON: Final = json_route("/{}/json")
 RAW: Final = raw_route("/{}/raw")
 
@@ -25,7 +24,7 @@ RAW: Final = raw_route("/{}/raw")
 @contextmanager
 def serve(environment: Path, models: Sequence[Model], work: Path, threads: int) -> Iterator[Server]:
     """One service, all models."""
-    from loadtests.compare.processes import free_port
+    from loadtests.compare.processes import cores, free_port
 
     port = free_port()
     settings = {
@@ -34,7 +33,7 @@ def serve(environment: Path, models: Sequence[Model], work: Path, threads: int) 
         "threads": threads,
         "max_batch_size": MAX_BATCH,
         "max_latency_ms": MAX_LATENCY_MS,
-        "workers": WORKERS,
+        "workers": cores(),
     }
     command = [str(environment / "bin" / "bentoml"), "serve", "bento_models:service"]
     launch = Launch(
@@ -54,6 +53,7 @@ def serve(environment: Path, models: Sequence[Model], work: Path, threads: int) 
 PEER = Peer(
     name="bentoml",
     routes=(JSON, RAW),
+    best=("native",),
     serve=serve,
     packages=("bentoml", "starlette", "uvicorn", "onnxruntime", "numpy"),
 )

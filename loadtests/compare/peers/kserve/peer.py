@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Final
 
 from loadtests.compare.peers import oip
 from loadtests.compare.peers.base import Peer
+from loadtests.compare.peers.launch import Launch, launched
 
 if TYPE_CHECKING:
     from loadtests.compare.models import Model
     from loadtests.compare.processes import Server
 
-WORKERS: Final = 1
 SERVE: Final = Path(__file__).with_name("serve.py")
 LOG: Final = {
     "version": 1,
@@ -35,37 +35,38 @@ LARGEST: Final = 1 << 30
 @contextmanager
 def serve(environment: Path, models: Sequence[Model], work: Path, threads: int) -> Iterator[Server]:
     """One server, all models."""
-    from loadtests.compare.processes import free_port, started, wait_models
+    from loadtests.compare.processes import cores, free_port
 
     http, grpc = free_port(), free_port()
-    settings = {
-        "http": http,
-        "grpc": grpc,
-        "workers": WORKERS,
-        "threads": threads,
-        "models": {model.name: str(model.path) for model in models},
-    }
-    (work / "settings.json").write_text(json.dumps(settings))
     (work / "log.json").write_text(json.dumps(LOG))
-    command = [str(environment / "bin" / "python"), str(SERVE), str(work / "settings.json")]
+    command = [str(environment / "bin" / "python"), "kserve_models.py"]
     command += ["--log_config_file", str(work / "log.json")]
     for way in ("send", "receive"):
         command += [f"--grpc_max_{way}_message_length", str(LARGEST)]
-    address = f"127.0.0.1:{http}"
-    with started(
-        "kserve",
-        command,
-        (address, f"127.0.0.1:{grpc}", address),
-        work / "kserve.log",
-        cwd=work,
-    ) as server:
-        wait_models(server, [model.name for model in models])
+    launch = Launch(
+        label="kserve",
+        command=command,
+        ready_path="/v2/health/ready",
+        http=http,
+        grpc=grpc,
+        settings={
+            "http": http,
+            "grpc": grpc,
+            "workers": cores(),
+            "threads": threads,
+            "models": {model.name: str(model.path) for model in models},
+        },
+        files={"kserve_models.py": SERVE},
+        route=None,
+    )
+    with launched(launch, models, work) as server:
         yield server
 
 
 PEER = Peer(
     name="kserve",
     routes=oip.ALL,
+    best=("grpc", "binary"),
     serve=serve,
     packages=("kserve", "onnxruntime", "numpy", "uvicorn", "grpcio"),
 )

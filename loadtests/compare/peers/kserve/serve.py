@@ -1,18 +1,14 @@
-"""KServe's Python server with one model a file: ``serve.py SETTINGS [OPTIONS]``.
+"""KServe's Python server with one model a file: ``kserve_models.py [OPTIONS]``.
 
-Runs in KServe's environment. The settings are JSON: ports, workers, threads, and the files. The
-options are KServe's own, which it takes from the command line when it is imported.
+The options are KServe's own, which it takes from the command line when it is imported.
 """
 
 from __future__ import annotations
 
-import json
-import sys
-from pathlib import Path
 from typing import Any
 
-import onnxruntime
 from kserve import InferOutput, InferRequest, InferResponse, Model, ModelServer
+from onnx_serving import Onnx, settings
 
 
 class OnnxModel(Model):
@@ -20,23 +16,13 @@ class OnnxModel(Model):
 
     def __init__(self, name: str, path: str, threads: int) -> None:
         super().__init__(name)
-        self._path = path
-        self._threads = threads
-
-    def load(self) -> bool:
-        """Opens the file; each worker does that for itself."""
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.inter_op_num_threads = 1
-        self._session = onnxruntime.InferenceSession(
-            self._path, sess_options=options, providers=["CPUExecutionProvider"]
-        )
+        # Each worker is handed this object, pickled; its session is opened there anew.
+        self._onnx = Onnx(path, threads)
         self.ready = True
-        return self.ready
 
     def predict(self, payload: InferRequest, *rest: Any, **named: Any) -> InferResponse:
         """One request; binary where binary was asked for."""
-        (y,) = self._session.run(["y"], {"x": payload.inputs[0].as_numpy()})
+        y = self._onnx.run(payload.inputs[0].as_numpy())
         output = InferOutput("y", list(y.shape), "FP32")
         output.set_data_from_numpy(y, binary_data=True)  # text is made of it where text is wanted
         return InferResponse(
@@ -50,16 +36,13 @@ class OnnxModel(Model):
 
 def main() -> None:
     """Serves until ended."""
-    settings = json.loads(Path(sys.argv[1]).read_text())
-    models = []
-    for name, path in settings["models"].items():
-        model = OnnxModel(name, path, settings["threads"])
-        model.load()
-        models.append(model)
+    given = settings()
+    threads = given["threads"]
+    models = [OnnxModel(name, path, threads) for name, path in given["models"].items()]
     server = ModelServer(
-        http_port=settings["http"],
-        grpc_port=settings["grpc"],
-        workers=settings["workers"],
+        http_port=given["http"],
+        grpc_port=given["grpc"],
+        workers=given["workers"],
         enable_latency_logging=False,
     )
     server.start(models)

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from loadtests.compare.peers.base import Peer
-from loadtests.compare.peers.launch import HEAVY, Launch, json_route, launched, raw_route
+from loadtests.compare.peers.base import HEAVY, Peer
+from loadtests.compare.peers.launch import Launch, json_route, launched, raw_route
 
 if TYPE_CHECKING:
     from loadtests.compare.models import Model
@@ -23,7 +23,7 @@ RAW: Final = raw_route("/{}")
 @contextmanager
 def serve(environment: Path, models: Sequence[Model], work: Path, threads: int) -> Iterator[Server]:
     """One server for one model."""
-    from loadtests.compare.processes import free_port
+    from loadtests.compare.processes import cores, free_port
 
     heavy = any(model.name in HEAVY for model in models)
     port = free_port()
@@ -33,8 +33,8 @@ def serve(environment: Path, models: Sequence[Model], work: Path, threads: int) 
         "threads": threads,
         "max_batch_size": MAX_BATCH,
         "batch_timeout": BATCH_TIMEOUT_S,
-        "workers_per_device": 2 if heavy else 1,
-        "num_api_servers": 1 if heavy else 2,
+        "workers_per_device": cores() if heavy else 1,
+        "num_api_servers": 1 if heavy else cores(),
     }
     launch = Launch(
         label="litserve",
@@ -52,6 +52,7 @@ def serve(environment: Path, models: Sequence[Model], work: Path, threads: int) 
 PEER = Peer(
     name="litserve",
     routes=(JSON, RAW),
+    best=("native",),
     serve=serve,
     packages=("litserve", "fastapi", "uvicorn", "onnxruntime", "numpy"),
     one_model=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from loadtests.compare.peers.base import Peer, Route
+from loadtests.compare.peers.launch import START_S, Launch, launched
 from loadtests.compare.wire import Floats, HttpRequest, Rows
 from loadtests.errors import BenchError
 
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
     from loadtests.compare.models import Model
     from loadtests.compare.processes import Server
 
-WORKERS: Final = 2
 SAVE: Final = Path(__file__).with_name("save.py")
 
 
@@ -37,6 +38,9 @@ def decode(body: bytes, headers: Mapping[str, str]) -> Floats:
         raise ValueError(f"no predictions of y in {body[:200]!r}") from error
 
 
+NATIVE: Final = Route("native", encode, decode, like="invocations")
+
+
 def save(environment: Path, model: Model, threads: int) -> Path:
     """The model as MLflow keeps it, beside its file; written once."""
     folder = model.path.parent / "mlflow" / f"{model.name}-{threads}"
@@ -49,7 +53,7 @@ def save(environment: Path, model: Model, threads: int) -> Path:
             capture_output=True,
             text=True,
             cwd=folder.parent,
-            timeout=180,
+            timeout=START_S,
         )
         if said.returncode:
             why = said.stderr.strip().splitlines()[-1:]
@@ -60,35 +64,34 @@ def save(environment: Path, model: Model, threads: int) -> Path:
 @contextmanager
 def serve(environment: Path, models: Sequence[Model], work: Path, threads: int) -> Iterator[Server]:
     """One server, the one model."""
-    from loadtests.compare.processes import free_port, started
+    from loadtests.compare.processes import cores, free_port
 
     (model,) = models
     folder = save(environment, model, threads)
     port = free_port()
-    address = f"127.0.0.1:{port}"
     command = [str(environment / "bin" / "mlflow"), "models", "serve", "--env-manager", "local"]
     command += ["--model-uri", str(folder), "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--workers", str(WORKERS)]
-    path = f"{environment / 'bin'}:/usr/bin:/bin"
-    with started(
-        "mlflow",
-        command,
-        (address, "", address),
-        work / "mlflow.log",
+    launch = Launch(
+        label="mlflow",
+        command=[*command, "--workers", str(cores())],
+        ready_path="/ping",
+        http=port,
+        settings={},
+        files={},
+        route=NATIVE,
         env={
-            "PATH": path,
+            "PATH": f"{environment / 'bin'}:{os.environ.get('PATH', os.defpath)}",
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "UVICORN_LOG_LEVEL": "warning",  # otherwise a line for every request
         },
-        ready_path="/ping",
-        cwd=work,
-    ) as server:
+    )
+    with launched(launch, models, work) as server:
         yield server
 
 
 PEER = Peer(
     name="mlflow",
-    routes=(Route("native", encode, decode, like="json"),),
+    routes=(NATIVE,),
     serve=serve,
     packages=("mlflow", "onnxruntime", "numpy", "uvicorn"),
     one_model=True,

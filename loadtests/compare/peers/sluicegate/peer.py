@@ -1,4 +1,4 @@
-"""This gateway, in its default configuration."""
+"""This gateway, in its default configuration but for an instance a core of the heavy models."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loadtests.compare.peers import OURS, oip
-from loadtests.compare.peers.base import Peer
+from loadtests.compare.peers.base import HEAVY, Peer, Route
+from loadtests.compare.peers.launch import START_S
+from loadtests.compare.peers.mlflow import peer as mlflow
+from loadtests.compare.wire import HttpRequest, Rows
 
 if TYPE_CHECKING:
     from loadtests.compare.models import Model
@@ -23,17 +26,25 @@ def serve(
 ) -> Iterator[Server]:
     """The gateway over a directory of the models; ``command`` starts another one."""
     from loadtests.compare import sluice
+    from loadtests.compare.processes import cores
 
     directory = work / "models"
-    names = sluice.write_directory(directory, models, threads)
+    instances = dict.fromkeys(HEAVY, cores())
+    names = sluice.write_directory(directory, models, threads, instances)
     command = command or f"{environment}/bin/python -m gateway serve"
-    with sluice.serve(command, directory, work, names) as server:
+    with sluice.serve(command, directory, work, names, ready_timeout_s=START_S) as server:
         yield server
+
+
+def invocations(model: str, rows: Rows) -> HttpRequest:
+    """The body that MLflow's server gets, at the path that names the model."""
+    return replace(mlflow.encode(model, rows), path=f"/models/{model}/invocations")
 
 
 PEER = Peer(
     name=OURS,
-    routes=oip.ALL,
+    routes=(*oip.ALL, Route("invocations", invocations, mlflow.decode)),
+    best=("grpc", "binary", "invocations"),
     serve=serve,
     packages=("sluicegate", "onnxruntime", "numpy"),
     counter=True,
@@ -41,5 +52,9 @@ PEER = Peer(
 
 
 def with_command(command: str) -> Peer:
-    """The gateway as ``command`` starts it."""
-    return replace(PEER, serve=partial(serve, command=command))
+    """The gateway as ``command`` starts it; what that is, only the running one can say."""
+    from loadtests.compare import sluice
+
+    if command == sluice.default_command():
+        return PEER
+    return replace(PEER, serve=partial(serve, command=command), packages=())

@@ -11,9 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from loadtests.compare.peers.base import Peer
+from loadtests.compare.peers.base import HEAVY, Peer
 from loadtests.compare.peers.launch import (
-    HEAVY,
     HERE,
     Launch,
     json_route,
@@ -41,7 +40,9 @@ RAW: Final = raw_route("/predictions/{}")
 
 def archive(environment: Path, model: Model, work: Path, threads: int) -> None:
     """Makes a model archive (unpacked) in ``work/store``, with TorchServe's own tool."""
-    workers = 2 if model.name in HEAVY else 1
+    from loadtests.compare.processes import cores
+
+    workers = cores() if model.name in HEAVY else 1
     config = {
         "minWorkers": workers,
         "maxWorkers": workers,
@@ -58,7 +59,7 @@ def archive(environment: Path, model: Model, work: Path, threads: int) -> None:
     command += ["--extra-files", str(HERE / "onnx_serving.py"), "--config-file", str(file)]
     command += ["--archive-format", "no-archive", "--export-path", str(work / "store")]
     said = subprocess.run(
-        command, check=False, capture_output=True, text=True, timeout=120, cwd=work
+        command, check=False, capture_output=True, text=True, timeout=60, cwd=work
     )
     if said.returncode:
         raise BenchError(f"torch-model-archiver: {said.stderr.strip()[-300:]}")
@@ -129,6 +130,8 @@ def lacking() -> str:
 PEER = Peer(
     name="torchserve",
     routes=(JSON, RAW),
+    best=("native",),
+    warm_s=5.0,  # its frontend is compiled as it runs
     serve=serve,
     packages=("torchserve", "torch", "onnxruntime", "numpy"),
     extra=lacking,
