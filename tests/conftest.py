@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import tempfile
 from collections.abc import Iterator
@@ -56,6 +57,12 @@ def scratch() -> set[Path]:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[SCRATCH] = scratch()
+    gc.disable()  # there is hardly any garbage, and much to look through, until the tests run
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from loadtests.bench.histogram import Counts
+from loadtests.bench.histogram import Counts, lowest_of
 from loadtests.bench.plan import Load
 from loadtests.bench.results import Client
 
@@ -15,6 +15,9 @@ FULL: Final = 0.85
 """Cores of one thread from which it can hardly send more."""
 LAG_US: Final = 5_000.0
 """An event loop that runs timers this late has not had its turn of a processor."""
+BUSY: Final = 0.5
+"""Cores of one thread from which another process that sends may help."""
+FEWEST_LATE: Final = 10
 LATE_US: Final = 1_000.0
 LATE_SHARE: Final = 0.1
 """Lateness that matters: above `LATE_US`, and this share of the median latency."""
@@ -61,7 +64,12 @@ def client_of(
         lag_p99_us=float(lags.percentile(99) or 0),
         late_p99_us=float(late.percentile(99) or 0) if load.open else 0.0,
     )
-    delays = float(behind.percentile(99) or 0), float(waited.percentile(99) or 0)
+    limit = max(LATE_US, LATE_SHARE * (median_us or 0.0))
+    # One request in fifty says nothing: few that were late are no pattern.
+    delays = tuple(
+        float(each.percentile(99) or 0) if above(each, limit) >= FEWEST_LATE else 0.0
+        for each in (behind, waited)
+    )
     words = _words(load, client, delays, median_us, overruns, len(usages))
     return Client(
         cpu=client.cpu,
@@ -76,7 +84,7 @@ def client_of(
 def _words(
     load: Load,
     client: Client,
-    delays: tuple[float, float],
+    delays: tuple[float, ...],
     median_us: float | None,
     overruns: int,
     processes: int,
@@ -106,7 +114,7 @@ def _words(
             f"{overruns} requests were not sent because {load.max_in_flight} were in flight; the "
             "server cannot hold this rate, or max_in_flight is too low for its latency."
         )
-    if not load.open or median_us is None:
+    if median_us is None:
         return ""
     behind_us, waited_us = delays
     if max(delays) < max(LATE_US, LATE_SHARE * median_us):
@@ -116,7 +124,15 @@ def _words(
             f"requests waited {waited_us / 1000:.1f} ms (99th percentile) for a free connection or "
             "stream. Where real callers would not, use more --connections."
         )
+    said = f"the client got to requests {behind_us / 1000:.1f} ms after they were due (99th percentile)"
+    if client.busiest >= BUSY:
+        return f"{said}. Use {more}, or another machine."
     return (
-        f"the client got to requests {behind_us / 1000:.1f} ms after they were due (99th "
-        f"percentile). Use {more}, or another machine."
+        f"{said} although it used only {client.busiest:.2f} of a core: something else on this "
+        "machine had its processors. Run it on another machine, or leave it a core of its own."
     )
+
+
+def above(counts: Counts, us: float) -> int:
+    """How many are larger."""
+    return int(counts.counts[lowest_of(counts.buckets) > us].sum())

@@ -19,6 +19,7 @@ from loadtests.bench.point import run_point
 from loadtests.bench.results import Point, Result, Search, Tick
 from loadtests.bench.search import Bounds, Found, find
 from loadtests.bench.server import ServerStats
+from loadtests.bench.sustained import backlog
 from loadtests.bench.sweep import ordered, rest
 from loadtests.errors import BenchError
 from loadtests.payloads.base import Wire
@@ -242,7 +243,7 @@ class Run:
             point = self.point(load, what)
             kept[value] = point
             self.points = [kept[each] for each in sorted(kept)]
-            answer = objective.met(point)
+            answer = objective.met(point) and not backlog(point)
             tried.append((value, answer))
             return answer
 
@@ -273,7 +274,8 @@ class Run:
         unit = "/s" if seek.opened else " in flight"
         if found.best is None:
             lowest = kept[min(kept)]
-            why = "; ".join(objective.missed(lowest)) or "met once, but not when confirmed"
+            missed = [*objective.missed(lowest), backlog(lowest)]
+            why = "; ".join(filter(None, missed)) or "met once, but not when confirmed"
             self.notes.append(f"even {min(kept):g}{unit} does not meet {objective.text}: {why}")
             return
         best = kept[found.best]
@@ -288,6 +290,8 @@ class Run:
                 f"({bound.shown(best)}): a run of the same load may miss it; measure longer"
             )
         failed = [value for value, met in found.tried if not met and value > found.best]
+        if failed and (why := backlog(kept[min(failed)])):
+            self.notes.append(f"{min(failed):g}{unit} cannot be sustained: {why}")
         if failed and kept[min(failed)].client.bottleneck:
             self.notes.append(
                 f"{min(failed):g}{unit} was missed while the client was the limit: the server may "

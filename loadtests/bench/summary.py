@@ -21,8 +21,8 @@ from loadtests.bench.health import Usage, client_of
 from loadtests.bench.histogram import Counts, Ints
 from loadtests.bench.messages import Slice
 from loadtests.bench.plan import Load
-from loadtests.bench.recorder import OVERRUN, Cell, Recorder
-from loadtests.bench.results import Interval, Point, Server, Tick
+from loadtests.bench.recorder import Cell, Recorder
+from loadtests.bench.results import OVERRUN, Interval, Point, Server, Tick
 from loadtests.bench.watch import Watch
 
 MOST_TICKS: Final = 1200

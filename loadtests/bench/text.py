@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from loadtests.bench.differences import SAME, Change, Differences
+from loadtests.bench.objective import silent
 from loadtests.bench.results import Interval, Latency, Point, Result, Tick
 
 LEVELS = (
     "LEVEL", "RATE", "P50", "P99", "P99.9", "MAX", "ERRORS", "QUEUE", "EXECUTE", "BATCH", "CLIENT",
 )  # fmt: skip
 """Columns of `level_row`; QUEUE, EXECUTE and BATCH are the server's word."""
+FEWEST_BEYOND: Final = 10
+"""Requests beyond p99.9, below which it says little and is left out."""
 CHANGES = ("LEVEL", "", "A", "B", "RATIO", "")
 
 
@@ -54,10 +57,10 @@ def level_row(point: Point) -> list[str]:
     return [
         point.load.name,
         rate(point.rate) + within(point.rate_ci),
-        at(latency, 50) + (within(latency.p50) if latency.count else ""),
-        at(latency, 99) + (within(latency.p99) if latency.count else ""),
-        at(latency, 99.9),
-        at(latency, 100),
+        shown(point, 50) + (within(latency.p50) if latency.count else ""),
+        shown(point, 99) + (within(latency.p99) if latency.count else ""),
+        shown(point, 99.9) if latency.count * 0.001 >= FEWEST_BEYOND else "",
+        shown(point, 100),
         share(point.error_rate),
         duration(server.queue_us) if server is not None and timed else "",
         duration(server.execute_us) if server is not None and timed else "",
@@ -68,6 +71,12 @@ def level_row(point: Point) -> list[str]:
 
 def at(latency: Latency, percentile: float) -> str:
     return duration(latency.at(percentile)) if latency.count else ""
+
+
+def shown(point: Point, percentile: float) -> str:
+    """A latency; ``>= 1 s`` where it is that of requests which were not answered."""
+    words = at(point.latency, percentile)
+    return f">= {words}" if words and point.at_least(percentile) else words
 
 
 def head(result: Result) -> str:
@@ -87,6 +96,13 @@ def remarks(result: Result) -> list[str]:
         if point.errors:
             kinds = ", ".join(f"{count} {kind}" for kind, count in most(point.errors))
             lines.append(f"{point.load.name}: {point.failed} of {point.sent} failed: {kinds}")
+        if point.unanswered:
+            lines.append(
+                f"{point.load.name}: the {point.unanswered} that were not answered count in the "
+                f"latencies with the timeout of {point.load.timeout_s:g} s: they took at least that"
+            )
+        if point.silent_s:
+            lines.append(f"{point.load.name}: {silent(point)}")
         if not point.steady:
             lines.append(
                 f"{point.load.name}: latencies had not settled when the measurement began; "
@@ -164,7 +180,7 @@ def point_line(point: Point) -> str:
     parts = [rate(point.rate)]
     if point.latency.count:
         parts += [
-            f"{name} {at(point.latency, value)}" for name, value in (("p50", 50), ("p99", 99))
+            f"{name} {shown(point, value)}" for name, value in (("p50", 50), ("p99", 99))
         ]
     if point.failed:
         parts.append(f"{point.failed} of {point.sent} failed")
@@ -195,9 +211,9 @@ def load(value: float) -> str:
 
 
 def change_cells(change: Change) -> list[str]:
-    shown = SHOWN.get(change.metric, load)
+    show = SHOWN.get(change.metric, load)
     ratio = "" if change.ratio is None else f"{change.ratio:.3f}"
-    return [change.metric, shown(change.a), shown(change.b), ratio, verdict(change)]
+    return [change.metric, show(change.a), show(change.b), ratio, verdict(change)]
 
 
 def verdict(change: Change) -> str:

@@ -26,7 +26,8 @@ from loadtests.bench.clients import make_client
 from loadtests.bench.clients.base import CONNECTION, Call
 from loadtests.bench.messages import Failed, Go, Plan, Ready, Report, Slice, Stop, read_order, write
 from loadtests.bench.plan import Load, Protocol
-from loadtests.bench.recorder import OVERRUN, TIMEOUT, Notebook
+from loadtests.bench.recorder import Notebook
+from loadtests.bench.results import OVERRUN, TIMEOUT
 from loadtests.bench.timer import Timer
 from loadtests.errors import BenchError
 

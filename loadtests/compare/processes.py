@@ -89,6 +89,7 @@ def started(
     ready_timeout_s: float = 120.0,
     poll_s: float = 0.01,
     stop_grace_s: float = 15.0,
+    stop_with: signal.Signals = signal.SIGTERM,
     after: Callable[[], None] | None = None,
     ready_path: str = "/v2/health/ready",
     cwd: Path = ROOT,
@@ -96,7 +97,7 @@ def started(
     """Runs ``command`` until the block ends; enters once ``ready_path`` answers 200.
 
     ``ports`` are the addresses of HTTP, gRPC and metrics. The process has a session of its
-    own, and all of it is ended with the block: SIGTERM, then SIGKILL after ``stop_grace_s``;
+    own, and all of it is ended with the block: ``stop_with``, then SIGKILL after ``stop_grace_s``;
     and then whatever it started that left the session. Its environment is `inherited`, and ``env``.
     """
     mark = f"{_RUN}.{next(_numbers)}."
@@ -117,7 +118,7 @@ def started(
         server.ready_s = time.perf_counter() - began
         yield server
     finally:
-        _stop(process, stop_grace_s)
+        _stop(process, stop_with, stop_grace_s)
         sweep(mark)
         if after is not None:
             after()
@@ -150,9 +151,9 @@ def wait_models(server: Server, names: Sequence[str], timeout_s: float = 120.0) 
             time.sleep(0.05)
 
 
-def _stop(process: subprocess.Popen[bytes], grace_s: float) -> None:
+def _stop(process: subprocess.Popen[bytes], number: signal.Signals, grace_s: float) -> None:
     with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
+        os.killpg(process.pid, number)
     with suppress(subprocess.TimeoutExpired):
         process.wait(grace_s)
     with suppress(ProcessLookupError):

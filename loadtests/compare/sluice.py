@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -64,6 +65,7 @@ def serve(
         ready_timeout_s=ready_timeout_s,
         poll_s=poll_s,
         stop_grace_s=stop_grace_s,
+        stop_with=signal.SIGINT,  # as Ctrl-C: without the seconds for load balancers
     ) as server:
         wait_models(server, names)
         yield server

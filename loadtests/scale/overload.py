@@ -255,8 +255,7 @@ def fill(
     study: Study, levels: Sequence[Level], before: int, limit: str = "", *, deadline: bool = False
 ) -> None:
     """Measures and checks from the levels. ``before``: resident bytes before any load; ``limit``:
-    why the capacity is not the server's; ``deadline``: whether the callers gave
-    one."""
+    why the capacity is not the server's; ``deadline``: whether the callers gave one."""
     offered = study.measure(names.SENT, "requests/s", judged=False)
     goodput = study.measure(names.GOODPUT, "requests/s", judged=False)
     tail = study.measure(names.TAIL, "ms", judged=False)
@@ -292,8 +291,11 @@ def failures(levels: Sequence[Level]) -> str:
 def judge(
     study: Study, levels: Sequence[Level], before: int, limit: str = "", *, deadline: bool = False
 ) -> None:
-    """What must hold above capacity. A bound that the levels miss in which only the server was the
-    limit is missed; one that they hold is met if that is all levels, and if it was an overload."""
+    """What must hold above capacity.
+
+    Levels in which the client was the bottleneck are left out. A bound that the others miss is
+    missed; one that they hold is met only if none was left out, and if it was an overload.
+    """
     above = [level for level in levels if level.offered >= 1]
     reference = next((level for level in levels if level.offered == REFERENCE), None)
     sound = [level for level in above if not level.point.client.bottleneck]
@@ -302,6 +304,7 @@ def judge(
     limit = limit or _idle(study, levels)
     if not limit and not sound:
         limit = "the client was the bottleneck at every level from 1 on"
+    own = [level for level in levels if not level.point.client.bottleneck]
     failing = REFUSALS | LATE if deadline else REFUSALS
 
     def check(
@@ -348,11 +351,11 @@ def judge(
         MEMORY,
         partly,
     )
-    check("requests that failed otherwise", lambda: _count(levels, failing), 0, partly)
+    check("requests that failed otherwise", lambda: _count(own, failing), 0, partly)
     if deadline:
         passed = check(
             "requests whose deadline passed",
-            lambda: sum(round(level.share(LATE) * level.point.sent) for level in levels),
+            lambda: sum(round(level.share(LATE) * level.point.sent) for level in own),
             0,
             partly,
         )

@@ -42,8 +42,7 @@ def arguments() -> argparse.ArgumentParser:
         "--rest",
         type=float,
         default=12.0,
-        help="seconds without requests before each look at what is held at rest: connections that "
-        "are idle are closed by then",
+        help="seconds without requests before each look at what is held at rest",
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=ROOT / "loadtests" / "results", metavar="DIR")

@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loadtests.compare import load
+from loadtests.compare import bare, load
 from loadtests.compare import models as files
 from loadtests.compare.models import Model
 from loadtests.compare.peers import FOLDER, NAMES, OURS, environments, find, oip, route
 from loadtests.compare.peers import __main__ as command
 from loadtests.compare.peers.base import Peer, Route
-from loadtests.compare.peers.cells import MODELS, Cell, cells_of, is_text, ours_for
+from loadtests.compare.peers.cells import JSON_TOO, MODELS, Cell, LeftOut, cells_of, is_text
 from loadtests.compare.peers.document import Facts, document, markdown, write
 from loadtests.compare.peers.outcome import BARE, LOOP, Outcome, Run
 from loadtests.compare.peers.rounds import Plan, Runner, Subject, lost
@@ -72,7 +73,7 @@ def test_requests_of_every_route_can_be_posted(name: str, model: str) -> None:
         request = each.encode(model, rows)
         assert request.path.startswith("/")
         assert request.body
-        assert each.like in ("", "json", "binary", "grpc")
+        assert each.like in {"", *(ours.name for ours in find(OURS).routes)}
         if each.name == "native":
             assert each.like
 
@@ -88,17 +89,37 @@ def test_routes_by_their_names() -> None:
 
 def test_large_text_is_left_out_unless_there_is_nothing_else() -> None:
     cells, left = cells_of(find(OURS), ["echo"])
-    assert {cell.route.name for cell in cells} == {"grpc", "binary"}
-    assert [(each.route, each.concurrency) for each in left] == [("json", 0)]
+    assert {cell.route.name for cell in cells} == {"grpc", "binary", "invocations"}
+    alone = {cell.shape.concurrency for cell in cells if cell.route.name == "invocations"}
+    assert alone == {1}
+    found = [(each.route, each.concurrency) for each in left]
+    assert found == [("json", 0), ("invocations", 16)]
     cells, left = cells_of(find("mlflow"), ["echo"])
     assert [cell.shape.concurrency for cell in cells] == [1]
     assert [(each.route, each.concurrency) for each in left] == [("native", 16)]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_fastest_routes_and_some_json_are_measured_unless_all_are_asked_for(name: str) -> None:
+    peer = find(name)
+    assert set(peer.best) <= {each.name for each in peer.routes}
+    cells, _ = cells_of(peer, MODELS, every=False)
+    for model in ("add", "cnn"):
+        routes = {cell.route.name for cell in cells if cell.model == model}
+        text = {each.name for each in peer.routes if each.name == "json" and model in JSON_TOO}
+        assert routes == (set(peer.best) or {each.name for each in peer.routes}) | text
+
+
+def test_a_server_with_several_configurations_is_measured_in_each() -> None:
+    cells, _ = cells_of(find("triton"), ["add"], every=False)
+    assert {cell.variant for cell in cells} == {"_1x", "_2x"}
+    assert len({cell.key for cell in cells}) == len(cells) == 8
+
+
 def test_refusals_are_in_the_table() -> None:
     peer = replace(find(OURS), refusals={"cnn": "too deep", "add/json": "no text"})
     cells, left = cells_of(peer, ["add", "cnn"])
-    assert {cell.route.name for cell in cells} == {"grpc", "binary"}
+    assert {cell.route.name for cell in cells} == {"grpc", "binary", "invocations"}
     assert {(each.model, each.route, each.reason) for each in left} == {
         ("cnn", "", "too deep"),
         ("add", "json", "no text"),
@@ -114,9 +135,11 @@ def a_run(
     """``value`` requests/s, or microseconds with one in flight."""
     rate, mean = (1e6 / value, value) if concurrency == 1 else (value, 64e6 / value)
     name, like = ("native", way) if server == "mlflow" else (way, "")
+    server, _, variant = server.partition(" ")
     return Run(
         *(server, "add", name, like, concurrency, number, rate, mean, mean, mean),
         problems=problems,
+        variant=variant,
     )
 
 
@@ -152,6 +175,33 @@ def test_one_run_that_does_not_count_leaves_no_figure_and_no_ratio() -> None:
     assert found["triton 64"].ratio is None
 
 
+def test_the_best_configuration_of_a_server_counts_cell_by_cell() -> None:
+    found = the_lines(
+        *(a_run(OURS, i, 1000) for i in (1, 2)),
+        *(a_run(OURS, i, 100, 1) for i in (1, 2)),
+        *(a_run("triton _1x", i, 500) for i in (1, 2)),
+        *(a_run("triton _2x", i, 800) for i in (1, 2)),
+        *(a_run("triton _1x", i, 200, 1) for i in (1, 2)),
+        *(a_run("triton _2x", i, 300, 1) for i in (1, 2)),
+    )
+    busy, alone = found["triton 64"], found["triton 1"]
+    assert (busy.variant, busy.rate, busy.ratio, busy.runs) == ("2x", 800, 0.8, 2)
+    assert (alone.variant, alone.mean_us, alone.ratio) == ("1x", 200, 2.0)
+
+
+def test_a_configuration_that_does_not_count_leaves_the_other_and_is_named() -> None:
+    found = the_lines(
+        a_run(OURS, 1, 1000),
+        a_run("triton _1x", 1, 500),
+        a_run("triton _2x", 1, 800, 64, "lost a request"),
+    )
+    line = found["triton 64"]
+    assert (line.variant, line.ratio) == ("1x", 0.5)
+    assert line.note == "2x, round 1: lost a request"
+    found = the_lines(a_run("triton _1x", 1, 500, 64, "a"), a_run("triton _2x", 1, 800, 64, "b"))
+    assert not found["triton 64"].valid
+
+
 def test_rounds_that_one_side_lacks_are_not_compared() -> None:
     found = the_lines(*(a_run(OURS, i, 1000) for i in (1, 2)), a_run("triton", 2, 500))
     assert (found["triton 64"].ratio, found["triton 64"].runs) == (0.5, 1)
@@ -165,14 +215,20 @@ def test_the_bare_loop_is_held_against_our_best_route() -> None:
     assert found[-1].batch == 32
 
 
-def test_echo_as_text_is_held_against_ours_in_bytes() -> None:
-    assert ours_for("echo", "native", "json") == "binary"
-    assert ours_for("add", "native", "json") == "json"
-    assert ours_for("add", "grpc", "") == "grpc"
+def test_mlflow_is_held_against_the_same_body_and_nothing_else() -> None:
+    theirs, ours = find("mlflow").routes[0], find(OURS).routes[-1]
+    rows = np.ones((2, 4), np.float32)
+    assert theirs.like == ours.name
+    assert theirs.encode("add", rows).body == ours.encode("add", rows).body
+    assert ours.encode("add", rows).path == "/models/add/invocations"
+    runs = [a_run(OURS, 1, 1000, way="binary"), a_run("mlflow", 1, 100, way="invocations")]
+    assert lines(Outcome(runs=runs))[-1].ratio is None
+    runs.append(a_run(OURS, 1, 500, way="invocations"))
+    assert lines(Outcome(runs=runs))[-1].ratio == 0.2
 
 
 def the_facts(folder: Path, rounds: int = 1) -> Facts:
-    plan = Plan(rounds, 0.2, 1, folder / "peers", folder)
+    plan = Plan(rounds, 0.2, 1, folder / "peers", folder, every_route=False)
     machine = {"date": "2026-01-02 03:04 UTC", "cpu": "one"}
     return Facts("python -m x", machine, {"python": "3", "h2load": "h2load 1"}, plan)
 
@@ -185,11 +241,13 @@ def test_the_page_shows_everything_and_the_document_is_plain_json(tmp_path: Path
         ],
         versions={"mlflow": {"python": "3.11", "mlflow": "9"}},
         ready_s={"mlflow": [3.0, 2.0]},
+        notes=["round 1: mlflow add did not start at first (it slept), then did"],
     )
     outcome.left_out = cells_of(find("mlflow"), ["echo"])[1]
     text = markdown(the_facts(tmp_path), outcome, ["add.svg"])
     for part in (
         *("## add", "INVALID", "it | broke", "echo/native, c=16", "mlflow 9", "after 2.0 s"),
+        *("--routes all", "did not start at first"),
         *("![add](add.svg)", "cpu: one", "`python -m x`", "3.00"),
     ):
         assert part in text
@@ -239,7 +297,7 @@ FAKE = f"{sys.executable} {Path(__file__).parent / 'fake_gateway.py'} --fault "
 def shortened(monkeypatch: pytest.MonkeyPatch) -> None:
     """One route: two cells."""
 
-    def few(peer: Peer, models: Sequence[str]) -> tuple[list[Cell], list[object]]:
+    def few(peer: Peer, models: Sequence[str], *, every: bool) -> tuple[list[Cell], list[LeftOut]]:
         cells, _ = cells_of(peer, models)
         return [cell for cell in cells if cell.route is oip.GRPC], []
 
@@ -263,6 +321,9 @@ def test_servers_are_run_one_after_the_other(
     assert {line["server"] for line in found["lines"]} == {OURS, BARE}
     assert {line["concurrency"] for line in found["lines"]} == {1, 64}
     assert all(line["ratio"] for line in found["lines"])
+    # Another command was started: only it knows what it is.
+    assert set(found["servers"][OURS]) == {"says"}
+    assert "sluicegate" not in found["versions"]
     ((server, why),) = [(each["server"], each["reason"]) for each in found["left_out"]]
     assert server == "triton"
     assert "install triton" in why
@@ -288,6 +349,9 @@ def test_errors_that_h2load_takes_for_answers_are_noticed() -> None:
     assert lost(found, 45) == []
     assert "some answers were errors" in lost(replace(found, data_bytes=4455), 45)[0]
     assert lost(replace(found, data_bytes=0), 0)
+    # One of a hundred thousand is one too many.
+    many = load.Result(100_000, data_bytes=99_999 * 45)
+    assert "some answers were errors" in lost(many, 45)[0]
 
 
 def a_runner(tmp_path: Path, *peers: Peer) -> Runner:
@@ -314,6 +378,79 @@ def test_a_server_that_does_not_start_is_tried_twice_and_reported(tmp_path: Path
     assert runner.broken
     assert outcome.runs == []
     assert outcome.left_out[-1].reason == "round 1: it wants a license"
+
+
+def test_a_start_that_failed_before_one_that_did_not_is_named(tmp_path: Path) -> None:
+    starts = []
+
+    @contextmanager
+    def late(
+        environment: Path, models: Sequence[Model], work: Path, threads: int
+    ) -> Iterator[Server]:
+        starts.append(work)
+        if len(starts) == 1:
+            raise BenchError("it slept")
+        ended = subprocess.Popen([sys.executable, "-c", ""])
+        ended.wait()
+        yield Server("late", "127.0.0.1:9", "127.0.0.1:9", "127.0.0.1:9", ended, work / "log")
+
+    runner = a_runner(tmp_path, replace(find(OURS), serve=late))
+    runner.plan = replace(runner.plan, rounds=1)
+    np.savez(tmp_path / "none.npz", rows=np.ones((1, 4), np.float32))
+    outcome = runner.run()
+    (note,) = outcome.notes
+    assert note.startswith(f"round 1: {OURS}")
+    assert "it slept" in note
+    assert outcome.runs
+    assert all("had ended" in run.problems[0] for run in outcome.runs)
+
+
+def test_a_server_whose_turn_is_over_gets_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts = []
+
+    @contextmanager
+    def slow(
+        environment: Path, models: Sequence[Model], work: Path, threads: int
+    ) -> Iterator[Server]:
+        starts.append(work)
+        monkeypatch.setattr(Runner, "_is_over", lambda self: True)
+        ended = subprocess.Popen([sys.executable, "-c", ""])
+        yield Server("slow", "127.0.0.1:9", "127.0.0.1:9", "127.0.0.1:9", ended, work / "log")
+        ended.wait()
+
+    runner = a_runner(tmp_path, replace(find(OURS), serve=slow, warm_s=0.0))
+    np.savez(tmp_path / "none.npz", rows=np.ones((1, 4), np.float32))
+    outcome = runner.run()
+    assert len(starts) == 1
+    assert runner.broken
+    assert outcome.left_out[-1].reason.startswith("behind round 1: its turn took too long")
+    assert outcome.runs
+    assert not any(line.valid for line in lines(outcome))
+
+
+def test_the_bare_loops_run_at_once_and_large_batches_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = files.make("add", tmp_path).path
+    monkeypatch.setattr(bare, "BATCHES", (1, 4, 8))
+    best, rates = bare.best_batch(path, 1, 0.05, row_bytes=bare.LARGEST // 4, loops=2, passes=1)
+    assert list(rates) == [1, 4]
+    assert rates[best] > 0
+    with pytest.raises(BenchError, match="the bare loop failed"):
+        bare.measure(tmp_path / "none.onnx", 1, 1, 0.05)
+
+
+def test_what_cannot_be_drawn_is_said_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> None:
+        raise BenchError("vl-convert is missing")
+
+    monkeypatch.setattr("loadtests.report.draw.available", missing)
+    with pytest.raises(BenchError, match="vl-convert is missing"):
+        command.run(told("--servers", OURS, "--models", "add", "--publish"), tmp_path)
 
 
 def test_what_a_server_needs_beside_its_packages_is_said(tmp_path: Path) -> None:
@@ -348,5 +485,6 @@ def test_install_knows_its_names(tmp_path: Path) -> None:
 
 def test_a_text_route_is_one_of_numbers_as_json() -> None:
     assert is_text(oip.JSON)
+    assert is_text(find("mlflow").routes[0])
     assert is_text(Route("native", oip.JSON.encode, oip.JSON.decode, like="json"))
     assert not is_text(oip.GRPC)

@@ -9,17 +9,19 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from gateway.codecs.messages import ModelInferRequest
 from loadtests.bench.plan import Load, Target
 from loadtests.bench.results import Client, Latency, Point
+from loadtests.compare import load
 from loadtests.compare.processes import Server
 from loadtests.errors import BenchError
 from loadtests.payloads.base import Wire
 from loadtests.scale import overload, text
 from loadtests.scale.beside import longest_wait
-from loadtests.scale.drive import Bench
+from loadtests.scale.drive import Bench, Driven
 from loadtests.scale.study import OFFERED, Report, Study
 from loadtests.scale.waiting import drained
 
@@ -46,10 +48,11 @@ def a_level(offered: float, rate: float, p99_ms: float, memory: int = 100, **how
     return overload.Level(offered, point, memory)
 
 
-def judged(*levels: Any, before: int = 100) -> dict[str, bool]:
-    study = Study("overload-model", "Overload", OFFERED)
-    overload.fill(study, levels, before)
-    return {check.name: check.met for check in study.checks}
+def judged(*levels: Any, before: int = 100, **how: Any) -> dict[str, bool | None]:
+    """Of each check whether it is met; `None`: not measured."""
+    study = Study("overload-model", "Overload", OFFERED, capacity=CAPACITY)
+    overload.fill(study, levels, before, **how)
+    return {check.name: None if check.unmeasured else check.met for check in study.checks}
 
 
 GOOD = (
@@ -79,21 +82,61 @@ def test_each_bound_is_judged(level: Any, missed: str) -> None:
     assert [name for name, met in verdicts.items() if not met] == [missed]
 
 
-def test_the_lower_half_is_not_held_against_the_maximum() -> None:
-    assert judged(a_level(0.5, 500, 10), a_level(0.8, 800, 20), a_level(1, 990, 20))
-
-
 def test_goodput_is_held_against_no_more_than_was_offered() -> None:
     assert not all(judged(*GOOD, a_level(1.5, 1300, 30)).values())
-    assert judged(GOOD[0], GOOD[1], a_level(1.0, 1000, 30), a_level(1.5, 1450, 30))[
-        "worst goodput above capacity, of the maximum"
-    ]
+    levels = GOOD[0], GOOD[1], a_level(1.0, 1000, 30), a_level(1.5, 1420, 30)
+    assert judged(*levels)["worst goodput above capacity, of the maximum"]
 
 
-def test_a_late_client_is_not_the_server_s_doing() -> None:
-    slow = a_level(3.0, 990, 390, bottleneck="it used its core", overrun=3)
+BUSY = "it used its core"
+
+
+def test_a_level_that_the_client_limited_is_no_verdict() -> None:
+    slow = a_level(2.0, 500, 390, 1000, bottleneck=BUSY, overrun=3)
     assert slow.p99_us == 39_000
-    assert judged(*GOOD, slow)["worst p99 over that at 0.8"]
+    assert set(judged(*GOOD, slow).values()) == {None}
+    # What the others miss is missed all the same.
+    assert judged(*GOOD, slow, a_level(1.5, 800, 30))[
+        "worst goodput above capacity, of the maximum"
+    ] is False  # fmt: skip
+
+
+def test_a_client_that_limited_the_capacity_leaves_nothing_measured() -> None:
+    assert set(judged(*GOOD, limit="h2load used 0.97 cores").values()) == {None}
+
+
+def test_a_reference_that_the_client_limited_leaves_its_bound_unmeasured() -> None:
+    found = judged(GOOD[0], a_level(0.8, 800, 1, bottleneck=BUSY), *GOOD[2:])
+    assert found.pop("worst p99 over that at 0.8") is None
+    assert set(found.values()) == {True}
+
+
+def test_what_was_no_overload_is_not_measured() -> None:
+    everything = a_level(3.0, 3000, 20)
+    assert set(judged(*GOOD[:3], everything).values()) == {None}
+    assert set(judged(*GOOD[:3]).values()) == {None}
+    study = Study("overload-model", "Overload", OFFERED, capacity=CAPACITY)
+    overload.fill(study, [*GOOD[:3], everything], 100)
+    assert study.bad == []
+    assert len(study.undecided) == 4 and "it was no overload" in study.undecided[0]
+    page = text.markdown(Report("", "", {}, {}, [study]))
+    assert "**not measured**" in page and "Nothing grows" not in page
+
+
+def test_goodput_is_held_against_what_was_to_be_offered_not_what_was_sent() -> None:
+    point = a_level(3.0, 500, 30).point
+    few = overload.Level(3.0, msgspec.structs.replace(point, sent=2500), 100)
+    assert judged(*GOOD[:3], few)["worst goodput above capacity, of the maximum"] is False
+
+
+def test_deadlines_that_pass_fail_only_callers_that_gave_none() -> None:
+    level = a_level(2.0, 980, 30, DEADLINE_EXCEEDED=10)
+    assert judged(*GOOD, level)["requests that failed otherwise"] is False
+    assert judged(*GOOD, level, deadline=True)["requests that failed otherwise"] is True
+    study = Study("overload-model", "Overload", OFFERED, capacity=CAPACITY)
+    overload.fill(study, [*GOOD, level], 100, deadline=True)
+    assert study.bad == []
+    assert "missed, explained: the callers asked" in text.section(study)
 
 
 def test_requests_that_ended_late_or_refused_are_shares() -> None:
@@ -107,12 +150,16 @@ def test_other_failures_are_named() -> None:
         a_level(1, 900, 30, RESOURCE_EXHAUSTED=4, INTERNAL=2),
         a_level(2, 900, 30, INTERNAL=1, overrun=1500),
     ]
-    assert overload.failures(levels).startswith("INTERNAL 3, overrun 1,500, where overrun is")
+    levels.append(a_level(2, 900, 30, DEADLINE_EXCEEDED=1))
+    assert overload.failures(levels).startswith(
+        "INTERNAL 3, overrun 1,500, DEADLINE_EXCEEDED 1, where overrun is"
+    )
     assert overload.failures(GOOD) == ""
 
 
-def test_no_level_above_capacity_is_judged_by_nothing() -> None:
-    assert judged(a_level(0.5, 500, 10)) == {}
+def test_levels_below_capacity_alone_say_nothing() -> None:
+    assert set(judged(a_level(0.5, 500, 10)).values()) == {None}
+    assert set(judged().values()) == {None}
 
 
 def test_a_deadline_is_in_the_request() -> None:
@@ -126,13 +173,17 @@ def test_every_level_is_offered_relative_to_the_capacity(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loads: list[Load] = []
+    shapes: list[load.Shape] = []
 
-    def run(target: Target, load: Load, wires: Sequence[Wire]) -> Point:
-        loads.append(load)
-        if load.concurrency:
-            return a_point(load, CAPACITY, 20)
-        return a_point(load, min(load.rate, CAPACITY), 20)
+    def run(target: Target, level: Load, wires: Sequence[Wire]) -> Point:
+        loads.append(level)
+        return a_point(level, min(level.rate, CAPACITY), 20)
 
+    def drive(server: Any, what: Any, shape: load.Shape, *rest: Any, readings: int) -> Any:
+        shapes.append(shape)
+        return [Driven(rate, 1.0, None, 0.5, 0.9) for rate in (CAPACITY - 100, CAPACITY)]
+
+    monkeypatch.setattr(overload, "drive", drive)
     monkeypatch.setattr(overload, "reset_peak", lambda pid: None)
     monkeypatch.setattr(overload, "peak_bytes", lambda pid: 100)
     monkeypatch.setattr(overload, "resident_bytes", lambda pid: 100)
@@ -148,9 +199,10 @@ def test_every_level_is_offered_relative_to_the_capacity(
     monkeypatch.setattr(bench, "serve", serve)
     studies = overload.measure(bench, run)
     assert [study.name for study in studies] == [each.name for each in overload.SCENARIOS]
-    assert [load.rate for load in loads[:8]] == [0, *(CAPACITY * at for at in overload.LEVELS)]
-    assert all(load.open for load in loads[1:8])
-    assert not any(study.bad for study in studies)
+    assert [shape.concurrency for shape in shapes] == [256] * 4
+    assert [each.rate for each in loads[:7]] == [CAPACITY * at for at in overload.LEVELS]
+    assert all(each.open for each in loads)
+    assert not any(study.bad or study.undecided for study in studies)
     page = text.markdown(Report("", "", {}, {}, studies))
     assert "| goodput (requests/s) | 500 | 800 | 1,000 |" in page
     assert "slope of the cost" not in page

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from loadtests.compare import wire
 from loadtests.compare.processes import ROOT, Server, free_port
 from loadtests.report.soak import Sample, Verdict
 from loadtests.soak import bad_input, callers, session, verdicts, watch
@@ -310,7 +311,7 @@ def test_an_answer_that_came_before_it_was_cancelled_is_compared(
         monkeypatch.setattr(made, "rows", lambda: right)
         monkeypatch.setattr(made, "_call", lambda model, rows: Answered(b""))
         for answer, end in ((right + 1, End.OK), (right, End.WRONG)):
-            monkeypatch.setattr(callers.wire, "grpc_answer", lambda payload, found=answer: found)
+            monkeypatch.setattr(wire, "grpc_answer", lambda payload, found=answer: found)
             assert (await made.cancelled())[0] is end
 
     with_callers(check)
@@ -379,7 +380,7 @@ def plan(minutes: float) -> session.Plan:
 
 def test_samples_are_taken_often_enough_and_lines_need_none() -> None:
     assert [plan(m).interval_s for m in (1, 20, 100, 1000)] == [1.0, 2.0, 5.0, 5.0]
-    assert "7 requests" in session.line(Watch(1, Ledger(sent=7)), seven(), 10.0)
+    assert "7 requests" in session.line(Watch(1, Ledger()), seven(), 10.0)
 
 
 def seven() -> Ledger:

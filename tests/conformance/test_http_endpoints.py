@@ -458,6 +458,7 @@ def paths_of_routes() -> set[tuple[str, str]]:
     from gateway.servers.history import HistoryApi
     from gateway.servers.http_app import HttpApp
     from gateway.servers.invocations import Invocations
+    from gateway.servers.metrics_page import MetricsPage
     from gateway.servers.repository import RepositoryRoutes
 
     shared: Any = SimpleNamespace(facts=None)
@@ -468,6 +469,7 @@ def paths_of_routes() -> set[tuple[str, str]]:
     routes += RepositoryRoutes(shared, None).routes()  # type: ignore[arg-type]
     routes += Invocations(shared).routes()
     routes += Deployments(*[None] * 2).routes()  # type: ignore[arg-type]
+    routes.append(MetricsPage(lambda out: (None for _ in out)).route())
     for route in routes:
         path = "/v2" if route.path == "/v2/" else route.path
         found |= {(method, path) for method in route.methods - {"HEAD"}}

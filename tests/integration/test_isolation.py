@@ -216,61 +216,66 @@ def test_control_channel_carries_no_tensors(tmp_path: Path) -> None:
     assert 0 < received < 1024
 
 
-@pytest.mark.parametrize("deed", ["segfault", "kill", "leave", "hang", "hold"])
-def test_crash_takes_the_running_batch_alone(tmp_path: Path, deed: str) -> None:
-    quick = "isolation: {hang_seconds: 0.5}\noptions: {delay: 0.05}\n"
-    write_misbehaving(tmp_path / "m", quick)
+def test_crash_takes_the_running_batch_alone(tmp_path: Path) -> None:
+    words = {
+        "segfault": "SIGSEGV", "kill": "SIGKILL", "leave": LAST_WORDS,
+        "hang": "hang_seconds = 0.5", "hold": "hang_seconds = 0.5",
+    }  # fmt: skip
+    for deed in words:
+        write_misbehaving(
+            tmp_path / deed, "isolation: {hang_seconds: 0.5}\noptions: {delay: 0.05}\n"
+        )
     write_misbehaving(tmp_path / "other")
     write(tmp_path / "here" / "1", adding(1.0, width=2))
 
+    async def crash(rig: Rig, deed: str) -> None:
+        pid = rig.status(deed)["pid"]
+        first = rig.call(deed, [[NUMBERS[deed], 0]])
+        dispatcher = rig.dispatcher(deed)
+        await rig.until(lambda: dispatcher.pending and not dispatcher.waiting, "it to run")
+        waiting = [rig.call(deed, [[n, n]]) for n in range(100)]
+        assert await ended([first]) == ["InferenceFailed"]
+        for n, call in enumerate(waiting):
+            assert (await call).outputs[0].array.tolist() == [[2 * n, 2 * n]]
+        status = rig.status(deed)
+        assert status["restarts"] == 1
+        assert status["pid"] not in (None, pid)
+        assert status["state"] == "ready"
+        assert words[deed] in status["last_crash"]
+        assert not psutil.pid_exists(pid)
+        assert rig.dispatcher(deed).stats.fail.count == 1
+
     async def main() -> None:
-        async with Rig(tmp_path) as rig, bystander(rig, "other", "here"):
-            pid = rig.status("m")["pid"]
-            first = rig.call("m", [[NUMBERS[deed], 0]])
-            dispatcher = rig.dispatcher("m")
-            await rig.until(lambda: dispatcher.pending and not dispatcher.waiting, "it to run")
-            waiting = [rig.call("m", [[n, n]]) for n in range(100)]
-            assert await ended([first]) == ["InferenceFailed"]
-            for n, call in enumerate(waiting):
-                assert (await call).outputs[0].array.tolist() == [[2 * n, 2 * n]]
-            status = rig.status("m")
-            assert status["restarts"] == 1
-            assert status["pid"] not in (None, pid)
-            assert status["state"] == "ready"
-            words = {
-                "segfault": "SIGSEGV", "kill": "SIGKILL", "leave": LAST_WORDS,
-                "hang": "hang_seconds = 0.5", "hold": "hang_seconds = 0.5",
-            }  # fmt: skip
-            assert words[deed] in status["last_crash"]
-            assert not psutil.pid_exists(pid)
-            assert rig.dispatcher("m").stats.fail.count == 1
+        async with Rig(tmp_path) as rig:
+            for deed in words:
+                async with bystander(rig, "other", "here"):
+                    await crash(rig, deed)
 
     asyncio.run(main())
 
 
-@pytest.mark.parametrize(("deed", "decoupled"), [("hang", False), ("hold", False), ("hang", True)])
-def test_a_hang_is_seen_after_its_callers_have_left(
-    tmp_path: Path, deed: str, decoupled: bool
-) -> None:
-    quick = f"isolation: {{hang_seconds: 0.5}}\noptions: {{decoupled: {str(decoupled).lower()}}}\n"
-    write_misbehaving(tmp_path / "m", quick)
+def test_a_hang_is_seen_after_its_callers_have_left(tmp_path: Path) -> None:
+    quick = "isolation: {hang_seconds: 0.5}\n"
+    for name in ("hang", "hold"):
+        write_misbehaving(tmp_path / name, quick)
+    write_misbehaving(tmp_path / "streams", quick + "options: {decoupled: true}\n")
 
     async def main() -> None:
         async with Rig(tmp_path) as rig:
-            if decoupled:
-                running = rig.stream("m", [NUMBERS[deed], 1])
-                await anext(running)  # the next thing that the model does is the deed
-                await asyncio.sleep(0.1)
-                await running.aclose()  # type: ignore[attr-defined]
-                last = [r.outputs[0].array[0, 1] async for r in rig.stream("m", [0, 3])]
-                assert last == [0, 1, 2]
-            else:
-                call = rig.call("m", [[NUMBERS[deed], 0]])
+            for name in ("hang", "hold"):
+                call = rig.call(name, [[NUMBERS[name], 0]])
                 await asyncio.sleep(0.1)
                 call.cancel()
-                assert (await rig.ask("m", [[1, 2]])).tolist() == [[2, 4]]
-            await rig.until(lambda: rig.status("m")["restarts"] == 1, "the restart")
-            assert "hang_seconds = 0.5" in rig.status("m")["last_crash"]
+                assert (await rig.ask(name, [[1, 2]])).tolist() == [[2, 4]]
+            running = rig.stream("streams", [NUMBERS["hang"], 1])
+            await anext(running)  # the next thing that the model does is the deed
+            await asyncio.sleep(0.1)
+            await running.aclose()  # type: ignore[attr-defined]
+            last = [r.outputs[0].array[0, 1] async for r in rig.stream("streams", [0, 3])]
+            assert last == [0, 1, 2]
+            for name in ("hang", "hold", "streams"):
+                await rig.until(lambda n=name: rig.status(n)["restarts"] == 1, "the restart")
+                assert "hang_seconds = 0.5" in rig.status(name)["last_crash"]
 
     asyncio.run(main())
 
@@ -382,45 +387,50 @@ def test_crash_while_idle(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("stateful", [False, True])
-def test_idempotent_calls_are_run_again_alone(tmp_path: Path, stateful: bool) -> None:
-    options = f"options: {{delay: 0.05, stateful: {str(stateful).lower()}}}\n"
-    write_misbehaving(tmp_path / "m", "isolation: process\nidempotent: true\n" + options)
+def test_idempotent_calls_are_run_again_alone(tmp_path: Path) -> None:
+    for stateful in ("false", "true"):
+        write_misbehaving(
+            tmp_path / stateful,
+            "isolation: process\nidempotent: true\n"
+            f"options: {{delay: 0.05, stateful: {stateful}}}\n",
+        )
+
+    async def crash(rig: Rig, model: str) -> list[Any]:
+        opener = rig.call(model, [[0, 0]])
+        await asyncio.sleep(0)
+        # One batch behind it: 20 that are good, and one that is poison.
+        batch = [rig.call(model, [[n, n]]) for n in range(20)]
+        poison = rig.call(model, [[NUMBERS["kill"], 0]])
+        assert (await ended([opener, *batch, poison]))[-1] == "InferenceFailed"
+        return [opener, *batch, poison]
 
     async def main() -> None:
         async with Rig(tmp_path) as rig:
-            opener = rig.call("m", [[0, 0]])
-            await asyncio.sleep(0)
-            # One batch behind it: 20 that are good, and one that is poison.
-            batch = [rig.call("m", [[n, n]]) for n in range(20)]
-            poison = rig.call("m", [[NUMBERS["kill"], 0]])
-            results = await ended([opener, *batch, poison])
-            assert results[-1] == "InferenceFailed"
-            if not stateful:
-                assert results[:-1] == ["ok"] * 21
-                await rig.until(lambda: rig.status("m")["restarts"] == 2, "the restarts")
-                for n, call in enumerate(batch):
-                    assert call.result().outputs[0].array.tolist() == [[2 * n, 2 * n]]
-                with pytest.raises(InferenceFailed, match="a second time"):
-                    poison.result()
-            else:
-                await rig.until(lambda: rig.status("m")["restarts"] == 1, "the restart")
+            await crash(rig, "true")
+            await rig.until(lambda: rig.status("true")["restarts"] == 1, "the restart")
+            _, *batch, poison = calls = await crash(rig, "false")
+            assert [outcome(call) for call in calls[:-1]] == ["ok"] * 21
+            await rig.until(lambda: rig.status("false")["restarts"] == 2, "the restarts")
+            for n, call in enumerate(batch):
+                assert call.result().outputs[0].array.tolist() == [[2 * n, 2 * n]]
+            with pytest.raises(InferenceFailed, match="a second time"):
+                poison.result()
 
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("deed", ["segfault", "leave", "fail"])
-def test_crash_while_loading_is_a_failed_load(tmp_path: Path, deed: str) -> None:
-    folder = write_misbehaving(tmp_path / "m")
-    (folder / deed).touch()
+def test_crash_while_loading_is_a_failed_load(tmp_path: Path) -> None:
+    words = {"segfault": "SIGSEGV", "leave": LAST_WORDS, "fail": "ValueError: told to"}
+    for deed in words:
+        (write_misbehaving(tmp_path / deed) / deed).touch()
     write_misbehaving(tmp_path / "other")
 
     async def main() -> None:
         async with Rig(tmp_path) as rig:
-            assert rig.status("m")["state"] == "failed"
-            words = {"segfault": "SIGSEGV", "leave": LAST_WORDS, "fail": "ValueError: told to"}
-            assert words[deed] in rig.cause("m")
-            assert "\n" not in rig.cause("m")
+            for deed in words:
+                assert rig.status(deed)["state"] == "failed"
+                assert words[deed] in rig.cause(deed)
+                assert "\n" not in rig.cause(deed)
             assert (await rig.ask("other", [[1, 2]])).tolist() == [[2, 4]]
 
     asyncio.run(main())
@@ -519,24 +529,30 @@ def test_stream(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("deed", ["segfault", "kill", "hang"])
-def test_crash_while_streaming(tmp_path: Path, deed: str) -> None:
-    quick = "isolation: {hang_seconds: 0.5}\noptions: {decoupled: true}\n"
-    write_misbehaving(tmp_path / "m", quick)
+def test_crash_while_streaming(tmp_path: Path) -> None:
+    deeds = ("segfault", "kill", "hang")
+    for deed in deeds:
+        write_misbehaving(
+            tmp_path / deed, "isolation: {hang_seconds: 0.5}\noptions: {decoupled: true}\n"
+        )
+
+    async def crash(rig: Rig, deed: str) -> None:
+        running = rig.stream(deed, [NUMBERS[deed], 20])
+        assert (await anext(running)).outputs[0].array[0, 1] == 0
+        waiting = rig.stream(deed, [0, 5])
+        follower = asyncio.create_task(anext(waiting))
+        count = 1
+        with pytest.raises(InferenceFailed, match="died while it ran this"):
+            count += len([response async for response in running])
+        assert count <= 20
+        assert (await follower).outputs[0].array[0, 1] == 0
+        assert len([r async for r in waiting]) == 4
+        await rig.until(lambda: rig.dispatcher(deed).pending == 0, "the end")
 
     async def main() -> None:
         async with Rig(tmp_path) as rig:
-            running = rig.stream("m", [NUMBERS[deed], 20])
-            assert (await anext(running)).outputs[0].array[0, 1] == 0
-            waiting = rig.stream("m", [0, 5])
-            follower = asyncio.create_task(anext(waiting))
-            count = 1
-            with pytest.raises(InferenceFailed, match="died while it ran this"):
-                count += len([response async for response in running])
-            assert count <= 20
-            assert (await follower).outputs[0].array[0, 1] == 0
-            assert len([r async for r in waiting]) == 4
-            await rig.until(lambda: rig.dispatcher("m").pending == 0, "the end")
+            for deed in deeds:
+                await crash(rig, deed)
 
     asyncio.run(main())
 

@@ -204,27 +204,40 @@ def installed(tmp_path: Path) -> dict[str, str]:
     return kept | {"PYTHONPATH": f"{info.parent}{os.pathsep}{ROOT}", "SLUICE_TOKEN": "secret"}
 
 
+COMMANDS = """
+import json
+import sys
+
+from mlflow.cli import cli
+
+for words in json.loads(sys.argv[1]):
+    cli(["deployments", *words], standalone_mode=False)
+"""
+
+
 def test_the_command_line(
     gateway: GatewayProcess, models: Path, tmp_path: Path, installed: dict[str, str]
 ) -> None:
-    def deployments(*words: str) -> str:
-        command = [str(python(environment("mlflow"))), "-m", "mlflow", "deployments", *words]
-        done = subprocess.run(
-            [*command, "-t", f"sluicegate:/{gateway.http}"],
-            env=installed, cwd=tmp_path, capture_output=True, text=True, timeout=4 * PATIENCE,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    uri = f"{models}/doubled"
-    assert "mlflow deployment m is created" in deployments("create", "--name", "m", "-m", uri)
-    split = ["-C", "traffic.new=50", "-C", "settings.max_batch_size=8"]
-    assert "is updated" in deployments("update", "--name", "m", "-m", uri, *split)
-    assert client_of(gateway).get_deployment("m")["traffic"]["weights"] == {"1": 50, "2": 50}
     payload = tmp_path / "input.json"
     payload.write_text(json.dumps([{"x": [1.0, 2.0, 3.0]}]))
-    predicted = deployments("predict", "--name", "m", "-I", str(payload))
-    assert json.loads(predicted.strip().splitlines()[-1]) == {
+    uri = f"{models}/doubled"
+    split = ["-C", "traffic.new=50", "-C", "settings.max_batch_size=8"]
+    # In one process: MLflow takes seconds to start.
+    commands = [
+        ["create", "--name", "m", "-m", uri],
+        ["update", "--name", "m", "-m", uri, *split],
+        ["predict", "--name", "m", "-I", str(payload)],
+    ]
+    words = json.dumps([[*each, "-t", f"sluicegate:/{gateway.http}"] for each in commands])
+    done = subprocess.run(
+        [str(python(environment("mlflow"))), "-c", COMMANDS, words],
+        env=installed, cwd=tmp_path, capture_output=True, text=True, timeout=4 * PATIENCE,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "mlflow deployment m is created" in done.stdout
+    assert "is updated" in done.stdout
+    assert client_of(gateway).get_deployment("m")["traffic"]["weights"] == {"1": 50, "2": 50}
+    assert json.loads(done.stdout.strip().splitlines()[-1]) == {
         "predictions": {"y": [[2.0, 4.0, 6.0]]}
     }
 
@@ -245,12 +258,12 @@ def test_mlflow_finds_the_plugin(
     assert done.stdout.startswith("[]") and "traffic.VERSION=WEIGHT" in done.stdout
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("stop", "model"), [(signal.SIGINT, "iris"), (signal.SIGTERM, "doubled")])
 def test_run_local(
-    stop: signal.Signals, models: Path, installed: dict[str, str], tmp_path: Path
+    stop: signal.Signals, model: str, models: Path, installed: dict[str, str], tmp_path: Path
 ) -> None:
-    path = tmp_path / "iris, the second"
-    shutil.copytree(models / "iris", path)
+    path = tmp_path / f"{model}, the second"
+    shutil.copytree(models / model, path)
     folders = tmp_path / "temporary"
     folders.mkdir()
     config = {"http": "127.0.0.1:0", "grpc": "127.0.0.1:0"}
@@ -261,7 +274,8 @@ def test_run_local(
     log = tmp_path / "local.log"
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [sys.executable, "-c", script], env=installed | {"TMPDIR": str(folders)},
+            [sys.executable, "-c", script],
+            env=installed | {"TMPDIR": str(folders), "SLUICE_DRAIN__GRACE": "0"},
             cwd=tmp_path, stdout=out, stderr=out, start_new_session=True,
         )  # fmt: skip
     try:

@@ -30,7 +30,7 @@ def adding(value: float, width: int = 4, padding: int = 0) -> bytes:
     """``y = x + value`` for FP32 ``x[N, width]``; `padding` unused weights make the file larger."""
     weights = [h.make_tensor("value", FLOAT, [1], [value])]
     if padding:
-        weights.append(h.make_tensor("unused", FLOAT, [padding], [0.0] * padding))
+        weights.append(h.make_tensor("unused", FLOAT, [padding], bytes(4 * padding), raw=True))
     x, y = (info(name, FLOAT, ["N", width]) for name in "xy")
     return model_bytes([h.make_node("Add", ["x", "value"], ["y"])], [x], [y], weights)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
+import hashlib
 import shutil
 import tempfile
 import warnings
@@ -123,7 +125,25 @@ def no_compiler() -> str:
 
 @functools.cache
 def _package() -> bytes:
-    """Compiling takes seconds: once for all tests."""
+    """Compiling takes half a minute: once for all tests, then kept beside the environments."""
+    from tests.support.environments import FOLDER
+
+    key = hashlib.sha256(Path(__file__).read_bytes())
+    key.update(f"{torch.__version__} {torch.backends.cpu.get_cpu_capability()}".encode())
+    FOLDER.mkdir(exist_ok=True)
+    kept = FOLDER / f"mlp-{key.hexdigest()[:16]}.pt2"
+    with (FOLDER / "mlp.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            for old in FOLDER.glob("mlp-*.pt2"):
+                old.unlink()
+            made = kept.with_suffix(".new")  # who is killed meanwhile leaves no half of it
+            made.write_bytes(_compiled())
+            made.replace(kept)
+        return kept.read_bytes()
+
+
+def _compiled() -> bytes:
     program = exported(make_mlp(), (torch.rand(2, 4),))
     with tempfile.TemporaryDirectory() as folder, quiet():
         path = f"{folder}/model.pt2"

@@ -25,8 +25,11 @@ from typing import Any
 
 MODULES = (
     "gateway.cli.commands", "gateway.cli.serving", "gateway.servers.grpc_native", "uvloop",
+    "gateway.history.store", "gateway.history.writer", "sqlalchemy.dialects.sqlite",
+    "anyio._backends._asyncio", "runtimes.mlflow", "runtimes.onnx", "runtimes.python",
+    "runtimes.remote.oip", "runtimes.remote.triton", "runtimes.torch", "numpy.random",
 )  # fmt: skip
-"""None of these starts a thread, which a fork would lose."""
+"""None of these starts a thread, which a fork would lose (as ONNX Runtime does)."""
 PATIENCE = 60.0
 
 

@@ -23,8 +23,8 @@ message without its frame, and no headers. Raises `ValueError` for anything else
 
 
 HEAVY: Final = ("cnn", "embedding")
-"""Models that take milliseconds: they get a worker (an instance) a core, which costs the light ones
-more than it brings."""
+"""Models that take milliseconds: everywhere they get a worker (an instance) a core. On some servers
+the light ones have one: see the notes."""
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ class Runner:
     def __post_init__(self) -> None:
         self._absent: set[tuple[str, str]] = set()
         self.broken = False
-        self._requests: dict[tuple[str, str, str, int], int] = {}
+        self._requests: dict[tuple[str, str, str, int, str], int] = {}
         self._cells: dict[str, list[Cell]] = {}
         self._until = math.inf
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from loadtests.compare.processes import Server
 
 BATCHED: Final = ("mlp", "embedding")
-"""Models that gain from batches; for the others they are only a wait."""
+"""Models whose rows cost less in a batch."""
 BATCHING: Final = {"max_batch_size": 64, "max_batch_time": 0.001}
 SERVE: Final = Path(__file__).with_name("serve.py")
 

@@ -28,11 +28,10 @@ if TYPE_CHECKING:
 
 MAX_BATCH: Final = 64
 ALONE: Final = ("echo",)
-"""Models whose requests are not joined: batches of 4 MB tensors took several times as long."""
+"""Models whose requests are not joined: with batches of 4 MiB tensors a run did not end."""
 MAX_BATCH_DELAY_MS: Final = 1
 LARGEST: Final = 1 << 30
-"""Bytes of a request, and of the answers of a whole batch (6.5 MB by default). One batch that is
-larger than that is never answered."""
+"""Bytes of a request, and of answers (6.5 MB by default, with which `echo` was not answered)."""
 FOLDER: Final = Path(__file__).parent
 JSON: Final = json_route("/predictions/{}")
 RAW: Final = raw_route("/predictions/{}")
