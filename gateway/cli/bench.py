@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -69,7 +73,7 @@ def measure(typed: Typed) -> int:
         raise Failure(f"'bench' needs the package hdrhistogram; type: {EXTRA}", USAGE)
     interrupted = False
     try:
-        with watch() as progress:
+        with interruptible(), watch() as progress:
             result = run(order, progress)
     except Unreachable as error:
         raise Failure(str(error), UNREACHABLE) from None
@@ -90,6 +94,23 @@ def measure(typed: Typed) -> int:
     if interrupted:
         return INTERRUPTED
     return FAILED if missed or fruitless(result) else OK
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Lets SIGTERM do what Ctrl-C does: what was measured is written, what was started is ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def missed_by(result: Result, slo: Objective | None) -> list[str]:
@@ -113,6 +134,7 @@ def fruitless(result: Result) -> bool:
 def compare(typed: Typed, first: Path, second: Path) -> int:
     """Two results beside each other; returns the exit code."""
     from gateway.cli.bench_output import renderer, show_differences, write_differences
+    from loadtests.bench.differences import Incomparable
     from loadtests.bench.differences import compare as differences
     from loadtests.errors import BenchError
 
@@ -120,7 +142,9 @@ def compare(typed: Typed, first: Path, second: Path) -> int:
     render = renderer(typed, "loadtests.report.differences")
     a, b = loaded(first), loaded(second)
     try:
-        found = differences(a, b, tolerance)
+        found = differences(a, b, tolerance, force=typed.force)
+    except Incomparable as error:
+        raise Failure(str(error), USAGE) from None
     except BenchError as error:
         raise Failure(str(error)) from None
     write_differences(typed, a, b, found, render)

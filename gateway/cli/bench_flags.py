@@ -236,8 +236,17 @@ RESULTS: Final = (
 )
 
 
+FORCE: Final = (
+    click.option(
+        "--force",
+        is_flag=True,
+        help="Compare results of different models or protocols all the same.",
+    ),
+)
+
+
 def bench_options(command: F) -> F:
     """All of them, in the order in which they are listed."""
-    for decorate in reversed((*WHERE, *LOAD, *REQUESTS, *RESULTS)):
+    for decorate in reversed((*WHERE, *LOAD, *REQUESTS, *RESULTS, *FORCE)):
         command = decorate(command)
     return command

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ MAX_RATE: Final = 1_000_000.0
 MAX_CONCURRENCY: Final = 1024.0
 LEVELS: Final = ("rate", "rates", "concurrency", "concurrencies")
 OPEN_ONLY: Final = ("arrivals", "max_in_flight")
-FOR_COMPARE: Final = frozenset({"compare", "tolerance", "json_out", "html_out"})
+FOR_COMPARE: Final = frozenset({"compare", "tolerance", "force", "json_out", "html_out"})
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ class Typed:
     html_out: Path | None
     compare: tuple[Path, Path] | None
     tolerance: str
+    force: bool
     given: frozenset[str]
 
 
@@ -98,13 +99,24 @@ def order_of(typed: Typed, command: str) -> Order:
 
     if not typed.model:
         raise click.UsageError("give a MODEL, or two results: --compare A.json B.json")
-    if "tolerance" in typed.given:
-        raise click.UsageError("--tolerance is for --compare A.json B.json; leave it out")
+    for name in ("tolerance", "force"):
+        if name in typed.given:
+            raise click.UsageError(f"{option(name)} is for --compare A.json B.json; leave it out")
     with usage():
         check_level(typed)
         seek = seek_of(typed)
         opened, values = (True, ()) if seek else values_of(typed)
-        template = template_of(typed, several=seek is not None or len(values) > 1)
+        several = seek is not None or len(values) > 1
+        if "rest" in typed.given and not several:
+            raise click.UsageError(
+                "--rest is for the time between levels, and there is one; leave it out"
+            )
+        check_shares(typed, () if opened else values, seek)
+        if "seed" in typed.given and not opened and typed.data and typed.order != "shuffled":
+            raise click.UsageError(
+                "--seed is for random values and open loops, and here is neither; leave it out"
+            )
+        template = template_of(typed, several=several)
         return Order(
             target=target_of(typed),
             requests=requests_of(typed),
@@ -132,6 +144,23 @@ def check_level(typed: Typed) -> None:
             )
     if "order" in typed.given and (typed.search or said not in (["rates"], ["concurrencies"])):
         raise click.UsageError("--order is for several levels; give --rates or --concurrencies")
+
+
+def check_shares(typed: Typed, values: Sequence[float], seek: Seek | None) -> None:
+    """That each process has something to send, and a connection. ``values``: of closed loops."""
+    least = min(values, default=0.0)
+    if seek is not None and not seek.opened:
+        least = seek.low
+    if least and typed.processes > least:
+        raise click.UsageError(
+            f"--processes {typed.processes} cannot share {least:g} in flight; give "
+            f"--processes {least:g}, or more in flight"
+        )
+    if typed.connections and typed.processes > typed.connections:
+        raise click.UsageError(
+            f"--processes {typed.processes} cannot share --connections {typed.connections}; give "
+            f"--connections {typed.processes} or more"
+        )
 
 
 def values_of(typed: Typed) -> tuple[bool, tuple[float, ...]]:
@@ -175,7 +204,7 @@ def slo_of(typed: Typed) -> Objective | None:
     from loadtests.bench.objective import parse
 
     with usage():
-        return parse(typed.slo) if typed.slo else None
+        return parse(typed.slo).with_errors() if typed.slo else None
 
 
 def template_of(typed: Typed, *, several: bool) -> Load:
@@ -243,6 +272,11 @@ def requests_of(typed: Typed) -> Requests:
             raise click.UsageError(
                 f"{option(name)} is for random values; --data brings its own, leave one out"
             )
+    if typed.data and "rows" in typed.given and whole_requests(typed.data):
+        raise click.UsageError(
+            f"--rows is for random values and tables; {typed.data} holds whole requests, which are "
+            "sent as they are; leave it out"
+        )
     return Requests(
         source=typed.data,
         rows=typed.rows,
@@ -252,6 +286,11 @@ def requests_of(typed: Typed) -> Requests:
         keys=typed.keys or 0,
         seed=typed.seed,
     )
+
+
+def whole_requests(source: str) -> bool:
+    """Whether a source of requests has their bodies, rather than rows to make them of."""
+    return source.endswith((".json", ".jsonl", ".har"))
 
 
 def tolerance_of(typed: Typed) -> float:

@@ -111,9 +111,14 @@ def put(name: str, document: bytes) -> None:
             path.write_bytes(document)
             return
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
-            file.write(document)
-        os.chmod(file.name, 0o666 & ~umask())
-        os.replace(file.name, path)
+            try:
+                file.write(document)
+                file.flush()
+                os.chmod(file.name, 0o666 & ~umask())
+                os.replace(file.name, path)
+            except BaseException:
+                os.unlink(file.name)
+                raise
     except OSError as error:
         raise Failure(f"{name}: {(error.strerror or str(error)).lower()}", FAILED) from None
 

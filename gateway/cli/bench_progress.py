@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 EVERY_S: Final = 5.0
 """Between two lines about one level, where there are no bars."""
+LAST: Final = "last answers"
+"""Said after the time of a level, while what is under way is waited for."""
 
 
 class Lines:
@@ -22,10 +24,11 @@ class Lines:
 
     def __init__(self) -> None:
         self._name = ""
+        self._seconds = 0.0
         self._next = 0.0
 
     def begin(self, load: Load, what: str) -> None:
-        self._name = load.name
+        self._name, self._seconds = load.name, load.seconds
         self._next = EVERY_S
         click.echo(f"{load.name}{f' ({what})' if what else ''}, {load.seconds:g} s", err=True)
 
@@ -36,7 +39,8 @@ class Lines:
             return
         self._next += EVERY_S
         at = tick.at_s + tick.seconds
-        click.echo(f"{self._name}  {at:.0f} s  {tick_line(tick)}", err=True)
+        last = f"  {LAST}" if tick.at_s >= self._seconds else ""
+        click.echo(f"{self._name}  {at:.0f} s{last}  {tick_line(tick)}", err=True)
 
     def end(self, point: Point) -> None:
         from loadtests.bench.text import point_line
@@ -82,7 +86,7 @@ class Bars:
             self._progress.update(self._task, at="warm-up", now=now)
             return
         done = min(tick.at_s + tick.seconds, self._seconds)
-        at = f"{done:.0f}/{self._seconds:g} s"
+        at = LAST if tick.at_s >= self._seconds else f"{done:.0f}/{self._seconds:g} s"
         self._progress.update(self._task, total=self._seconds, completed=done, at=at, now=now)
 
     def end(self, point: Point) -> None:

@@ -31,6 +31,8 @@ BEYOND: Final = 10
 """Values beyond a percentile, at least, for an interval of it."""
 MOST_ALIKE: Final = 0.8
 """Correlation of neighbouring batches that is taken into account, at most."""
+Z: Final = 1.959964
+"""95 % of a normal distribution are within so many standard deviations."""
 T_975: Final = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
     2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056,
@@ -83,3 +85,14 @@ def _half(values: Sequence[float], centre: float) -> float:
     like = min(max(like, 0.0), MOST_ALIKE)
     error *= math.sqrt((1 + like) / (1 - like))
     return T_975[min(count - 1, len(T_975)) - 1] * error
+
+
+def wilson(hits: int, total: int) -> tuple[float, float]:
+    """95 % confidence of a share (E. B. Wilson, 1927), 0 to 1; all of it where nothing is known."""
+    if not total:
+        return 0.0, 1.0
+    share, square = hits / total, Z * Z
+    middle = (share + square / (2 * total)) / (1 + square / total)
+    half = Z * math.sqrt(share * (1 - share) / total + square / (4 * total * total))
+    half /= 1 + square / total
+    return max(middle - half, 0.0), min(middle + half, 1.0)

@@ -6,28 +6,62 @@ a test at 5 %. Where a run was too short for an interval, the tolerance alone de
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
+from loadtests.bench.confidence import wilson
+from loadtests.bench.objective import silent
 from loadtests.bench.results import Interval, Point, Result
 from loadtests.errors import BenchError
 
 SAME: Final = "same"
 BETTER: Final = "better"
 WORSE: Final = "worse"
-Z: Final = 1.96
-CONTEXT: Final = (
+
+
+def _loads(name: str, *, opened: bool = False) -> Callable[[Result], str]:
+    """A field of the levels, where they have it; of open loops only, with ``opened``."""
+
+    def of(result: Result) -> str:
+        found = {
+            getattr(point.load, name) for point in result.points if point.load.open or not opened
+        }
+        return ", ".join(sorted(map(str, found)))
+
+    return of
+
+
+def _versions(name: str) -> Callable[[Result], str]:
+    return lambda result: result.versions.get(name, "")
+
+
+KIND: Final[tuple[tuple[str, Callable[[Result], str]], ...]] = (
     ("model", lambda result: result.target.model),
     ("protocol", lambda result: result.target.protocol.value),
+)
+"""What makes two measurements ones of different things."""
+CONTEXT: Final[tuple[tuple[str, Callable[[Result], str]], ...]] = (
+    *KIND,
+    ("version", lambda result: result.target.version),
     ("requests", lambda result: result.payload),
+    ("header names", lambda result: ", ".join(sorted(name for name, _ in result.target.headers))),
     ("cpu", lambda result: result.machine.get("cpu", "")),
     ("cores", lambda result: result.machine.get("cores", "")),
-    (
-        "arrivals",
-        lambda result: ", ".join(sorted({p.load.arrivals for p in result.points if p.load.open})),
-    ),
+    ("server", _versions("server")),
+    ("seconds", _loads("seconds")),
+    ("warm-up (s)", _loads("warmup_s")),
+    ("timeout (s)", _loads("timeout_s")),
+    ("connections", _loads("connections")),
+    ("processes", _loads("processes")),
+    ("arrivals", _loads("arrivals", opened=True)),
+    ("max in flight", _loads("max_in_flight", opened=True)),
+    ("routing keys", lambda result: result.keys),
 )
+
+
+class Incomparable(BenchError):
+    """Measurements of different things."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +119,16 @@ class Differences:
         return any(level.fails for level in self.levels) or bool(self.best and self.best.fails)
 
 
-def compare(a: Result, b: Result, tolerance: float = 0.05) -> Differences:
-    """B against A, level by level. ``tolerance``: a share of A's figure. Raises `BenchError` where
-    they have nothing in common."""
+def compare(a: Result, b: Result, tolerance: float = 0.05, *, force: bool = False) -> Differences:
+    """B against A, level by level. ``tolerance``: a share of A's figure. Raises `Incomparable` for
+    different models or protocols, unless it is to be done by ``force``, and `BenchError` where they
+    have no level in common."""
+    for what, of in KIND:
+        if of(a) != of(b) and not force:
+            raise Incomparable(
+                f"the {what} is {of(a)} in A and {of(b)} in B, so the server alone does not explain "
+                "a difference; measure the same again, or compare them all the same with --force"
+            )
     ours = {point.load.name: point for point in a.points}
     theirs = {point.load.name: point for point in b.points}
     levels = tuple(
@@ -136,6 +177,9 @@ def _level(name: str, a: Point, b: Point, tolerance: float) -> Level:
         if point.client.bottleneck
     ]
     notes += [
+        f"{label}: {silent(point)}" for label, point in (("A", a), ("B", b)) if point.silent_s
+    ]
+    notes += [
         f"{label}: latencies had not settled when the measurement began"
         for label, point in (("A", a), ("B", b))
         if not point.steady
@@ -149,7 +193,8 @@ def _level(name: str, a: Point, b: Point, tolerance: float) -> Level:
             )
     else:
         notes.append("nothing was answered well: no latencies to compare")
-    changes.append(_change("errors", a.error_rate, b.error_rate, _share(a), _share(b), tolerance))
+    # Any rise that chance does not explain: there is no share of errors that is tolerated.
+    changes.append(_change("errors", a.error_rate, b.error_rate, _share(a), _share(b), 0.0))
     return Level(name, tuple(changes), tuple(notes))
 
 
@@ -176,13 +221,8 @@ def _change(
 
 
 def _share(point: Point) -> Interval:
-    """Wilson's interval of the share of errors."""
-    count = max(point.sent, 1)
-    share = min(point.failed / count, 1.0)
-    middle = share + Z * Z / (2 * count)
-    spread = Z * math.sqrt(share * (1 - share) / count + Z * Z / (4 * count * count))
-    below = 1 + Z * Z / count
-    return Interval(max((middle - spread) / below, 0.0), min((middle + spread) / below, 1.0))
+    """The share of errors."""
+    return Interval(*wilson(min(point.failed, point.sent), point.sent))
 
 
 def _searched(a: Result, b: Result, tolerance: float) -> tuple[Change | None, list[str]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from loadtests.bench.health import cores
 from loadtests.bench.plan import Target
 
 PACKAGES: Final = ("sluicegate", "grpcio", "pygrpc-native", "httptools", "hdrhistogram", "uvloop")
@@ -42,13 +43,6 @@ def cpu() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def local(target: Target) -> bool:

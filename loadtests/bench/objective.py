@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -114,6 +115,19 @@ class Objective:
 def silent(point: Point) -> str:
     """That the server was, in words."""
     return f"nothing was answered for {point.silent_s:.1f} of {point.seconds:g} s"
+
+
+def caveats(points: Sequence[Point]) -> list[str]:
+    """What must be known of the levels before their figures are believed, a line each."""
+    found = [f"{point.load.name}: {silent(point)}" for point in points if point.silent_s]
+    lossy = [point for point in points if point.unanswered]
+    if lossy:
+        names = ", ".join(point.load.name for point in lossy)
+        found.append(
+            f"{names}: requests that were not answered (timeout, overrun) count in the latencies "
+            f"with the timeout of {lossy[0].load.timeout_s:g} s: they took at least that"
+        )
+    return found
 
 
 def parse(text: str) -> Objective:

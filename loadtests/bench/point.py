@@ -63,9 +63,7 @@ class _Run:
         self._senders = senders
         self._watch = watch
         self._progress = progress
-        self._recorder = Recorder(
-            len(senders), closed=not load.open, timeout_s=load.timeout_s
-        )
+        self._recorder = Recorder(len(senders), closed=not load.open, timeout_s=load.timeout_s)
         self._usages = Usages(len(senders))
         self._live = Live(self._recorder)
         self._go = time.monotonic_ns() + SOON
@@ -87,7 +85,7 @@ class _Run:
         while time.monotonic_ns() < end:
             self._hear(end, start)
         self._watch.now()
-        self._drain(end)
+        self._drain(end, start)
         self._watch.finish()
         return point_of(
             load,
@@ -122,11 +120,11 @@ class _Run:
                 steady = warmup.settled(records["due"], latency, known)
         return time.monotonic_ns() + SOON, steady
 
-    def _drain(self, end: int) -> None:
+    def _drain(self, end: int, start: int) -> None:
         """What is under way may take its time."""
         deadline = end + int((self._load.timeout_s + END_S) * 1e9)
         while self._running and time.monotonic_ns() < deadline:
-            self._hear(min(deadline, time.monotonic_ns() + PROGRESS), None, live=False)
+            self._hear(min(deadline, time.monotonic_ns() + PROGRESS), start)
         if self._running:
             raise BenchError(
                 f"{len(self._running)} processes that send did not end within {END_S:g} s of their "

@@ -180,6 +180,8 @@ class Result(msgspec.Struct, frozen=True):
     expected_split: dict[str, float] = {}
     """Version → share (0 to 1) that the server's routing declares; empty: not known."""
     notes: list[str] = []
+    keys: str = ""
+    """Routing keys that were sent, in words; empty: none."""
     format: str = FORMAT
 
 

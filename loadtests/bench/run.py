@@ -13,7 +13,7 @@ import msgspec
 
 from loadtests.bench import machine
 from loadtests.bench.facts import Facts, look
-from loadtests.bench.objective import Objective
+from loadtests.bench.objective import Objective, caveats
 from loadtests.bench.plan import Load, Protocol, Target
 from loadtests.bench.point import run_point
 from loadtests.bench.results import Point, Result, Search, Tick
@@ -140,7 +140,9 @@ def bench(order: Order, watch: Watch, measure: Measure = run_point) -> Result:
         points=run.points,
         search=run.found,
         expected_split=facts.split,
-        notes=[*facts.notes, *dict.fromkeys(run.notes)],
+        notes=[*facts.notes, *dict.fromkeys(run.notes), *caveats(run.points)],
+        keys=order.requests.key
+        or (f"{order.requests.keys} in turn" if order.requests.keys else ""),
     )
     if interrupted:
         raise Interrupted(result if run.points else None) from None

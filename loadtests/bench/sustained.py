@@ -16,9 +16,9 @@ from loadtests.bench.results import Point, Tick
 ANSWERED: Final = 0.97
 """Share of what was due that must have been answered by the end."""
 GROWTH: Final = 1.5
-"""How many times the latency of the first quarter that of the last is, where a backlog grows, and"""
+"""A backlog grows where the latency of the last quarter is so many times that of the first, and"""
 SLOPE: Final = 0.01
-"""by how much of the time that has passed: chance makes latencies differ, but not by this much."""
+"""has grown by this share of the time between them: chance does not do both."""
 FEW: Final = 2.0
 """Requests whose answers may be missing at the end of any run."""
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from loadtests.bench.differences import SAME, Change, Differences
-from loadtests.bench.objective import silent
 from loadtests.bench.results import Interval, Latency, Point, Result, Tick
 
 LEVELS = (
@@ -96,13 +95,6 @@ def remarks(result: Result) -> list[str]:
         if point.errors:
             kinds = ", ".join(f"{count} {kind}" for kind, count in most(point.errors))
             lines.append(f"{point.load.name}: {point.failed} of {point.sent} failed: {kinds}")
-        if point.unanswered:
-            lines.append(
-                f"{point.load.name}: the {point.unanswered} that were not answered count in the "
-                f"latencies with the timeout of {point.load.timeout_s:g} s: they took at least that"
-            )
-        if point.silent_s:
-            lines.append(f"{point.load.name}: {silent(point)}")
         if not point.steady:
             lines.append(
                 f"{point.load.name}: latencies had not settled when the measurement began; "
@@ -179,9 +171,7 @@ def point_line(point: Point) -> str:
     """A level that is over, in a line."""
     parts = [rate(point.rate)]
     if point.latency.count:
-        parts += [
-            f"{name} {shown(point, value)}" for name, value in (("p50", 50), ("p99", 99))
-        ]
+        parts += [f"{name} {shown(point, value)}" for name, value in (("p50", 50), ("p99", 99))]
     if point.failed:
         parts.append(f"{point.failed} of {point.sent} failed")
     return "  ".join(parts)

@@ -87,7 +87,9 @@ def spec(model: str, lines: Sequence[Line]) -> Spec:
     ]
     below = ["In brackets: over sluicegate's, on the same kind of route. Thin line: up to p99."]
     if any(line["server"] == LIMIT for line in lines):
-        below.append("bare: the runtime in a loop, without a server; on the right in rows/s.")
+        below.append(
+            "bare: the runtime alone, without a server; on the right a loop a core, rows/s."
+        )
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
         "config": {**CONFIG, "axisY": {**CONFIG["axisY"], "labelOverlap": False}},
@@ -128,6 +130,8 @@ def _panel(lines: Sequence[Line], names: Sequence[str], key: str, title: str) ->
         ratio = line.get("ratio")
         if known and isinstance(ratio, int | float) and line["server"] != OURS:
             said += f" ({ratio:.2f}×)"
+        if known and line.get("variant"):
+            said += f" {line['variant']}"
         row: Row = {"name": _name(line), "side": _side(line), "value": value, "text": said}
         if latency and known and line.get("p99_us"):
             row["p99"] = _number(line, "p99_us")

@@ -180,7 +180,8 @@ def grown(points: Sequence[tuple[float, float]]) -> Fit | None:
     best = int(lost.argmin())
     least = lost[best] + len(points) * GRAIN**2
     inside = np.flatnonzero(lost <= least * (1 + t95(freedom) ** 2 / freedom))
-    low = -math.inf if inside[0] == 0 else float(POWERS[inside[0]])
+    # Any three sizes lie on such a curve, whatever made one of them dearer: they prove none.
+    low = -math.inf if inside[0] == 0 or len(middle) == 3 else float(POWERS[inside[0]])
     high = math.inf if inside[-1] == len(POWERS) - 1 else float(POWERS[inside[-1]])
     return Fit(min(middle), max(middle), len(points), float(POWERS[best]), None, (low, high))
 

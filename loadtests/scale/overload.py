@@ -26,6 +26,7 @@ from loadtests.bench.results import Point
 from loadtests.compare import load, sluice, wire
 from loadtests.compare.models import make_add
 from loadtests.compare.processes import Server, resident_bytes
+from loadtests.errors import BenchError
 from loadtests.payloads.base import Wire
 from loadtests.scale import pinned
 from loadtests.scale import study as names
@@ -158,7 +159,7 @@ def measure(bench: Bench, run: RunPoint = run_point) -> list[Study]:
                 before = resident_bytes(server.process.pid)
                 bench.say(f"{study.name}: capacity")
                 limit = find(bench, study, scenario, server)
-                levels = _levels(bench, study, scenario, server, run)
+                levels = _levels(bench, study, scenario, server, run) if study.capacity else []
             fill(study, levels, before, limit, deadline=bool(scenario.deadline_ms))
             study.note(
                 f"Capacity: {study.capacity:,.0f} requests/s, by h2load ({scenario.busy} in "
@@ -204,7 +205,10 @@ def capacity(bench: Bench, scenario: Scenario, server: Server) -> tuple[float, s
 
 def find(bench: Bench, study: Study, scenario: Scenario, server: Server) -> str:
     """Writes the capacity into the study; why it is not the server's, or nothing."""
-    study.capacity, why = capacity(bench, scenario, server)
+    try:
+        study.capacity, why = capacity(bench, scenario, server)
+    except BenchError as error:
+        return f"no capacity was found: {error}"
     if why:
         study.limited.append("finding the capacity")
     return why

@@ -211,10 +211,13 @@ class Study(msgspec.Struct):
                 for each in measure.stretches
                 if each.undecided
             ]
+        reasons: dict[str, list[str]] = {}
+        for check in self.checks:
+            if check.unmeasured:
+                reasons.setdefault(check.unmeasured, []).append(check.name)
         lines += [
-            f"{self.name}: {check.name}: not measured, {check.unmeasured}"
-            for check in self.checks
-            if check.unmeasured
+            f"{self.name}: not measured, {why}: {', '.join(checks)}"
+            for why, checks in reasons.items()
         ]
         return lines
 

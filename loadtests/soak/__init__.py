@@ -2,8 +2,8 @@
 
     python -m loadtests.soak --minutes 20
 
-Callers of every protocol check every answer (``callers``), trouble is made beside (``trouble``:
-swaps, kills, broken versions, bad input, hung-up connections), the gateway's memory, file
-descriptors and threads are watched (``watch``), and at the end nothing may be lost and nothing may
-have grown (``verdicts``).
+Callers of every protocol check every answer (``callers``, ``sending``), trouble is made beside
+(``trouble``: swaps, kills, broken versions, bursts; ``bad_input``), the gateway's memory, file
+descriptors and threads are watched (``watch``, ``growth``), and at the end nothing may be lost and
+nothing may have grown (``rest``, ``verdicts``). ``session`` is the order of it all.
 """

@@ -10,9 +10,10 @@ import grpc
 import numpy as np
 
 from loadtests.compare import wire
-from loadtests.soak.callers import Outcome, refused
+from loadtests.soak.callers import refused
 from loadtests.soak.connections import Pool, post, read_answer
 from loadtests.soak.ledger import End
+from loadtests.soak.sending import Outcome
 
 ANSWER_S = 5.0
 """Bytes that are no request are refused by then."""

@@ -54,6 +54,13 @@ from tests.support.onnx_models import write_adding
         ("add --data f.json --shape x=1", "--shape is for random values"),
         ("add --key a --keys 3", "give --key (one for all requests) or --keys N"),
         ("add --tolerance 5%", "--tolerance is for --compare"),
+        ("add --force", "--force is for --compare"),
+        ("add --concurrency 4 --processes 8", "cannot share 4 in flight; give --processes 4"),
+        ("add --processes 2", "cannot share 1 in flight; give --processes 1"),
+        ("add --rate 9 --processes 4 --connections 2", "give --connections 4 or more"),
+        ("add --rate 9 --rest 5s", "--rest is for the time between levels"),
+        ("add --concurrency 2 --data a.json --seed 3", "--seed is for random values and open"),
+        ("add --data a.jsonl --rows 3", "a.jsonl holds whole requests"),
         ("add --compare a.json b.json", "leave out add"),
         ("--compare a.json b.json --rate 5", "--compare measures nothing; leave out --rate"),
         ("--compare a.json b.json --header a:b", "leave out --header"),
@@ -119,6 +126,8 @@ def measured(monkeypatch: pytest.MonkeyPatch, found: Result) -> None:
         ("", result([point(0, 1), point(0, 4, ok=0, errors={"timeout": 5})]), 1),
         ("--slo p99<=10ms", result([point(0, 1, us=5000)]), 0),
         ("--slo p99<=9ms", result([point(0, 1, us=5000)]), 1),
+        ("--slo p99<=10ms", result([point(0, 1, us=5000, ok=99, errors={"503": 1})]), 1),
+        ("--slo p99<=10ms", result([point(0, 1, us=5000, silent_s=2.0)]), 1),
         ("--slo error<=0.1%", result([point(0, 1, ok=5, errors={"429": 5})]), 1),
         ("--search p99<=1s", result([point(9)], search=Search("p99<=1s", 9.0, [])), 0),
         ("--search p99<=1s", result([point(9)], search=Search("p99<=1s", None, [])), 1),
@@ -221,7 +230,10 @@ def test_a_sweep_of_a_real_gateway(gateway: GatewayProcess, tmp_path: Path) -> N
     assert "20/s (level 1 of 2), 1 s" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_ctrl_c_in_the_middle_writes_what_there_is(gateway: GatewayProcess, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_in_the_middle_writes_what_there_is(
+    gateway: GatewayProcess, tmp_path: Path, how: signal.Signals
+) -> None:
     out = tmp_path / "out.json"
     process = subprocess.Popen(
         command(
@@ -238,7 +250,10 @@ def test_ctrl_c_in_the_middle_writes_what_there_is(gateway: GatewayProcess, tmp_
             line = process.stderr.readline()
             assert line, before
             before += line
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
+        if how == signal.SIGINT:
+            os.killpg(process.pid, how)  # as a terminal does it
+        else:
+            os.kill(process.pid, how)
         shown, rest = process.communicate(timeout=60)
     finally:
         process.kill()

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loadtests.bench import text
-from loadtests.bench.differences import BETTER, SAME, WORSE, Level, compare
+from loadtests.bench.differences import BETTER, SAME, WORSE, Incomparable, Level, compare
 from loadtests.bench.plan import Protocol, Target
 from loadtests.bench.results import Search, Tick
 from loadtests.errors import BenchError
@@ -58,6 +58,10 @@ def test_errors_count_by_their_own_interval() -> None:
     assert verdicts(compare(a, many).levels[0])["errors"] == WORSE
     assert compare(a, many).worse
     assert verdicts(compare(many, a).levels[0])["errors"] == BETTER
+    # No tolerance: what is a small share of A's errors is still more of them.
+    bad = result([point(100, ok=50_000, errors={"429": 50_000})])
+    more = result([point(100, ok=49_000, errors={"429": 51_000})])
+    assert compare(bad, more).worse and not compare(more, bad).worse
 
 
 def test_a_level_that_got_no_answer_is_worse_not_incomparable() -> None:
@@ -69,8 +73,11 @@ def test_a_level_that_got_no_answer_is_worse_not_incomparable() -> None:
 
 def test_levels_of_one_alone_and_other_conditions_are_said() -> None:
     a = result([point(100), point(200)])
-    b = result([point(100), point(400)], target=Target("add", Protocol.JSON))
-    found = compare(a, b)
+    b = result([point(100), point(400)], target=Target("add", Protocol.JSON), keys="9 in turn")
+    with pytest.raises(Incomparable, match=r"the protocol is binary in A and json in B.*--force"):
+        compare(a, b)
+    found = compare(a, b, force=True)
+    assert "routing keys differ: none in A, 9 in turn in B" in found.notes
     assert [level.name for level in found.levels] == ["100/s"]
     assert "only in A: 200/s" in found.notes and "only in B: 400/s" in found.notes
     assert "protocol differ: binary in A, json in B" in found.notes

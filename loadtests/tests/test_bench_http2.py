@@ -86,7 +86,7 @@ def grpcio(unary: Callable[[bytes, Any], bytes], stream: Any = None) -> Iterator
         handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(stream)
     service = grpc.method_handlers_generic_handler("inference.GRPCInferenceService", handlers)
     options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-    server = grpc.server(futures.ThreadPoolExecutor(8), handlers=[service], options=options)
+    server = grpc.server(futures.ThreadPoolExecutor(32), handlers=[service], options=options)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -59,7 +60,8 @@ def above(latency: Latency, us: int) -> int:
 def adds_up(point: Point) -> None:
     """Nothing is lost between what was sent and what is told."""
     assert point.sent == point.ok + point.failed
-    assert point.latency.count == point.service.count == point.ok
+    assert point.service.count == point.ok
+    assert point.latency.count == point.ok + point.unanswered
     measured = [tick for tick in point.ticks if tick.at_s >= 0]
     assert sum(tick.sent for tick in measured) == point.sent
     assert sum(tick.ok for tick in measured) == point.ok
@@ -119,7 +121,10 @@ def test_more_in_flight_than_allowed_is_an_overrun() -> None:
     point = measure(server, rate=50, arrivals="constant", timeout_s=1.5, max_in_flight=10)
     adds_up(point)
     assert point.errors == {"overrun": 40, "timeout": 10}
-    assert point.ok == 0 and point.latency.count == 0 and point.rate == 0
+    assert point.ok == 0 and point.rate == 0
+    # All took the timeout at least, those too that were not even sent.
+    assert point.latency.count == 50 and point.at_least(50)
+    assert point.latency.at(50) == pytest.approx(1_500_000, rel=0.01)
     assert "40 requests were not sent" in point.client.bottleneck or "late" in (
         point.client.bottleneck
     )
@@ -253,6 +258,49 @@ def test_a_process_does_not_outlive_who_started_it() -> None:
             assert process.stdout.read(8)  # it is ready
             process.stdin.close()
             assert process.wait(20) == 1
+
+
+def test_a_process_that_is_still_connecting_does_not_either() -> None:
+    """A server that closes every connection: there is no end to making them."""
+
+    async def closes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    with serving(closes) as port:
+        target = Target("m", Protocol.JSON, http=f"http://127.0.0.1:{port}")
+        command = [sys.executable, "-m", "loadtests.bench.worker"]
+        root = str(Path(__file__).parents[2])
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root
+        ) as process:
+            assert process.stdin
+            write(process.stdin, Plan(target, Load(concurrency=90_000), 0, 1, [WIRE]))
+            process.stdin.close()
+            assert process.wait(20) == 1
+
+
+def test_a_server_that_closes_what_is_too_many_is_told_by_number() -> None:
+    there = 0
+
+    async def limited(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal there
+        there += 1
+        if there <= 5:
+            with contextlib.suppress(asyncio.CancelledError):
+                await reader.read()
+        writer.close()
+
+    with serving(limited) as port:
+        target = Target("m", Protocol.JSON, http=f"http://127.0.0.1:{port}")
+        with pytest.raises(BenchError, match=r"closed \d+ of \d+ connections before a request"):
+            run_point(target, Load(concurrency=20), [WIRE], server_statistics=False)
+
+
+def test_a_server_that_dies_in_a_closed_loop_is_seen() -> None:
+    """Its latencies are splendid up to then, and nothing is sent after."""
+    server = Http(lambda number: GOOD if number < 300 else None)
+    point = measure(server, concurrency=2, seconds=3.0, timeout_s=4.0)
+    assert point.silent_s >= 2.0
 
 
 # --- the gateway

@@ -17,6 +17,7 @@ from loadtests.bench.plan import Load, Protocol, Target
 from loadtests.bench.results import Point, Tick, dump, load
 from loadtests.bench.run import Interrupted, Order, Requests, Seek, Unfit, bench
 from loadtests.bench.server import ServerStats, Snapshot
+from loadtests.bench.sustained import backlog
 from loadtests.errors import BenchError
 from loadtests.payloads.base import Wire
 from loadtests.tests.bench_pages import serving
@@ -73,7 +74,8 @@ class Made:
         self.loads.append(load)
         if load.open:
             slow = load.rate > self.capacity
-            made = point(load.rate, us=500_000 if slow else 2000, **self.more)
+            due = round(load.rate * 10)
+            made = point(load.rate, us=500_000 if slow else 2000, ok=due, **self.more)
         else:
             made = point(0, load.concurrency, answered=self.capacity, **self.more)
         return made
@@ -147,11 +149,56 @@ def test_a_search_claims_a_rate_that_a_longer_run_has_confirmed(url: str) -> Non
     assert parse("p99<=20ms").met(best)
 
 
+def test_a_search_does_not_claim_what_cannot_be_sustained(url: str) -> None:
+    """A little more than the server gets through: a short run still meets the objective."""
+
+    def growing(target: Target, load: Load, payloads: object, **more: object) -> Point:
+        rate = load.rate or 300.0
+        over = max(rate / 300.0 - 1, 0.0)
+        ticks = [
+            Tick(float(at), 1.0, round(rate), round(rate), 0, 2000 + over * at * 1e6, 9e5)
+            for at in range(10)
+        ]
+        return point(
+            load.rate, load.concurrency, ok=round(rate * 10), answered=min(rate, 300.0),
+            us=2000, ticks=ticks,
+        )  # fmt: skip
+
+    seek = Seek(parse("p99<=2s"), 1.0, 10_000.0, opened=True)
+    result = bench(order(url, seek=seek), Quiet(), growing)
+    assert result.search is not None and result.search.best is not None
+    assert 280 <= result.search.best <= 310
+    assert any("cannot be sustained" in note for note in result.notes)
+
+
+def test_what_is_a_backlog() -> None:
+    def ticks(*us: float) -> list[Tick]:
+        return [Tick(float(at), 1.0, 100, 100, 0, each, each) for at, each in enumerate(us)]
+
+    assert backlog(point(100, ok=1000, ticks=ticks(*[2000] * 10))) == ""
+    assert "falls behind" in backlog(point(100, ok=1000, answered=95, ticks=ticks(*[2000] * 10)))
+    assert "latencies grew from" in backlog(
+        point(100, ok=1000, answered=98, ticks=ticks(*range(10_000, 300_000, 29_000)))
+    )
+    # A slow model: at the end as many are under way as were at the beginning.
+    assert backlog(point(100, ok=1000, answered=95, ticks=ticks(*[500_000] * 10))) == ""
+    assert backlog(point(0, 4, ok=1000, answered=1)) == ""
+    assert backlog(point(100, ok=900, errors={"429": 100}, answered=90)) == ""
+
+
 def test_a_search_that_finds_nothing_says_by_how_much(url: str) -> None:
     seek = Seek(parse("p99<=1us"), 50.0, 200.0, opened=True)
     result = bench(order(url, seek=seek), Quiet(), Made())
     assert result.search is not None and result.search.best is None
     assert "even 50/s does not meet p99<=1us,error<=0.1%: p99 4 ms, wanted p99<=1us" in result.notes
+
+
+def test_what_makes_figures_doubtful_is_noted(url: str) -> None:
+    result = bench(order(url, 1, 4), Quiet(), Made(errors={"timeout": 9}, silent_s=2.0))
+    assert result.notes[:2] == [
+        "c1: nothing was answered for 2.0 of 10 s", "c4: nothing was answered for 2.0 of 10 s"
+    ]  # fmt: skip
+    assert result.notes[2].startswith("c1, c4: requests that were not answered")
 
 
 def test_a_search_that_ends_at_its_bounds_says_so(url: str) -> None:

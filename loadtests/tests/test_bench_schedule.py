@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -100,7 +102,10 @@ def test_counts_are_those_of_hdr_histogram(values: list[int]) -> None:
     ours = Counts.of(np.array(values, np.int64))
     assert len(ours) == theirs.get_total_count()
     for percent in PERCENTILES:
-        assert ours.percentile(percent) == theirs.get_value_at_percentile(percent)
+        # HdrHistogram rounds the rank; ours is the inverse of the distribution.
+        place = max(math.ceil(Fraction(str(percent)) * len(values) / 100), 1)
+        exact = bucket_of(np.array(sorted(values)[place - 1 : place], np.int64))
+        assert ours.percentile(percent) == int(highest_of(exact)[0])
     read = HdrHistogram.decode(ours.encoded())
     assert read.get_total_count() == len(values)
     assert read.get_value_at_percentile(99) == theirs.get_value_at_percentile(99)
@@ -155,27 +160,32 @@ def test_records_are_counted_from_when_they_were_due() -> None:
     book.write(due, due, due, due + SECOND, "", "1")
     # Due after the end.
     book.write(start + 2 * SECOND, start + 2 * SECOND, 0, start + 3 * SECOND, "timeout", "")
-    recorder = Recorder(1, closed=False)
+    recorder = Recorder(1, closed=False, timeout_s=7.0)
     recorder.add(0, sliced(book))
     recorder.begin(0, 2.0, SECOND)
     assert sorted(recorder.cells) == [0, 1]
     one, two = recorder.cells[0], recorder.cells[1]
     assert (one.sent, one.ok, dict(one.versions)) == (1, 1, {"2": 1})
-    assert one.latencies.total == 9000 and one.service[0].total == 6000
+    assert one.latencies.total == 9000 and not one.unanswered and one.service[0].total == 6000
     assert (two.sent, two.ok, dict(two.errors)) == (2, 1, {"overrun": 1})
+    # What was not sent took at least as long as the timeout, not no time at all.
+    assert two.latencies.total == 1_000_000 + 7_000_000
     assert recorder.answered == {0: 1, 2: 1}
     # The one that never left is neither late nor early.
     assert Counts.merged(recorder.late).counts.sum() == 2
     assert Counts.merged(recorder.waited).total == 1000
 
 
-def test_a_closed_loop_counts_from_when_a_request_left() -> None:
+def test_a_closed_loop_counts_the_wait_for_a_connection() -> None:
     book = Notebook(0)
     book.write(0, 0, 4_000_000, 5_000_000, "", "")
+    book.write(0, 0, 0, 2_000_000, "connection", "")  # never left
     recorder = Recorder(1, closed=True)
     recorder.begin(0, 1.0, SECOND)
     recorder.add(0, sliced(book))
-    assert recorder.cells[0].latencies.total == 1000
+    cell = recorder.cells[0]
+    assert cell.latencies.total == 5000 and cell.service[0].total == 1000
+    assert cell.failed[0].total == 2000
     assert not recorder.cells[0].versions
 
 
@@ -249,7 +259,28 @@ def test_intervals_cover_what_they_should() -> None:
         assert interval is not None
         hits += interval.low <= true <= interval.high
     # 24 of 25 are expected; few batches make intervals a little too narrow.
-    assert hits >= 19
+    assert hits >= 21
+
+
+def test_intervals_cover_what_depends_on_what_came_before() -> None:
+    """A queue at 80 % of its capacity, ten seconds: what a pause does, all who follow feel."""
+    random = np.random.default_rng(5)
+    rate, capacity, count = 800.0, 1000.0, 60
+    true = -np.log(0.01) / (capacity - rate) * 1e6
+    hits = 0
+    for _ in range(count):
+        due = np.cumsum(random.exponential(1 / rate, 10_500))
+        service = random.exponential(1 / capacity, len(due))
+        steps = np.concatenate([[0.0], service[:-1] - np.diff(due)])
+        backlog = np.cumsum(steps)
+        waits = backlog - np.minimum.accumulate(backlog)  # Lindley
+        inside = (due >= 2.0) & (due < 12.0)
+        tick, us = (due[inside] - 2.0).astype(int), ((waits + service)[inside] * 1e6).astype(int)
+        interval = percentile_interval([Counts.of(us[tick == each]) for each in range(10)], 99)
+        assert interval is not None
+        hits += interval.low <= true <= interval.high
+    # As independent values, or by a bootstrap of twenty batches, two of three.
+    assert hits >= 0.75 * count
 
 
 def test_a_pause_makes_the_interval_wide() -> None:
@@ -257,15 +288,15 @@ def test_a_pause_makes_the_interval_wide() -> None:
     calm = [Counts.of(np.full(1000, 1000)) for _ in range(20)]
     paused = [*calm[:-1], Counts.of(np.full(1000, 500_000))]
     assert (found := percentile_interval(calm, 99)) and found.high < 1010
-    assert (found := percentile_interval(paused, 99)) and found.low < 1010 < 490_000 < found.high
+    assert (found := percentile_interval(paused, 99)) and found.high > 20 * found.low
 
 
 def test_too_short_to_say() -> None:
     few = [Counts.of(np.full(20, 1000)) for _ in range(20)]
     assert percentile_interval(few, 99) is None  # four values beyond it
     assert percentile_interval(few, 50) is not None
-    assert percentile_interval(few[:9], 50) is None
-    assert mean_interval([1.0] * 9) is None
+    assert percentile_interval(few[:4], 50) is None
+    assert mean_interval([1.0] * 4) is None
     found = mean_interval([9.0, 11.0] * 10)
     assert (
         found
@@ -278,7 +309,7 @@ def test_too_short_to_say() -> None:
 @given(st.integers(0, 2000))
 def test_batches_are_whole_and_equal(count: int) -> None:
     batches = grouped(count)
-    assert len(batches) <= 20
+    assert len(batches) <= 16
     assert len({each.stop - each.start for each in batches}) <= 1
     assert all(each.stop <= count for each in batches)
 
@@ -292,6 +323,7 @@ def words(
     lag: int = 0,
     behind: int = 0,
     waited: int = 0,
+    many: int = 20,
     **load: int,
 ) -> str:
     return client_of(
@@ -299,8 +331,8 @@ def words(
         [Usage(1.0, cpu, thread)],
         lags=Counts.of(np.array([lag])),
         late=Counts.of(np.array([behind + waited])),
-        behind=Counts.of(np.array([behind])),
-        waited=Counts.of(np.array([waited])),
+        behind=Counts.of(np.full(many, behind)),
+        waited=Counts.of(np.full(many, waited)),
         median_us=1000,
         overruns=load.get("max_in_flight", 0),
         own_cpu=0.0,
@@ -312,7 +344,10 @@ def test_a_client_that_is_the_bottleneck_says_so() -> None:
     assert "could hardly send more" in words(thread=0.97) and "machine" in words(thread=0.97)
     assert "another machine" in words(cpu=4000.0)
     assert "other processes had the processors" in words(lag=60_000)
-    assert "--processes 2" in words(behind=8000, waited=2000)
+    assert "--processes 2" in words(behind=8000, waited=2000, thread=0.6)
+    alone = words(behind=8000, waited=2000)
+    assert "something else on this machine" in alone and "--processes" not in alone
+    assert words(behind=8000, many=5) == ""
     assert "--connections" in words(behind=2000, waited=8000)
     assert words(behind=900, waited=900) == ""
     assert "3 were in flight" in words(max_in_flight=3)

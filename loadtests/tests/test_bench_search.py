@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from loadtests.bench.objective import parse
 from loadtests.bench.search import Bounds, find
+from loadtests.bench.summary import silence
 from loadtests.errors import BenchError
 from loadtests.tests.bench_points import point
 
@@ -76,6 +77,37 @@ def test_what_is_no_objective_says_what_to_type(text: str, says: str) -> None:
         parse(text)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_percentiles_of_survivors_meet_nothing() -> None:
+    """Nine of ten are answered within a millisecond: the 99th is one of those that never were."""
+    lossy = point(100, us=500, ok=900, errors={"timeout": 100})
+    bound = parse("p99<=60s,error<=50%")
+    assert not bound.met(lossy) and parse("p50<=1ms").met(lossy)
+    assert bound.missed(lossy) == ["p99 >= 1 ms, wanted p99<=60s"]
+    assert not parse("mean<=60s").met(lossy) and not parse("max<=60s").met(lossy)
+
+
+def test_a_server_that_fell_silent_meets_nothing() -> None:
+    silent = point(0, 4, us=500, silent_s=3.0)
+    assert not parse("p99<=1s").met(silent)
+    assert parse("p99<=1s").missed(silent) == ["nothing was answered for 3.0 of 10 s"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "median_s", "found"),
+    [
+        ([100, 100, 0, 0, 0], 0.001, 3.0),
+        ([0, 100, 100], 0.001, 1.0),
+        ([100, 0, 100, 0, 0], 0.001, 3.0),
+        ([2, 0, 1, 0, 2], 0.001, 0.0),  # a request now and then
+        ([100, 0, 0, 100, 0], 1.0, 0.0),  # a slow model
+        ([0, 0, 0], 0.0, 0.0),  # the errors say it
+        ([], 0.0, 0.0),
+    ],
+)
+def test_silence(answers: list[int], median_s: float, found: float) -> None:
+    assert silence(answers, 1.0, median_s) == found
 
 
 # --- the search

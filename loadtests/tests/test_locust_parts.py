@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import loadtests.users as users
+from loadtests.bench.confidence import wilson
 from loadtests.errors import BenchError
 from loadtests.payloads.base import Wire
 from loadtests.users import levels, options
 from loadtests.users.levels import FLAT, Saturation
 from loadtests.users.pace import Pace, Replay
-from loadtests.users.shares import Declared, rows_of, table, wilson
+from loadtests.users.shares import Declared, rows_of, table
 from loadtests.users.tally import Key, Tally, Window
 from loadtests.users.thresholds import Thresholds, fraction, milliseconds, per_second
 
@@ -229,6 +230,29 @@ def test_one_slow_step_is_not_the_end() -> None:
     found = saturated(100, 90, 300, 400)
     assert not found.finished and found.users == 25
     assert found.knee is not None and found.knee.users == 20
+
+
+def test_a_knee_at_the_first_step_may_lie_below_it() -> None:
+    found = saturated(100, 101, 100)
+    assert found.finished == FLAT
+    assert "knee: at or below 5 users" in found.lines()[-1]
+    assert found.lines()[-1].endswith("; start lower")
+
+
+def test_a_ramp_that_rises_to_where_it_is_is_refused() -> None:
+    with pytest.raises(BenchError, match="nothing would rise; give more --users"):
+        levels.check_ramp(5, 5)
+    levels.check_ramp(1, 5)
+
+
+def test_the_token_stays_out_of_the_web_ui() -> None:
+    """Which serves what was typed to whoever opens it."""
+    parser = pytest.importorskip("configargparse").ArgumentParser()
+    options.add_options(parser)
+    actions: list[Any] = [each for each in parser._actions if hasattr(each, "is_secret")]
+    shown = {each.dest for each in actions if each.include_in_web_ui}
+    assert "model" in shown and not shown & {"token", "header"}
+    assert any(each.dest == "token" and each.is_secret for each in actions)
 
 
 def test_steps_end_at_a_bound() -> None:

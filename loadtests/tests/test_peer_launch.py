@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +159,19 @@ def test_a_session_is_opened_again_where_it_is_unpickled(tmp_path: Path) -> None
     one = Onnx(str(models.make("add", tmp_path).path), 1)
     again = pickle.loads(pickle.dumps(one))
     assert np.array_equal(again.run(np.ones((2, 4), np.float32)), np.full((2, 4), 2, np.float32))
+
+
+def test_our_heavy_models_have_an_instance_a_core_and_the_others_the_default(
+    tmp_path: Path,
+) -> None:
+    from loadtests.compare import models, sluice
+
+    one = models.make("add", tmp_path / "files")
+    names = sluice.write_directory(tmp_path / "d", [one, replace(one, name="cnn")], 1, {"cnn": 3})
+    assert names == ["add", "cnn"]
+    read = {name: (tmp_path / "d" / name / "model.yaml").read_text() for name in names}
+    assert "instances" not in read["add"]
+    assert read["cnn"].startswith("instances: 3\noptions:\n")
 
 
 def test_a_folder_for_sockets_is_short_and_does_not_stay(tmp_path: Path) -> None:

@@ -118,7 +118,8 @@ def test_what_was_no_overload_is_not_measured() -> None:
     study = Study("overload-model", "Overload", OFFERED, capacity=CAPACITY)
     overload.fill(study, [*GOOD[:3], everything], 100)
     assert study.bad == []
-    assert len(study.undecided) == 4 and "it was no overload" in study.undecided[0]
+    (line,) = study.undecided
+    assert "it was no overload: worst goodput above capacity" in line
     page = text.markdown(Report("", "", {}, {}, [study]))
     assert "**not measured**" in page and "Nothing grows" not in page
 
@@ -207,6 +208,29 @@ def test_every_level_is_offered_relative_to_the_capacity(
     assert "| goodput (requests/s) | 500 | 800 | 1,000 |" in page
     assert "slope of the cost" not in page
     assert bench.command == "gateway"
+
+
+def test_a_capacity_of_errors_is_none(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """h2load takes a gRPC error for a success: the bytes tell."""
+    sent: list[int] = []
+
+    def run(what: Any, shape: Any, requests: int, **how: Any) -> load.Result:
+        sent.append(requests)
+        good = requests if len(sent) == 1 else requests // 2
+        return load.Result(
+            requests, 0.1, 1e4, 1.0, succeeded=requests, ok_codes=requests, data_bytes=60 * good
+        )
+
+    monkeypatch.setattr(load, "run", run)
+    monkeypatch.setattr(load, "calibrate", lambda *what, **how: 1000.0)
+    server: Any = SimpleNamespace(http="h:1", grpc="h:2", process=SimpleNamespace(pid=1))
+    bench = Bench("gateway", tmp_path, say=lambda line: None)
+    study = Study("overload-model", "Overload", OFFERED)
+    why = overload.find(bench, study, overload.SCENARIOS[0], server)
+    assert "50% of the answers were errors" in why
+    overload.fill(study, [], 100, why)
+    assert study.capacity == 0
+    assert not any(check.met for check in study.checks) and study.undecided
 
 
 class Metrics(http.server.BaseHTTPRequestHandler):

@@ -21,12 +21,13 @@ from loadtests.compare.processes import ROOT, Server, free_port
 from loadtests.report.soak import Sample, Verdict
 from loadtests.soak import bad_input, callers, session, verdicts, watch
 from loadtests.soak.bad_input import BadInput
-from loadtests.soak.callers import DIED, PLUS, Caller, Callers, Outcome
+from loadtests.soak.callers import Callers
 from loadtests.soak.connections import Answer
 from loadtests.soak.growth import slope
 from loadtests.soak.ledger import End, Ledger
 from loadtests.soak.models import Directory
 from loadtests.soak.rest import Rest
+from loadtests.soak.sending import BEGAN, DIED, PLUS, Caller, Outcome
 from loadtests.soak.trouble import Trouble
 from loadtests.soak.watch import Watch
 
@@ -267,10 +268,10 @@ def test_a_withdrawn_version_may_only_answer_who_asked_before() -> None:
         async def ask() -> Outcome:
             return made.check("add", rows, rows + 1, "1")
 
-        callers.BEGAN.set(time.monotonic())
+        BEGAN.set(time.monotonic())
         made.withdrawn("add", 1)
         assert (await ask())[0] is End.OK
-        callers.BEGAN.set(time.monotonic() + 1)
+        BEGAN.set(time.monotonic() + 1)
         assert (await ask())[0] is End.WRONG
         assert made.check("add", rows, rows + 2, "2")[0] is End.OK
         assert made.check("plus", rows, rows + 1, "1")[0] is End.OK

@@ -71,6 +71,15 @@ def ramp(at: float, run: float, low: int, high: int) -> int:
     return round(low + (high - low) * min(at / run, 1.0))
 
 
+def check_ramp(low: int, high: int) -> None:
+    """Raises `BenchError` where there is nothing between the two."""
+    if low == high:
+        raise BenchError(
+            f"--shape ramp: from={low} is all of --users {high}, so nothing would rise; give more "
+            "--users, or --shape constant"
+        )
+
+
 def spike(at: float, base: int, high: int, first: float, lasts: float, every: float) -> int:
     """``base`` users; ``high`` of them for ``lasts`` seconds from ``first`` on, and again ``every``
     so many seconds (0: once)."""
@@ -200,8 +209,13 @@ class Saturation:
             found.append("knee: none, even the first step was outside the bounds; start lower")
         else:
             p99 = "" if knee.p99_ms is None else f", p99 {knee.p99_ms:.1f} ms"
+            # There is nothing below the first step to compare it with.
+            first = knee is self.steps[0] and len(self.steps) > 1 and knee.users > 1
+            where = f"at or below {knee.users} users" if first else f"{knee.users} users"
+            lower = "; start lower" if first else ""
             found.append(
-                f"knee: {knee.users} users, {knee.goodput:.1f} requests/s{p99} "
+                f"knee: {where}, {knee.goodput:.1f} requests/s{p99} "
                 f"({self.finished or 'stopped before the server was saturated'})"
+                f"{lower}"
             )
         return found

@@ -90,7 +90,6 @@ def add_options(parser: Any) -> None:
     _add(
         requests,
         "--token",
-        web=True,
         default="",
         env_var="SLUICE_TOKEN",
         secret=True,

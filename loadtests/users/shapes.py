@@ -86,7 +86,9 @@ class Ramp(SluiceShape):
 
     def check(self, users: int, run_s: float) -> None:
         super().check(users, run_s)
-        _below(levels.whole(self.keys, "from", 1), users, "from")
+        least = levels.whole(self.keys, "from", 1)
+        _below(least, users, "from")
+        levels.check_ramp(least, users)
 
 
 class Spike(SluiceShape):

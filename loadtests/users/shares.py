@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from loadtests.bench.confidence import wilson
 from loadtests.users.tally import UNKNOWN, Key, Window
-
-Z: Final = 1.959964
-"""95 % of a normal distribution are within so many standard deviations."""
 
 
 @dataclass(frozen=True)
@@ -86,17 +83,6 @@ def rows_of(counted: Mapping[Key, Window], declared: Mapping[str, Declared]) -> 
                 )
             )
     return found
-
-
-def wilson(hits: int, total: int) -> tuple[float, float]:
-    """95 % confidence of a share (E. B. Wilson, 1927), 0 to 1; all of it where nothing is known."""
-    if not total:
-        return 0.0, 1.0
-    share, square = hits / total, Z * Z
-    middle = (share + square / (2 * total)) / (1 + square / total)
-    half = Z * math.sqrt(share * (1 - share) / total + square / (4 * total * total))
-    half /= 1 + square / total
-    return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
 def _natural(version: str) -> tuple[int, int, str]:

@@ -66,7 +66,7 @@ def arguments() -> argparse.ArgumentParser:
         "--routes",
         choices=("best", "all"),
         default="best",
-        help="best: the fastest of each server, and JSON with add and mlp (default)",
+        help="best: the fastest of each server, and JSON with add (default)",
     )
     add_sluice_option(parser)
     parser.add_argument("--out", type=Path, default=ROOT / "loadtests" / "results", metavar="DIR")

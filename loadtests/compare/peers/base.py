@@ -64,7 +64,8 @@ class Peer:
     extra: Callable[[], str] = str
     """What else must be there (Java): empty, or what is missing and what to type."""
     best: tuple[str, ...] = ()
-    """Names of the routes that are measured with every model: the fastest. Empty: all."""
+    """The fastest routes, which are always measured: ``route`` (with every model) or
+    ``model/route``. Empty: all."""
     variants: tuple[str, ...] = ("",)
     """What is behind a model's name where a server holds it several times, configured in several
     ways (``_1x``, ``_2x``); the best of them counts, cell by cell."""

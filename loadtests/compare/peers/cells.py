@@ -14,7 +14,7 @@ BUSY: Final = {"add": 64, "mlp": 64, "cnn": 16, "embedding": 16, "echo": 16}
 """Requests in flight, beside the runs with one."""
 LIGHT: Final = ("add", "mlp")
 """Models of which the verifier asks often, and for several rows."""
-JSON_TOO: Final = ("add", "mlp")
+JSON_TOO: Final = ("add",)
 """Models that are asked as JSON too where a server has a faster route."""
 SCORING: Final = "invocations"
 """Our route that is measured only where there is a server to hold against it."""
@@ -115,6 +115,6 @@ def cells_of(
 
 def is_chosen(peer: Peer, model: str, route: Route) -> bool:
     """Whether a route is measured with a model without being asked for."""
-    if not peer.best or route.name in peer.best:
+    if not peer.best or {route.name, f"{model}/{route.name}"} & set(peer.best):
         return True
     return route.name == "json" and model in JSON_TOO

@@ -34,7 +34,7 @@ say which and why. Sluicegate has `instances:` one a core for `cnn` and `embeddi
 (one) elsewhere.
 """
 ROUTES = (
-    "Routes: the fastest of each server with every model, JSON with `add` and `mlp` too "
+    "Routes: the fastest of each server with every model, JSON with `add` too "
     "(`--routes all` measures all).\n"
 )
 

