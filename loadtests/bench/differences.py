@@ -126,8 +126,8 @@ def compare(a: Result, b: Result, tolerance: float = 0.05, *, force: bool = Fals
     for what, of in KIND:
         if of(a) != of(b) and not force:
             raise Incomparable(
-                f"the {what} is {of(a)} in A and {of(b)} in B, so the server alone does not explain "
-                "a difference; measure the same again, or compare them all the same with --force"
+                f"the {what} is {of(a)} in A and {of(b)} in B, so the server alone explains no "
+                "difference; measure the same again, or compare them all the same with --force"
             )
     ours = {point.load.name: point for point in a.points}
     theirs = {point.load.name: point for point in b.points}

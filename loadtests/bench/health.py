@@ -124,7 +124,10 @@ def _words(
             f"requests waited {waited_us / 1000:.1f} ms (99th percentile) for a free connection or "
             "stream. Where real callers would not, use more --connections."
         )
-    said = f"the client got to requests {behind_us / 1000:.1f} ms after they were due (99th percentile)"
+    said = (
+        f"the client got to requests {behind_us / 1000:.1f} ms after they were due (99th "
+        "percentile)"
+    )
     if client.busiest >= BUSY:
         return f"{said}. Use {more}, or another machine."
     return (

@@ -202,9 +202,9 @@ def point_of(
 
 
 def silence(answers: list[int], tick_s: float, median_s: float) -> float:
-    """Seconds without an answer, in stretches that are long (`SILENCE_S`, and three times the median
-    latency) and in which, by the rate of the whole, `EXPECTED` answers should have come. `answers`
-    are counts by tick, of those that are answered well."""
+    """Seconds without an answer, in stretches that are long (`SILENCE_S`, and three times the
+    median latency) and in which, by the rate of the whole, `EXPECTED` answers should have come.
+    `answers` are counts by tick, of those that are answered well."""
     total = len(answers) * tick_s
     found = 0.0
     stretch = 0

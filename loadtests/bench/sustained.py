@@ -6,6 +6,7 @@ grows, and latencies with it, but they may still be within an objective when the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -19,8 +20,6 @@ GROWTH: Final = 1.5
 """A backlog grows where the latency of the last quarter is so many times that of the first, and"""
 SLOPE: Final = 0.01
 """has grown by this share of the time between them: chance does not do both."""
-FEW: Final = 2.0
-"""Requests whose answers may be missing at the end of any run."""
 
 
 def backlog(point: Point) -> str:
@@ -31,10 +30,11 @@ def backlog(point: Point) -> str:
     ticks = [tick for tick in point.ticks if tick.at_s >= 0 and tick.sent]
     quarter = max(len(ticks) // 4, 1)
     first, last = _median_us(ticks[:quarter]), _median_us(ticks[-quarter:])
-    # Those under way when the measurement began, or where it ended, are no backlog (Little's law).
+    # As many as are usually under way are no backlog (Little's law), nor is what chance does to
+    # so many arrivals.
     under_way = point.load.rate * (first or 0.0) / 1e6
     answered = point.rate * point.seconds + point.failed
-    if answered < ANSWERED * point.sent - under_way - FEW:
+    if answered < ANSWERED * point.sent - under_way - math.sqrt(point.sent):
         return (
             f"{max(answered, 0) / point.sent:.1%} of what was due was answered in time: the server "
             "falls behind"

@@ -176,7 +176,7 @@ def test_what_is_a_backlog() -> None:
         return [Tick(float(at), 1.0, 100, 100, 0, each, each) for at, each in enumerate(us)]
 
     assert backlog(point(100, ok=1000, ticks=ticks(*[2000] * 10))) == ""
-    assert "falls behind" in backlog(point(100, ok=1000, answered=95, ticks=ticks(*[2000] * 10)))
+    assert "falls behind" in backlog(point(100, ok=1000, answered=92, ticks=ticks(*[2000] * 10)))
     assert "latencies grew from" in backlog(
         point(100, ok=1000, answered=98, ticks=ticks(*range(10_000, 300_000, 29_000)))
     )
