@@ -37,7 +37,8 @@ def frame(layers: Sequence[Spec], *, height: int = HEIGHT, **more: Any) -> Spec:
 def ticks(low: float, high: float) -> tuple[list[float], list[float]]:
     """Ends of a log axis from at most ``low`` to at least ``high``, and its labelled values."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    found = [float(f"{n}e{power}") for power in range(first, last + 2) for n in (1, 2, 5)]
+    # One more on each side: a logarithm is rounded.
+    found = [float(f"{n}e{power}") for power in range(first - 1, last + 2) for n in (1, 2, 5)]
     least = max((value for value in found if value <= low), default=found[0])
     most = min(value for value in found if value >= high and value > least)
     labels = [value for value in found if least <= value <= most]
