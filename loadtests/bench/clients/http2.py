@@ -23,6 +23,8 @@ from loadtests.payloads.base import Wire
 
 TOGETHER = 32
 """Connections that are being made at a time."""
+OPEN_S = 30.0
+"""Seconds within which all of them must be there."""
 
 
 class Http2Client:
@@ -65,7 +67,14 @@ class Http2Client:
 
     async def open(self) -> None:
         """Makes all connections, a few at a time. Raises `BenchError`."""
+        deadline = asyncio.get_running_loop().time() + OPEN_S
         while missing := [i for i, each in enumerate(self._connections) if each is None]:
+            if asyncio.get_running_loop().time() >= deadline:
+                raise BenchError(
+                    f"the server at {self.address.authority} closes connections as they are "
+                    f"opened: {len(missing)} of {len(self._connections)} are missing after "
+                    f"{OPEN_S:g} s; use fewer --connections, or let it take more"
+                )
             await asyncio.wait([self._start(i) for i in missing[:TOGETHER]])
             if self._error is not None:
                 raise nobody(self.address, self._error) from None
