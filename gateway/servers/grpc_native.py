@@ -19,7 +19,7 @@ from pygrpc_native import EVENT_CALL, NativeGrpcFront
 from gateway.call import Call
 from gateway.codecs.messages import METHODS
 from gateway.codecs.oip_grpc import GrpcCodec
-from gateway.codecs.statuses import RESOURCE_EXHAUSTED, UNAVAILABLE, grpc_status
+from gateway.codecs.statuses import UNAVAILABLE, grpc_status
 from gateway.config import LimitsConfig
 from gateway.control.callers import Caller
 from gateway.errors import (
@@ -32,15 +32,12 @@ from gateway.errors import (
 )
 from gateway.pipeline import Pipeline
 from gateway.servers.grpc_service import INFER, GrpcService, Slow, grpc_caller
-from gateway.servers.shedding import BURST, Backlog, Event
 from gateway.servers.trailers import answer_trailers, error_trailers
 from gateway.telemetry.logs import log
 from gateway.tensors import InferenceRequest, InferenceResponse
 
-MOST_TAKEN: Final = 16 * BURST
-"""Most taken in one turn of the event loop, before others have theirs."""
-OVERLOADED: Final = "the gateway is asked for more than it can answer; try again later"
-TRY_LATER: Final = (("retry-after", "1"),)
+BURST: Final = 256
+"""Most calls taken at once."""
 FEW: Final = 4
 """Calls in flight up to which the loop looks on while others work for it."""
 ELSEWHERE: Final = 10
@@ -139,7 +136,6 @@ class NativeGrpcServer:
         self._look_until = 0.0
         self._waited = False
         """Whether calls were with others when the loop last looked."""
-        self._backlog = Backlog(self._overloaded)
         self._turn = threading.Semaphore(0)
         """Whose turn it is to look for calls: released when it is the thread's again."""
         self._loop = asyncio.get_running_loop()
@@ -177,7 +173,7 @@ class NativeGrpcServer:
 
     def _take(self, events: list[Any]) -> None:
         """A burst from the thread; from here on the loop looks by itself for a while."""
-        self._arrived(events)
+        self._burst(events)
         self._look_until = perf_counter() + self._poll_seconds
         self._loop.call_soon(self._look)
 
@@ -185,11 +181,8 @@ class NativeGrpcServer:
         """Takes what has come, without the way over the thread; gives the turn back when for a
         moment nothing did, or when a model is at work in a thread, which needs the core more."""
         events = self.front.recv_batch_details(BURST, 0)
-        if events or (self._backlog.waiting and events is not None):
-            try:
-                self._arrived(events)
-            except Exception:  # nobody else would look any more
-                log.exception("unexpected error on the native gRPC server")
+        if events:
+            self._burst(events)
             self._look_until = perf_counter() + self._poll_seconds
         elif events is None or not self._worth_a_look():
             self._turn.release()
@@ -212,69 +205,19 @@ class NativeGrpcServer:
             and all(call.owner is not None and call.owner.elsewhere for call in calls.values())
         )
 
-    def _arrived(self, events: list[Event]) -> None:
-        """Begins what has come. Where that is more than one burst, all that has come is taken, so
-        that how long it waits is seen, and one burst is begun."""
+    def _burst(self, events: list[Any]) -> None:
         now = perf_counter()
-        backlog = self._backlog
-        if len(events) < BURST and not backlog.flooded:
-            self._burst(events, now)
-            return
-        taken = 0
-        while True:
-            calls: Sequence[Event] = [event for event in events if event[0] == EVENT_CALL]
-            backlog.add(now, calls)
-            if len(calls) < len(events):
-                for kind, call_id, *_ in events:
-                    if kind != EVENT_CALL and not self._cancelled(call_id):
-                        backlog.cancelled(call_id)
-            taken += len(events)
-            if len(events) < BURST or taken >= MOST_TAKEN:
-                break
-            events = self.front.recv_batch_details(BURST, 0) or []
-        all_might = backlog.overload.limit is None
-        backlog.look(now)
-        if all_might != (backlog.overload.limit is None):
-            self._tell(begins=all_might)
-        enough = backlog.begun + BURST
-        while backlog.waiting and backlog.begun < enough:
-            arrived, calls = backlog.next()
-            self._burst(calls, arrived)
-
-    def _overloaded(self, call_id: int) -> None:
-        """Tells a caller that there is too much to do, without a look at what was asked."""
-        self.front.fail(call_id, RESOURCE_EXHAUSTED, OVERLOADED, TRY_LATER)
-        self.pipeline.refused["grpc", "overloaded"] += 1
-
-    def _tell(self, *, begins: bool) -> None:
-        if begins:
-            rate = self._backlog.overload.rate
-            log.warning(
-                "gRPC: more calls come than the %.0f/s that can be begun; refusing some", rate
-            )
-        else:
-            log.info("gRPC: all calls are taken again")
-
-    def _cancelled(self, call_id: int) -> bool:
-        """The caller is gone; whether the call was known."""
-        call = self._calls.get(call_id)
-        if call is not None:
-            call.cancel()
-            return True
-        task = self._tasks.get(call_id)
-        if task is not None:
-            task.cancel()
-        return task is not None
-
-    def _burst(self, events: Sequence[Event], now: float) -> None:
-        """Begins calls that came at `now`."""
         serve = self.pipeline.serve
         calls = self._calls
         admission = self.pipeline.admission
         for kind, call_id, method, payload, _, details in events:
             try:
                 if kind != EVENT_CALL:
-                    self._cancelled(call_id)
+                    call = calls.get(call_id)
+                    if call is not None:
+                        call.cancel()
+                    elif (task := self._tasks.get(call_id)) is not None:
+                        task.cancel()
                 elif method == 0:
                     metadata, _, left = details
                     deadline = None if left is None else now + left
@@ -338,8 +281,6 @@ class NativeGrpcServer:
 
     def end_calls(self) -> None:
         """Ends the calls that are still there with UNAVAILABLE; on the event loop."""
-        for _, call_id, *_ in self._backlog.clear():
-            self.front.fail(call_id, UNAVAILABLE, str(Draining()))
         for call_id, call in list(self._calls.items()):
             call.cancel()
             self.front.fail(call_id, UNAVAILABLE, str(Draining()))

@@ -95,4 +95,6 @@ def wilson(hits: int, total: int) -> tuple[float, float]:
     middle = (share + square / (2 * total)) / (1 + square / total)
     half = Z * math.sqrt(share * (1 - share) / total + square / (4 * total * total))
     half /= 1 + square / total
-    return max(middle - half, 0.0), min(middle + half, 1.0)
+    # At both ends the bound is the share itself, but for rounding.
+    low = 0.0 if not hits else max(middle - half, 0.0)
+    return low, 1.0 if hits == total else min(middle + half, 1.0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from argparse import Namespace
 from typing import Any
 
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 
 import loadtests.users as users
 from loadtests.bench.confidence import wilson
+from loadtests.compare.processes import ROOT
 from loadtests.errors import BenchError
 from loadtests.payloads.base import Wire
 from loadtests.users import levels, options
@@ -33,9 +36,11 @@ def window(ok: int, failed: int = 0, ms: float = 1.0) -> Window:
 
 def test_nothing_of_locust_is_imported_by_the_package() -> None:
     # Importing it would change sockets and threads of the whole process.
-    import sys
-
-    assert "locust" not in sys.modules and "gevent" not in sys.modules
+    code = "import sys, loadtests.users; print({'locust', 'gevent'} & set(sys.modules))"
+    said = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert said.stdout == "set()\n"
     with pytest.raises(AttributeError, match="no attribute 'HttpUser'"):
         _ = users.HttpUser
 

@@ -33,7 +33,10 @@ def test_the_wheel_holds_what_is_needed_and_nothing_else(wheel: Path) -> None:
         text = archive.read(points).decode()
     assert {"gateway/codecs/descriptors.binpb", "gateway/py.typed", "runtimes/onnx.py"} <= names
     folders = {name.partition("/")[0] for name in names}
-    assert {f for f in folders if not f.endswith(".dist-info")} == {"gateway", "runtimes"}
+    packages = {f for f in folders if not f.endswith(".dist-info")}
+    assert packages == {"gateway", "loadtests", "runtimes"}
+    assert {"loadtests/report/page.css", "loadtests/compare/peers/triton/requirements.txt"} <= names
+    assert not [name for name in names if name.startswith(("loadtests/tests", "loadtests/results"))]
     assert any(name.endswith("/licenses/LICENSE") for name in names)
     assert "sluice = gateway.cli:main" in text
     _, _, entries = text.partition("[sluicegate.runtimes]\n")
