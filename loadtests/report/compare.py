@@ -27,6 +27,10 @@ PANEL: Final = 330
 Line = Mapping[str, Any]
 
 
+FAR: Final = 2.0
+"""How much longer than all others the limit's bar may be."""
+
+
 def plots(data: Path, folder: Path) -> list[Path]:
     """Draws the document ``data`` into ``folder``: ``MODEL.svg`` for each model, in its order.
 
@@ -137,6 +141,12 @@ def _panel(lines: Sequence[Line], names: Sequence[str], key: str, title: str) ->
             row["p99"] = _number(line, "p99_us")
         row["end"] = max(value, row.get("p99", 0.0))
         rows.append(row)
+    others = max((row["end"] for row in rows if row["side"] != "limit"), default=0.0)
+    for row in rows:
+        if row["side"] == "limit" and row["end"] > FAR * others > 0:
+            # Its bar would leave nothing of the others'.
+            row.update(value=0.0, end=0.0, text=f"{row['text']}, beyond the scale")
+            row.pop("p99", None)
     top = max((row["end"] for row in rows), default=1.0) or 1.0
     axis = marks.latency_zero_y("")["axis"] if latency else {"format": marks.NUMBER}
     x: Spec = {
