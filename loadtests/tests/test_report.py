@@ -514,6 +514,17 @@ def test_servers_are_drawn_model_by_model(tmp_path: Path) -> None:
     )
 
 
+def test_a_limit_far_beyond_leaves_the_others_their_bars() -> None:
+    lines = [
+        {"server": server, "model": "add", "route": "r", "concurrency": 64, "rate": rate}
+        for server, rate in (("sluicegate", 10.0), ("slow", 1.0), ("bare", 1e6))
+    ]
+    [panel] = compare.spec("add", lines)["hconcat"]
+    bars = {row["side"]: row for row in panel["data"]["values"]}
+    assert bars["limit"]["value"] == 0 and "beyond the scale" in bars["limit"]["text"]
+    assert panel["layer"][0]["encoding"]["x"]["scale"]["domain"][1] < 20
+
+
 @pytest.mark.parametrize("found", ["{", "[]", "{}", '{"format": "sluicegate-peers/1"}'])
 def test_another_document_is_refused(tmp_path: Path, found: str) -> None:
     path = tmp_path / "peers.json"
