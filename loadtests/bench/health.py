@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -10,6 +9,7 @@ from typing import Final
 from loadtests.bench.histogram import Counts, lowest_of
 from loadtests.bench.plan import Load
 from loadtests.bench.results import Client
+from loadtests.kernel import cores
 
 FULL: Final = 0.85
 """Cores of one thread from which it can hardly send more."""
@@ -30,14 +30,6 @@ class Usage:
     wall_s: float
     cpu_s: float
     thread_s: float
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:
-        return os.cpu_count() or 1
 
 
 def client_of(

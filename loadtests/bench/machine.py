@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from loadtests.bench.health import cores
 from loadtests.bench.plan import Target
+from loadtests.kernel import cores
 
 PACKAGES: Final = ("sluicegate", "grpcio", "pygrpc-native", "httptools", "hdrhistogram", "uvloop")
 SECRET: Final = ("--token", "--header", "-H")

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from loadtests.kernel import status
+
 from .errors import BenchError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,11 +48,6 @@ class Server:
     """Seconds from exec until ready answered 200."""
     models: dict[str, str] = field(default_factory=dict)
     """Model → the name it has on this server, where that differs."""
-
-
-def cores() -> int:
-    """How many cores this process, and all that it starts, may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def inherited() -> dict[str, str]:
@@ -219,10 +216,4 @@ def tree(pid: int) -> list[int]:
 
 def resident_bytes(pid: int) -> int:
     """Resident memory (RSS) of the process and its descendants, in bytes."""
-    total = 0
-    for member in tree(pid):
-        with suppress(OSError):
-            for line in Path(f"/proc/{member}/status").read_text().splitlines():
-                if line.startswith("VmRSS:"):
-                    total += int(line.split()[1]) * 1024
-    return total
+    return sum(status(member, "VmRSS") for member in tree(pid)) * 1024

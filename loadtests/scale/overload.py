@@ -9,7 +9,6 @@ bottleneck, or while the server was not overloaded at all, is no verdict on the 
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -27,6 +26,7 @@ from loadtests.compare import load, sluice, wire
 from loadtests.compare.models import make_add
 from loadtests.compare.processes import Server, resident_bytes
 from loadtests.errors import BenchError
+from loadtests.kernel import cores
 from loadtests.payloads.base import Wire
 from loadtests.scale import pinned
 from loadtests.scale import study as names
@@ -149,7 +149,7 @@ def measure(bench: Bench, run: RunPoint = run_point) -> list[Study]:
     """One study a scenario."""
     models = write(bench.work / "overload")
     found = []
-    with divided(bench) as cores:
+    with divided(bench) as halves:
         share = bench.budget_s / len(SCENARIOS)
         for scenario in SCENARIOS:
             bench.begin(share)
@@ -163,7 +163,7 @@ def measure(bench: Bench, run: RunPoint = run_point) -> list[Study]:
             fill(study, levels, before, limit, deadline=bool(scenario.deadline_ms))
             study.note(
                 f"Capacity: {study.capacity:,.0f} requests/s, by h2load ({scenario.busy} in "
-                f"flight). {cores}"
+                f"flight). {halves}"
             )
             if scenario.deadline_ms:
                 study.note("The deadline is the request's parameter `timeout`.")
@@ -222,7 +222,6 @@ def _levels(
     wires = [payload(scenario)]
     # Overload is noticed by a queue that goes on growing for a second or so.
     seconds, warmup = (1.0, 1.5) if bench.quick else (4.0, 2.0)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     levels: list[Level] = []
     worst = ""
     for offered in LEVELS if not bench.quick else QUICK:
@@ -241,7 +240,7 @@ def _levels(
                 seconds=seconds,
                 warmup_s=warmup,
                 # On one core a second process would only take from the first.
-                processes=min(cores, 2),
+                processes=min(cores(), 2),
             ),
             wires,
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from loadtests.compare.processes import resident_bytes, tree
+from loadtests.kernel import status
 
 TICKS: Final = os.sysconf("SC_CLK_TCK")
 
@@ -41,13 +42,7 @@ def reset_peak(pid: int) -> None:
 
 def peak_bytes(pid: int) -> int:
     """Largest resident memory since `reset_peak` (of each process its own, added up), in bytes."""
-    total = 0
-    for member in tree(pid):
-        with suppress(OSError):
-            for line in Path(f"/proc/{member}/status").read_text().splitlines():
-                if line.startswith("VmHWM:"):
-                    total += int(line.split()[1]) * 1024
-    return total
+    return sum(status(member, "VmHWM") for member in tree(pid)) * 1024
 
 
 def settled_bytes(pid: int, patience_s: float = 5.0, grain: int = 2**18) -> int:

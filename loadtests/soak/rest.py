@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from loadtests.compare.processes import Server, get, tree
-from loadtests.soak.watch import descriptors, status
+from loadtests.kernel import status
+from loadtests.soak.watch import descriptors
 
 PATIENCE_S: Final = 60.0
 _IN_FLIGHT: Final = re.compile(

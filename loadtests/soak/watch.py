@@ -7,20 +7,11 @@ import os
 import time
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
 from loadtests.compare.processes import tree
+from loadtests.kernel import status
 from loadtests.report.soak import Sample
 from loadtests.soak.ledger import BAD, End, Ledger
-
-
-def status(pid: int, field: str) -> int:
-    """A number of ``/proc/PID/status``; 0 when the process has ended."""
-    with suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith(field + ":"):
-                return int(line.split()[1])
-    return 0
 
 
 def descriptors(pid: int) -> int:

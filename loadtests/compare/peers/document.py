@@ -12,8 +12,8 @@ from loadtests.compare.peers.cells import LeftOut
 from loadtests.compare.peers.outcome import BARE, Outcome
 from loadtests.compare.peers.rounds import Plan
 from loadtests.compare.peers.table import Line, lines
-from loadtests.compare.processes import cores
 from loadtests.compare.report import table
+from loadtests.kernel import cores
 
 FORMAT = "sluicegate-peers/1"
 HEAD = ("server", "route", "c=1 mean", "p50", "p99", "ratio", "busy", "requests/s", "ratio ")

@@ -32,9 +32,10 @@ from loadtests.compare.peers.runs import (
     one_line,
     route_text,
 )
-from loadtests.compare.processes import Server, cores
+from loadtests.compare.processes import Server
 from loadtests.compare.verify import verifier
 from loadtests.errors import BenchError
+from loadtests.kernel import cores
 
 STEADY: Final = 0.1
 """Warm: two of them one after the other differ by less than this share."""

@@ -24,7 +24,8 @@ RAW: Final = raw_route("/{}/raw")
 @contextmanager
 def serve(environment: Path, models: Sequence[Model], work: Path, threads: int) -> Iterator[Server]:
     """One service, all models."""
-    from loadtests.compare.processes import cores, free_port
+    from loadtests.compare.processes import free_port
+    from loadtests.kernel import cores
 
     port = free_port()
     settings = {

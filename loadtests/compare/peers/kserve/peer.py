@@ -35,7 +35,8 @@ LARGEST: Final = 1 << 30
 @contextmanager
 def serve(environment: Path, models: Sequence[Model], work: Path, threads: int) -> Iterator[Server]:
     """One server, all models."""
-    from loadtests.compare.processes import cores, free_port
+    from loadtests.compare.processes import free_port
+    from loadtests.kernel import cores
 
     http, grpc = free_port(), free_port()
     (work / "log.json").write_text(json.dumps(LOG))

@@ -23,7 +23,8 @@ RAW: Final = raw_route("/{}")
 @contextmanager
 def serve(environment: Path, models: Sequence[Model], work: Path, threads: int) -> Iterator[Server]:
     """One server for one model."""
-    from loadtests.compare.processes import cores, free_port
+    from loadtests.compare.processes import free_port
+    from loadtests.kernel import cores
 
     heavy = any(model.name in HEAVY for model in models)
     port = free_port()

@@ -64,7 +64,8 @@ def save(environment: Path, model: Model, threads: int) -> Path:
 @contextmanager
 def serve(environment: Path, models: Sequence[Model], work: Path, threads: int) -> Iterator[Server]:
     """One server, the one model."""
-    from loadtests.compare.processes import cores, free_port
+    from loadtests.compare.processes import free_port
+    from loadtests.kernel import cores
 
     (model,) = models
     folder = save(environment, model, threads)

@@ -37,7 +37,7 @@ def model_settings(model: Model, threads: int) -> dict[str, Any]:
 
 def write_folder(folder: Path, models: Sequence[Model], threads: int, ports: Sequence[int]) -> None:
     """What ``mlserver start`` is given: its settings, and a folder for each model."""
-    from loadtests.compare.processes import cores
+    from loadtests.kernel import cores
 
     http, grpc, metrics = ports
     settings = {

@@ -69,7 +69,8 @@ def environ(environment: Path, work: Path, sockets: Path, ports: Sequence[int]) 
 @contextmanager
 def serve(environment: Path, models: Sequence[Model], work: Path, threads: int) -> Iterator[Server]:
     """One Ray of its own, an application a model."""
-    from loadtests.compare.processes import cores, free_port
+    from loadtests.compare.processes import free_port
+    from loadtests.kernel import cores
 
     http, grpc = free_port(), free_port()
     with socket_folder(work) as sockets:

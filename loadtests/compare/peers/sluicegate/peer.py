@@ -26,7 +26,7 @@ def serve(
 ) -> Iterator[Server]:
     """The gateway over a directory of the models; ``command`` starts another one."""
     from loadtests.compare import sluice
-    from loadtests.compare.processes import cores
+    from loadtests.kernel import cores
 
     directory = work / "models"
     instances = dict.fromkeys(HEAVY, cores())

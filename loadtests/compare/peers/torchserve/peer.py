@@ -39,7 +39,7 @@ RAW: Final = raw_route("/predictions/{}")
 
 def archive(environment: Path, model: Model, work: Path, threads: int) -> None:
     """Makes a model archive (unpacked) in ``work/store``, with TorchServe's own tool."""
-    from loadtests.compare.processes import cores
+    from loadtests.kernel import cores
 
     workers = cores() if model.name in HEAVY else 1
     config = {
