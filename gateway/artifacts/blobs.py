@@ -31,16 +31,23 @@ class Blobs:
     def path(self, digest: str) -> Path:
         return self.folder / digest[:2] / digest
 
-    def add(self, file: Path, digest: str) -> None:
-        """Takes a file over, whose content is on the disk already. Raises `OSError`."""
+    def add(self, file: Path, digest: str, size: int, tree: Path) -> None:
+        """Takes a file over, whose content is on the disk already, and puts it at `tree` too,
+        where nothing is. Raises `OSError`."""
         target = self.path(digest)
+        with suppress(FileNotFoundError):  # not here, or gone in between
+            if digest_of(target) == digest and self.place(digest, size, tree):
+                file.unlink()  # the trees that have it already share that one
+                return
+        # The tree has it first: a blob that nobody has may go whenever room is made.
+        tree.parent.mkdir(parents=True, exist_ok=True)
+        link(file, tree)
         target.parent.mkdir(parents=True, exist_ok=True)
-        if target.exists() and digest_of(target) == digest:
-            file.unlink()  # the trees that have it already share that one
-            return
         os.replace(file, target)
         # Not before: who is killed in between could not go on with its own file.
-        os.chmod(target, MODE)
+        os.chmod(tree, MODE)
+        with suppress(FileNotFoundError):  # gone already, where the tree has a copy
+            os.chmod(target, MODE)
         sync_folder(target.parent)
 
     def adopt(self, file: Path, digest: str, size: int) -> None:

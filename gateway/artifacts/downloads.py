@@ -62,13 +62,10 @@ class Downloads:
                     heard(found.size)  # by somebody else, while this one waited
                     return found
                 content = self._get(origin, file, heard, layout.partial / name)
-                layout.blobs.add(layout.partial / name, content.digest)
+                layout.blobs.add(layout.partial / name, content.digest, content.size, target)
                 beside(layout.partial / name).unlink(missing_ok=True)
-                placed = layout.blobs.place(content.digest, content.size, target)
             except OSError as error:
                 raise disk_error(error, layout.root) from None
-            if not placed:
-                raise FetchError(f"{shown(origin, file)} went from the cache as it came")
             lock.forget()
             return content
 

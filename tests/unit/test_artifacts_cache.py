@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -439,11 +439,47 @@ def test_killed_while_a_file_is_taken_over_it_can_be_gone_on_with(
         with monkeypatch.context() as patch:
             patch.setattr(f"gateway.artifacts.blobs.{name}", killed)
             with pytest.raises(KeyboardInterrupt):
-                found.add(part, "ab")
+                found.add(part, "ab", 7, tmp_path / name)
         assert part.stat().st_mode & 0o200
-    found.add(part, "ab")
+    found.add(part, "ab", 7, tmp_path / "tree")
+    assert (tmp_path / "tree").read_bytes() == b"content"
     assert found.path("ab").read_bytes() == b"content"
     assert found.path("ab").stat().st_mode & 0o777 == blobs_module.MODE
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("here", [True, False])
+def test_room_made_while_a_file_is_taken_over_does_not_lose_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool, here: bool
+) -> None:
+    layout = Layout(tmp_path / "cache")
+    store = FakeStore({"1/model.onnx": b"model"})
+    if here:
+        cache(tmp_path).fetch(FakeOrigin(store, "fake://before"), silent).release()
+    place = os.replace
+
+    def after(name: str, real: Callable[..., object]) -> Callable[..., object]:
+        def then(*arguments: object) -> object:
+            result = real(*arguments)
+            if name == "digest_of" or "blobs" in str(arguments[1]):
+                made.append(name)
+                Eviction(layout, 0).clean(everything=True)
+            return result
+
+        return then
+
+    def no_links(source: object, target: object) -> None:
+        raise OSError(errno.EPERM, "no")
+
+    made: list[str] = []
+    if not links:
+        monkeypatch.setattr(blobs_module.os, "link", no_links)
+    monkeypatch.setattr(blobs_module.os, "replace", after("replace", place))
+    monkeypatch.setattr(blobs_module, "digest_of", after("digest_of", blobs_module.digest_of))
+    lease = cache(tmp_path).fetch(FakeOrigin(store), silent)
+    assert (lease.path / "model.onnx").read_bytes() == b"model"
+    assert made == (["digest_of", "replace"] if here else ["replace"])
+    lease.release()
 
 
 def test_a_partial_file_that_may_not_be_written_is_started_over(
@@ -470,7 +506,7 @@ def test_a_wrong_size_costs_nobody_a_file(tmp_path: Path) -> None:
     found = Layout(tmp_path).blobs
     part = tmp_path / "part"
     part.write_bytes(b"content")
-    found.add(part, "ab")
+    found.add(part, "ab", 7, tmp_path / "tree")
     assert not found.place("ab", 3, tmp_path / "target")
     assert found.path("ab").read_bytes() == b"content" and not (tmp_path / "target").exists()
 
