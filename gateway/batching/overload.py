@@ -19,7 +19,7 @@ WINDOW: Final = 0.225
 """Least seconds of a window; it is as long as a full batch at least."""
 MARGIN: Final = 0.05
 """Of the rows that were run in a window: a queue that grew by less has not grown."""
-PAYING: Final = 0.95
+PAYING: Final = 0.94
 """Of the best throughput, that a smaller batch must reach to be preferred under overload."""
 LEAST_TARGET: Final = 0.02
 SLACK: Final = 2.5
