@@ -1,14 +1,50 @@
-"""What the commands of the measurements have in common: options, and the table of figures."""
+"""What the commands of the measurements have in common: options, their ends, a table of figures."""
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
+from types import FrameType
+from typing import ParamSpec
 
 from loadtests.compare import sluice
 from loadtests.compare.summary import Figure
+from loadtests.errors import BenchError
+
+P = ParamSpec("P")
+
+
+def ended(number: int, frame: FrameType | None) -> None:
+    """SIGTERM ends a run like Ctrl-C does: what it started is ended on the way out."""
+    raise KeyboardInterrupt
+
+
+def command(name: str) -> Callable[[Callable[P, int]], Callable[P, int]]:
+    """Makes a ``main`` end with an exit code: 2 where it raises `BenchError`, whose message is
+    printed behind ``name``; 130 after Ctrl-C and SIGTERM."""
+
+    def ending(main: Callable[P, int]) -> Callable[P, int]:
+        @wraps(main)
+        def run(*args: P.args, **kwargs: P.kwargs) -> int:
+            before = signal.signal(signal.SIGTERM, ended)
+            try:
+                return main(*args, **kwargs)
+            except BenchError as error:
+                print(f"{name}: {error}", file=sys.stderr)
+                return 2
+            except KeyboardInterrupt:
+                return 130
+            finally:
+                signal.signal(signal.SIGTERM, before)
+
+        return run
+
+    return ending
 
 
 def add_sluice_option(parser: argparse.ArgumentParser) -> None:
@@ -41,3 +77,9 @@ def show(found: Sequence[Figure]) -> str:
         bound = each.goal.describe()[0] if each.goal else ""
         lines.append(f"| {each.name} | {value} | {each.detail} | {bound} | {each.verdict} |")
     return "\n".join(lines)
+
+
+def judged(found: Sequence[Figure]) -> int:
+    """Prints the table; 0 where every target is met, 1 where one is not."""
+    print(show(found))
+    return 0 if {each.verdict for each in found if each.goal} <= {"AIM", "PASS"} else 1

@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,10 +22,20 @@ if TYPE_CHECKING:
     from loadtests.bench.objective import Objective
     from loadtests.bench.results import Result
 
-EXTRA: Final = "pip install 'sluicegate[bench]'"
+
+EXAMPLES: Final = """\b
+Examples:
+  sluice bench digits
+  sluice bench digits --rates 100,200,400 --html report.html
+  sluice bench digits --search 'p99<=20ms'
+  sluice bench digits --rate 200 --slo 'p99<=20ms' --json today.json
+  sluice bench --compare yesterday.json today.json
+"""
 
 
-@click.command(short_help="Measure a model under load, or compare two measurements.")
+@click.command(
+    short_help="Measure a model under load, or compare two measurements.", epilog=EXAMPLES
+)
 @click.argument("model", required=False, default="")
 @bench_options
 @click.pass_context
@@ -58,7 +67,7 @@ def bench(context: click.Context, /, **options: Any) -> int:
 
 def measure(typed: Typed) -> int:
     """Measures, prints, writes; returns the exit code."""
-    from gateway.cli.bench_output import renderer, show, write
+    from gateway.cli.bench_output import mention_histograms, renderer, show, write
     from gateway.cli.bench_progress import watch
     from loadtests.bench.facts import Unreachable
     from loadtests.bench.machine import without_secrets
@@ -69,8 +78,7 @@ def measure(typed: Typed) -> int:
     command = shlex.join(["sluice", *without_secrets(sys.argv[1:])])
     order, slo = order_of(typed, command), slo_of(typed)
     render = renderer(typed, "loadtests.report.bench")
-    if find_spec("hdrh") is None:
-        raise Failure(f"'bench' needs the package hdrhistogram; type: {EXTRA}", USAGE)
+    mention_histograms(typed)
     interrupted = False
     try:
         with interruptible(), watch() as progress:

@@ -63,7 +63,7 @@ WHERE: Final = (
 LOAD: Final = (
     click.option(
         "--rate",
-        type=click.FloatRange(0, 1e7, min_open=True),
+        type=click.FloatRange(0, 10_000_000, min_open=True),
         metavar="N",
         help="Open loop: N requests a second.",
     ),
@@ -96,7 +96,8 @@ LOAD: Final = (
         "--search",
         default="",
         metavar="OBJECTIVE",
-        help="Find the highest rate that meets it: 'p99<=20ms,error<=0.1%'.",
+        help="Find the highest rate (with --concurrencies: requests in flight) that meets it: "
+        "'p99<=20ms,error<=0.1%'.",
     ),
     click.option(
         "--slo",
@@ -217,9 +218,11 @@ RESULTS: Final = (
         "json_out",
         default="",
         metavar="FILE",
-        help="Write the result there; - is standard output.",
+        help="Write the result there; - is standard output, in the place of the table.",
     ),
-    click.option("--html", "html_out", type=FILE, metavar="FILE", help="Write a report there."),
+    click.option(
+        "--html", "html_out", type=FILE, metavar="FILE", help="Write a report with plots there."
+    ),
     click.option(
         "--compare",
         type=(FILE, FILE),

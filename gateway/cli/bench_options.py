@@ -295,11 +295,11 @@ def whole_requests(source: str) -> bool:
 
 def tolerance_of(typed: Typed) -> float:
     """``5%`` or ``0.05`` as a share."""
-    text = typed.tolerance.strip()
-    try:
-        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 10:
-        raise click.UsageError(f"--tolerance: '{text}' must be a share, as --tolerance 5%")
+    from loadtests.units import share
+
+    value = share(typed.tolerance)
+    if value is None or value > 10:
+        raise click.UsageError(
+            f"--tolerance: '{typed.tolerance}' must be a share, as --tolerance 5%"
+        )
     return value

@@ -49,10 +49,12 @@ def renderer(typed: Typed, module: str) -> Callable[..., str] | None:
     """``render`` of a report's module, where there is to be a report."""
     if typed.html_out is None:
         return None
+    from loadtests.bench import hdr
     from loadtests.errors import BenchError
 
     try:
         # Said before minutes of measuring, not after.
+        hdr.available()
         import_module("loadtests.report.draw").available()
         render: Callable[..., str] = import_module(module).render
     except BenchError as error:
@@ -64,6 +66,18 @@ def renderer(typed: Typed, module: str) -> Callable[..., str] | None:
             f"--html needs the package {error.name}; type: pip install 'sluicegate[bench]'", USAGE
         ) from None
     return render
+
+
+def mention_histograms(typed: Typed) -> None:
+    """Says beforehand what the JSON document will lack."""
+    from loadtests.bench import hdr
+
+    if typed.json_out and hdr.missing():
+        click.echo(
+            "--json: without histograms, which need the package hdrhistogram; to have them, "
+            f"type: {hdr.EXTRA}",
+            err=True,
+        )
 
 
 def write(typed: Typed, result: Result, render: Callable[..., str] | None) -> None:

@@ -15,8 +15,6 @@ NAMES: Final = {
     "json_out": "--json",
     "html_out": "--html",
 }
-UNITS: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_DURATION: Final = re.compile(r"([0-9]*\.?[0-9]+)\s*(ms|s|m|h|)")
 
 
 def option(name: str) -> str:
@@ -26,9 +24,10 @@ def option(name: str) -> str:
 
 def seconds(text: str, name: str, *, zero: bool = False) -> float:
     """``10s``, ``500ms``, ``2m`` or a plain number of seconds."""
-    match = _DURATION.fullmatch(text.strip())
-    value = float(match[1]) * UNITS[match[2]] if match else -1.0
-    if value < 0 or (value < 0.1 and not (zero and value == 0)) or value > 86_400:
+    from loadtests.units import SECONDS, quantity
+
+    value = quantity(text, {"": 1.0, **SECONDS})
+    if value is None or (value < 0.1 and not (zero and value == 0)) or value > 86_400:
         least = "0 or from 0.1 s" if zero else "from 0.1 s"
         raise click.UsageError(f"{name}: '{text}' must be a time {least} to 24 h, as {name} 10s")
     return value

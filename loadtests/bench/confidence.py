@@ -21,14 +21,12 @@ from typing import Final
 import numpy as np
 
 from loadtests.bench.histogram import Counts
-from loadtests.bench.results import Interval
+from loadtests.bench.results import FEWEST_BEYOND, Interval
 
 BATCHES: Final = 8
 FEWEST: Final = 5
 SHORTEST_S: Final = 0.25
 """Seconds of a batch, at least."""
-BEYOND: Final = 10
-"""Values beyond a percentile, at least, for an interval of it."""
 MOST_ALIKE: Final = 0.8
 """Correlation of neighbouring batches that is taken into account, at most."""
 Z: Final = 1.959964
@@ -63,7 +61,7 @@ def percentile_interval(batches: Sequence[Counts], percent: float) -> Interval |
     percentile, are too few to say."""
     filled = [each for each in batches if len(each)]
     values = sum(len(each) for each in filled)
-    if len(filled) < FEWEST or values * min(percent, 100 - percent) / 100 < BEYOND:
+    if len(filled) < FEWEST or values * min(percent, 100 - percent) / 100 < FEWEST_BEYOND:
         return None
     middle = Counts.merged(filled).percentile(percent) or 0
     logs = [math.log(max(each.percentile(percent) or 0, 1)) for each in filled]

@@ -1,23 +1,26 @@
 """Two results beside each other: what differs by more than chance explains.
 
 A difference counts where the two 95 % confidence intervals do not overlap, which is stricter than
-a test at 5 %. Where a run was too short for an interval, the tolerance alone decides.
+a test at 5 %. Where a run was too short for an interval, the tolerance alone decides. A latency
+that is only known from below, since requests were not answered, differs from a smaller one and from
+nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from loadtests.bench.confidence import wilson
 from loadtests.bench.objective import silent
-from loadtests.bench.results import Interval, Point, Result
+from loadtests.bench.results import Interval, Known, Point, Result
 from loadtests.errors import BenchError
 
 SAME: Final = "same"
 BETTER: Final = "better"
 WORSE: Final = "worse"
+UNKNOWN: Final = "not known"
 
 
 def _loads(name: str, *, opened: bool = False) -> Callable[[Result], str]:
@@ -72,16 +75,27 @@ class Change:
     a: float
     b: float
     verdict: str
-    """`SAME`: not more than chance explains; `BETTER` or `WORSE`: how B differs from A."""
+    """`SAME`: not more than chance explains; `BETTER` or `WORSE`: how B differs from A; `UNKNOWN`:
+    too many requests were not answered to say."""
     beyond: bool
     """Whether the difference is larger than the tolerance as well."""
     sure: bool = True
     """Whether both have an interval; else the tolerance alone has decided."""
+    a_known: Known = "well"
+    """What ``a`` is worth; of a percentile."""
+    b_known: Known = "well"
 
     @property
     def ratio(self) -> float | None:
-        """B over A; ``None`` where A is 0."""
-        return self.b / self.a if self.a else None
+        """B over A; ``None`` where A is 0, or one of them is only known from below."""
+        if not self.a or self.bounded:
+            return None
+        return self.b / self.a
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the difference may be larger than it seems."""
+        return "at least" in (self.a_known, self.b_known)
 
     @property
     def fails(self) -> bool:
@@ -188,9 +202,8 @@ def _level(name: str, a: Point, b: Point, tolerance: float) -> Level:
     if a.latency.count and b.latency.count:
         for metric, at in (("p50", 50.0), ("p99", 99.0)):
             first, second = getattr(a.latency, metric), getattr(b.latency, metric)
-            changes.append(
-                _change(metric, a.latency.at(at), b.latency.at(at), first, second, tolerance)
-            )
+            change = _change(metric, a.latency.at(at), b.latency.at(at), first, second, tolerance)
+            changes.append(_bounded(change, a.known(at), b.known(at)))
     else:
         notes.append("nothing was answered well: no latencies to compare")
     # Any rise that chance does not explain: there is no share of errors that is tolerated.
@@ -218,6 +231,16 @@ def _change(
     if not differs or a == b:
         return Change(metric, a, b, SAME, beyond, sure)
     return Change(metric, a, b, BETTER if (b > a) == more else WORSE, beyond, sure)
+
+
+def _bounded(change: Change, a: Known, b: Known) -> Change:
+    """A latency's change, with what its two figures are worth."""
+    verdict = change.verdict
+    smaller = b if change.b < change.a else a
+    # What is larger may be larger still; all else could be either way.
+    if "at least" in (a, b) and (verdict == SAME or smaller == "at least"):
+        verdict = UNKNOWN
+    return replace(change, verdict=verdict, a_known=a, b_known=b)
 
 
 def _share(point: Point) -> Interval:

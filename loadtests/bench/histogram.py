@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from loadtests.bench import hdr
+from loadtests.bench.hdr import HIGHEST
 from loadtests.bench.results import PERCENTILES, Interval, Latency
-from loadtests.errors import BenchError
 
-LOWEST: Final = 1
-HIGHEST: Final = 3_600_000_000
-DIGITS: Final = 3
 _HALF: Final = 10
 """A power of two in microseconds and above has 2**10 buckets."""
 _MASK: Final = 2 ** (_HALF + 1) - 1
@@ -96,14 +94,9 @@ class Counts:
         return int(highest_of(self.buckets[at : at + 1])[0])
 
     def encoded(self) -> str:
-        """As a compressed V2 HdrHistogram, base64. Raises `BenchError` without the library."""
-        histogram = hdr_histogram()
-        for value, count in zip(
-            lowest_of(self.buckets).tolist(), self.counts.tolist(), strict=True
-        ):
-            histogram.record_value(value, count)
-        text: bytes = histogram.encode()
-        return text.decode()
+        """As a compressed V2 HdrHistogram, base64; empty without the package."""
+        lowest = lowest_of(self.buckets).tolist()
+        return hdr.encode(zip(lowest, self.counts.tolist(), strict=True))
 
     def latency(self, p50: Interval | None = None, p99: Interval | None = None) -> Latency:
         """What a result says of them. Without a value, all figures are 0."""
@@ -122,14 +115,3 @@ def rank(percent: float, count: int) -> int:
     """Which of `count` values in order, from 1, is the percentile."""
     # Less than the error of the product: 99.9 % of 1,000 are 999.
     return min(max(math.ceil(percent * count / 100 - 1e-9 * count), 1), max(count, 1))
-
-
-def hdr_histogram() -> Any:
-    """An empty HdrHistogram. Raises `BenchError` where the library is missing."""
-    try:
-        from hdrh.histogram import HdrHistogram
-    except ImportError:
-        raise BenchError(
-            "histograms need the package hdrhistogram: pip install 'sluicegate[bench]'"
-        ) from None
-    return HdrHistogram(LOWEST, HIGHEST, DIGITS)

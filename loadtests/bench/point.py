@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from loadtests.bench import warmup
-from loadtests.bench.histogram import hdr_histogram
 from loadtests.bench.messages import Go, Slice, Stop
 from loadtests.bench.plan import Load, Target
 from loadtests.bench.processes import END_S, Senders
@@ -46,7 +45,6 @@ def run_point(
     """
     if not payloads:
         raise BenchError("there is nothing to send; give at least one payload")
-    hdr_histogram()  # rather now than at the end
     with Senders(target, load, payloads) as senders, Watch(target, on=server_statistics) as watch:
         return _Run(load, senders, watch, progress).measured()
 

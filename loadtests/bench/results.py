@@ -4,12 +4,15 @@ Times are in microseconds where a name ends in ``_us``, seconds where it ends in
 loop a latency counts from the moment at which the request was *due*, so that a server (or a client)
 that falls behind is not flattered by the requests it kept from being sent: "coordinated omission"
 (Gil Tene). Histograms are HdrHistograms, 1 µs to one hour, three significant digits, in the
-compressed V2 encoding, base64: other HdrHistogram tools read them.
+compressed V2 encoding, base64: other HdrHistogram tools read them. Without the package hdrhistogram
+they are left out.
+
+A percentile is a number whatever it rests on: `Point.known` says how much it is worth.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -18,6 +21,12 @@ from loadtests.bench.plan import Load, Target
 FORMAT: Final = "sluicegate-bench/1"
 PERCENTILES: Final = (50.0, 75.0, 90.0, 95.0, 99.0, 99.9, 99.99, 100.0)
 
+
+FEWEST_BEYOND: Final = 10
+"""Requests beyond a percentile, below which it says little."""
+Known = Literal["well", "few", "at least"]
+"""A percentile: well known; of `few` requests beyond it; known only from below, since the requests
+there were not answered."""
 
 OVERRUN: Final = "overrun"
 TIMEOUT: Final = "timeout"
@@ -38,6 +47,7 @@ class Latency(msgspec.Struct, frozen=True):
     percentiles_us: dict[str, float]
     """``"50"``, ``"99"``, ``"99.9"``, ``"100"`` (the largest), ...: see `PERCENTILES`."""
     histogram: str
+    """Empty where the client had no hdrhistogram."""
     p50: Interval | None = None
     """In µs; ``None`` where the run was too short to say (`loadtests.bench.confidence`)."""
     p99: Interval | None = None
@@ -45,6 +55,12 @@ class Latency(msgspec.Struct, frozen=True):
     def at(self, percentile: float) -> float:
         """µs at a percentile of `PERCENTILES`."""
         return self.percentiles_us[f"{percentile:g}"]
+
+    def few(self, percentile: float) -> bool:
+        """Whether fewer than `FEWEST_BEYOND` requests lie beyond a percentile. The largest is what
+        it is."""
+        beyond = (100 - percentile) / 100 * self.count
+        return percentile < 100 and beyond < FEWEST_BEYOND * (1 - 1e-9)
 
 
 class Client(msgspec.Struct, frozen=True):
@@ -138,8 +154,16 @@ class Point(msgspec.Struct, frozen=True):
 
     def at_least(self, percentile: float) -> bool:
         """Whether the latency at a percentile is only known to be the timeout or more."""
-        rank = percentile * self.latency.count / 100
-        return self.unanswered > 0 and rank > self.latency.count - self.unanswered
+        count = self.latency.count
+        # Less than the error of the product.
+        rank = percentile * count / 100 - 1e-9 * count
+        return self.unanswered > 0 and rank > count - self.unanswered
+
+    def known(self, percentile: float) -> Known:
+        """What the latency at a percentile is worth."""
+        if self.at_least(percentile):
+            return "at least"
+        return "few" if self.latency.few(percentile) else "well"
 
     @property
     def failed(self) -> int:

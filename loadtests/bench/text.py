@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from loadtests.bench.differences import SAME, Change, Differences
-from loadtests.bench.results import Interval, Latency, Point, Result, Tick
+from loadtests.bench.differences import SAME, UNKNOWN, Change, Differences
+from loadtests.bench.results import FEWEST_BEYOND, Interval, Known, Latency, Point, Result, Tick
 
 LEVELS = (
     "LEVEL", "RATE", "P50", "P99", "P99.9", "MAX", "ERRORS", "QUEUE", "EXECUTE", "BATCH", "CLIENT",
 )  # fmt: skip
 """Columns of `level_row`; QUEUE, EXECUTE and BATCH are the server's word."""
-FEWEST_BEYOND: Final = 10
-"""Requests beyond p99.9, below which it says little and is left out."""
 CHANGES = ("LEVEL", "", "A", "B", "RATIO", "")
+MARKS: Final[dict[Known, str]] = {"well": "", "few": "~", "at least": ">= "}
+"""Before a latency that is not what it seems."""
 
 
 def duration(us: float | None) -> str:
@@ -56,9 +56,9 @@ def level_row(point: Point) -> list[str]:
     return [
         point.load.name,
         rate(point.rate) + within(point.rate_ci),
-        shown(point, 50) + (within(latency.p50) if latency.count else ""),
-        shown(point, 99) + (within(latency.p99) if latency.count else ""),
-        shown(point, 99.9) if latency.count * 0.001 >= FEWEST_BEYOND else "",
+        shown(point, 50) + sure(point, 50, latency.p50),
+        shown(point, 99) + sure(point, 99, latency.p99),
+        shown(point, 99.9) if point.known(99.9) != "few" else "",
         shown(point, 100),
         share(point.error_rate),
         duration(server.queue_us) if server is not None and timed else "",
@@ -73,9 +73,15 @@ def at(latency: Latency, percentile: float) -> str:
 
 
 def shown(point: Point, percentile: float) -> str:
-    """A latency; ``>= 1 s`` where it is that of requests which were not answered."""
+    """A latency; ``>= 1 s`` where it is that of requests which were not answered, ``~12 ms`` where
+    few requests lie beyond it."""
     words = at(point.latency, percentile)
-    return f">= {words}" if words and point.at_least(percentile) else words
+    return MARKS[point.known(percentile)] + words if words else ""
+
+
+def sure(point: Point, percentile: float, interval: Interval | None) -> str:
+    """`within`, of a latency that is known from both sides."""
+    return within(interval) if point.latency.count and not point.at_least(percentile) else ""
 
 
 def head(result: Result) -> str:
@@ -103,7 +109,19 @@ def remarks(result: Result) -> list[str]:
     lines += [*limits(result), *shares(result)]
     if result.search is not None:
         lines.append(found(result))
-    return lines + result.notes
+    return lines + result.notes + few(result)
+
+
+def few(result: Result) -> list[str]:
+    """What ``~`` means, where there is one."""
+    marked = any(
+        point.latency.count and point.known(percentile) == "few"
+        for point in result.points
+        for percentile in (50, 99)
+    )
+    if not marked:
+        return []
+    return [f"~: fewer than {FEWEST_BEYOND} requests lie beyond it; give a longer --duration"]
 
 
 def limits(result: Result) -> list[str]:
@@ -203,15 +221,20 @@ def load(value: float) -> str:
 def change_cells(change: Change) -> list[str]:
     show = SHOWN.get(change.metric, load)
     ratio = "" if change.ratio is None else f"{change.ratio:.3f}"
-    return [change.metric, show(change.a), show(change.b), ratio, verdict(change)]
+    a, b = MARKS[change.a_known] + show(change.a), MARKS[change.b_known] + show(change.b)
+    return [change.metric, a, b, ratio, verdict(change)]
 
 
 def verdict(change: Change) -> str:
     """``same``, ``worse``, ``better, within the tolerance``, ..."""
     words = change.verdict
-    if change.verdict != SAME and not change.beyond:
-        words += ", within the tolerance"
-    if not change.sure and change.verdict != SAME:
+    if words == UNKNOWN:
+        return f"{words}: requests had no answer"
+    if words == SAME:
+        return words
+    if not change.beyond:
+        words += ", by how much is not known" if change.bounded else ", within the tolerance"
+    if not change.sure:
         words += " (no confidence interval)"
     return words
 

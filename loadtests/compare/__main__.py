@@ -5,18 +5,16 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import shlex
-import signal
 import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 
-from loadtests.commands import add_sluice_option, add_triton_option
+from loadtests.commands import add_sluice_option, add_triton_option, command
+from loadtests.errors import BenchError
 
 from . import figures, load, machine, sluice, summary, triton
 from .cells import Cell, all_cells
-from .errors import BenchError
 from .processes import ROOT
 from .report import Report, markdown, write
 from .runner import Plan, Runner, make_subjects, say
@@ -93,11 +91,6 @@ def run_cells(args: argparse.Namespace, cells: list[Cell], report: Report) -> No
         runner.run(cells, ours, theirs)
 
 
-def ended(number: int, frame: FrameType | None) -> None:
-    """SIGTERM ends the run like Ctrl-C does: the servers are stopped on the way out."""
-    raise KeyboardInterrupt
-
-
 def run(args: argparse.Namespace, work: Path) -> int:
     """The whole comparison; returns the exit code."""
     cells = chosen(args.cells)
@@ -135,22 +128,16 @@ def run(args: argparse.Namespace, work: Path) -> int:
     return 1 if {"MISS", "INVALID"} & set(verdicts) else 0
 
 
+@command("compare")
 def main() -> int:
     """Parses the command line and runs."""
     args = arguments().parse_args()
-    signal.signal(signal.SIGTERM, ended)
-    try:
-        if args.list:
-            print("\n".join(cell.name for cell in chosen(args.cells)))
-            return 0
-        load.version()
-        with tempfile.TemporaryDirectory(prefix="sluicegate-compare-") as work:
-            return run(args, Path(work))
-    except BenchError as error:
-        print(f"compare: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    if args.list:
+        print("\n".join(cell.name for cell in chosen(args.cells)))
+        return 0
+    load.version()
+    with tempfile.TemporaryDirectory(prefix="sluicegate-compare-") as work:
+        return run(args, Path(work))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import BenchError
+from loadtests.errors import BenchError
+
 from .processes import ROOT, inherited
 from .session import open_session
 from .wire import Rows

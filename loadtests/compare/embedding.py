@@ -21,6 +21,7 @@ import onnx.helper as oh
 import onnx.numpy_helper as onh
 
 from loadtests.errors import BenchError
+from loadtests.onnx_files import model_of
 
 TOKENS: Final = 32
 """Token ids of a row."""
@@ -155,14 +156,14 @@ class _Bert:
         mean = g("Div", total, count)
         length = g("Clip", g("ReduceL2", mean, axes=[1], keepdims=1), g.number(1e-12))
         g("Div", mean, length, output="y")
-        graph = oh.make_graph(
-            g.nodes,
+        model = model_of(
             "embedding",
-            [oh.make_tensor_value_info("x", onnx.TensorProto.INT64, ["N", s.tokens])],
-            [oh.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["N", s.width])],
+            g.nodes,
+            ["N", s.tokens],
+            ["N", s.width],
             list(g.constants.values()),
+            datatype=onnx.TensorProto.INT64,
         )
-        model = oh.make_model(graph, opset_imports=[oh.make_opsetid("", 17)], ir_version=8)
         onnx.checker.check_model(model)
         return model
 

@@ -14,6 +14,7 @@ import onnx.helper as oh
 import onnx.numpy_helper as onh
 
 from loadtests.errors import BenchError
+from loadtests.onnx_files import model_of, save
 
 from . import embedding
 from .session import open_session
@@ -73,18 +74,11 @@ class _Net:
     def save(self, path: Path, output_shape: Sequence[int]) -> Model:
         """Writes the file; the first dimension is the symbol ``N`` on both sides."""
         self.nodes[-1].output[0] = "y"
-        f32 = onnx.TensorProto.FLOAT
-        graph = oh.make_graph(
-            self.nodes,
-            self.name,
-            [oh.make_tensor_value_info("x", f32, ["N", *self.row_shape])],
-            [oh.make_tensor_value_info("y", f32, ["N", *output_shape])],
-            self.constants,
+        model = model_of(
+            self.name, self.nodes, ("N", *self.row_shape), ("N", *output_shape), self.constants
         )
-        model = oh.make_model(graph, opset_imports=[oh.make_opsetid("", 17)], ir_version=8)
         onnx.checker.check_model(model)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        onnx.save(model, str(path))
+        save(model, path)
         return Model(self.name, path, self.row_shape, tuple(output_shape), self.name == "add")
 
 
@@ -128,17 +122,8 @@ def make_cnn(path: Path) -> Model:
 
 def make_echo(path: Path) -> Model:
     """Gives back what it gets, 4 MiB a row: what it costs to carry large tensors."""
-    shape: list[str | int | None] = ["N", ECHO]
-    f32 = onnx.TensorProto.FLOAT
-    graph = oh.make_graph(
-        [oh.make_node("Identity", ["x"], ["y"])],
-        "echo",
-        [oh.make_tensor_value_info("x", f32, shape)],
-        [oh.make_tensor_value_info("y", f32, shape)],
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    model = oh.make_model(graph, opset_imports=[oh.make_opsetid("", 17)], ir_version=8)
-    onnx.save(model, str(path))
+    node = oh.make_node("Identity", ["x"], ["y"])
+    save(model_of("echo", [node], ["N", ECHO], ["N", ECHO]), path)
     return Model("echo", path, (ECHO,), (ECHO,), exact=True, pool=4)
 
 

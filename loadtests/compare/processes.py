@@ -18,9 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from loadtests.errors import BenchError
 from loadtests.kernel import status
-
-from .errors import BenchError
 
 ROOT = Path(__file__).resolve().parents[2]
 """The checkout: ``python -m gateway`` and ``python -m loadtests...`` are found from here."""

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from loadtests.errors import BenchError
+
 from . import bare, load, models
 from .cells import Cell
-from .errors import BenchError
 from .measure import Contender, Run, Subject, measure, measure_bare
 from .processes import Server
 from .sluice import NAME as SLUICE

@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import BenchError
+from loadtests.errors import BenchError
+
 from .models import Model
 from .processes import Server, free_port, started, wait_models
 

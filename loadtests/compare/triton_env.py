@@ -11,8 +11,9 @@ import sys
 import venv
 from pathlib import Path
 
+from loadtests.errors import BenchError
+
 from . import triton
-from .errors import BenchError
 from .peers import FOLDER
 
 REQUIREMENTS = FOLDER / "triton" / "requirements.txt"

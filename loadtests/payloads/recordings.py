@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
@@ -41,6 +41,8 @@ _PATH: Final = re.compile(
     r"|/models/(?P<mlflow>[^/]+)(?:/versions/[^/]+)?/invocations|(?P<only>/invocations)"
 )
 _PASSED_ON: Final = ("x-forwarded-", "x-real-ip")
+Recorded = tuple[str, dict[str, Any]]
+"""The model that was asked (empty: not said), and the request as a line of a ``.jsonl``."""
 
 
 def of_jsonl(text: bytes, metadata: ModelMetadata | None, source: str) -> tuple[list[Sample], int]:
@@ -48,25 +50,7 @@ def of_jsonl(text: bytes, metadata: ModelMetadata | None, source: str) -> tuple[
 
     Raises `BenchError` with the number of the line.
     """
-    samples: list[Sample] = []
-    models: set[str] = set()
-    others = 0
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        where = f"{source}, line {number}"
-        tree = _line(parse(line, where), where)
-        model = tree.get("model", "")
-        if metadata is not None and model and model != metadata.name:
-            models.add(model)
-            others += 1
-        elif len(samples) >= MOST:
-            others += 1
-        else:
-            models.add(model)
-            samples.append(_sample(tree, metadata, where))
-    _check(samples, models, metadata, source)
-    return _ordered(samples, source), others
+    return _chosen(_lines(text, source), metadata, source)
 
 
 def of_har(text: bytes, metadata: ModelMetadata | None, source: str) -> tuple[list[Sample], int]:
@@ -77,9 +61,23 @@ def of_har(text: bytes, metadata: ModelMetadata | None, source: str) -> tuple[li
     entries = log.get("entries") if isinstance(log, dict) else None
     if not isinstance(entries, list):
         raise BenchError(f"{source} is no HTTP archive: it has no log.entries")
-    samples: list[Sample] = []
-    models: set[str] = set()
-    others = 0
+    return _chosen(_entries(entries, source), metadata, source)
+
+
+# --- one request
+
+
+def _lines(text: bytes, source: str) -> Iterator[tuple[str, Recorded]]:
+    """Where each request stands, and the request."""
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            where = f"{source}, line {number}"
+            tree = _line(parse(line, where), where)
+            yield where, (tree.get("model", ""), tree)
+
+
+def _entries(entries: list[Any], source: str) -> Iterator[tuple[str, Recorded | None]]:
+    """Where each entry stands, and its request; ``None`` for what is no inference."""
     for number, entry in enumerate(entries):
         where = f"{source}, entry {number}"
         try:
@@ -89,23 +87,7 @@ def of_har(text: bytes, metadata: ModelMetadata | None, source: str) -> tuple[li
                 f"{where} is not as HTTP archives 1.2 have it: {type(error).__name__} "
                 f"{printable(error)}"
             ) from None
-        if found is None:
-            others += 1
-            continue
-        model, line = found
-        if metadata is not None and model and model != metadata.name:
-            models.add(model)
-            others += 1
-        elif len(samples) >= MOST:
-            others += 1
-        else:
-            models.add(model)
-            samples.append(_sample(line, metadata, where))
-    _check(samples, models, metadata, source)
-    return _ordered(samples, source), others
-
-
-# --- one request
+        yield where, found
 
 
 def _line(tree: Any, where: str) -> dict[str, Any]:
@@ -157,7 +139,7 @@ def _sample(line: Mapping[str, Any], metadata: ModelMetadata | None, where: str)
     )
 
 
-def _entry(entry: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
+def _entry(entry: dict[str, Any]) -> Recorded | None:
     """Model and line of an entry; ``None`` for what is no inference."""
     request = entry["request"]
     path = _PATH.fullmatch(urlsplit(request["url"]).path)
@@ -189,6 +171,29 @@ def _entry(entry: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
 # --- all of them
 
 
+def _chosen(
+    recorded: Iterable[tuple[str, Recorded | None]], metadata: ModelMetadata | None, source: str
+) -> tuple[list[Sample], int]:
+    """The requests for the model, and how many others there were."""
+    samples: list[Sample] = []
+    models: set[str] = set()
+    others = 0
+    for where, found in recorded:
+        if found is None:
+            others += 1
+            continue
+        model, line = found
+        another = metadata is not None and model not in ("", metadata.name)
+        if another or len(samples) < MOST:
+            models.add(model)
+        if another or len(samples) >= MOST:
+            others += 1
+        else:
+            samples.append(_sample(line, metadata, where))
+    _check(samples, models, metadata, source)
+    return _ordered(samples), others
+
+
 def _check(
     samples: list[Sample], models: set[str], metadata: ModelMetadata | None, source: str
 ) -> None:
@@ -206,7 +211,7 @@ def _check(
         )
 
 
-def _ordered(samples: list[Sample], source: str) -> list[Sample]:
+def _ordered(samples: list[Sample]) -> list[Sample]:
     """In the order of their times, counted from the first."""
     if samples[0].at_s is None:
         return samples

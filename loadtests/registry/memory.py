@@ -18,12 +18,12 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from loadtests.commands import show
+from loadtests.commands import command, judged
 from loadtests.compare import sluice
 from loadtests.compare.cells import Goal
-from loadtests.compare.errors import BenchError
 from loadtests.compare.processes import Server, get, resident_bytes
 from loadtests.compare.summary import Figure
+from loadtests.errors import BenchError
 
 GROWTH_GOAL: Final = Goal(10, 5, smaller_is_better=True)
 MODEL: Final = "large"
@@ -47,16 +47,14 @@ def write_model(folder: Path, megabytes: int, *, isolated: bool) -> None:
     from onnx import helper as h
     from onnx import numpy_helper
 
-    from tests.support.onnx_models import FLOAT, info, model_bytes, write
+    from loadtests.onnx_files import model_of, save
 
     width = max(megabytes * 2**20 // (4 * 1024), 1)
     rng = np.random.default_rng(1)
     weights = numpy_helper.from_array(rng.random((width, 1024), dtype=np.float32), "w")
     nodes = [h.make_node("MatMul", ["x", "w"], ["h"]), h.make_node("ReduceSum", ["h"], ["y"])]
-    data = model_bytes(
-        nodes, [info("x", FLOAT, ["N", width])], [info("y", FLOAT, [1, 1])], [weights]
-    )
-    write(folder / MODEL / "1", data)
+    model = model_of("heavy", nodes, ["N", width], [1, 1], [weights])
+    save(model, folder / MODEL / "1" / "model.onnx")
     isolation = "process" if isolated else "none"
     (folder / MODEL / "model.yaml").write_text(
         f"on_demand: true\nisolation: {isolation}\nmax_batch_size: 0\n"
@@ -122,27 +120,19 @@ def measure(command: str, work: Path, cycles: int, megabytes: int, *, isolated: 
     )
 
 
+@command("memory")
 def main() -> int:
     """Measures and prints; 0: every target is met, 1: one is not, 2: it could not run."""
     args = arguments().parse_args()
-    try:
-        if args.cycles < 1 or args.megabytes < 1:
-            raise BenchError("--cycles and --megabytes must be above 0")
-        found = []
-        for isolated in (False, True):
-            with tempfile.TemporaryDirectory(prefix="sluicegate-memory-") as folder:
-                found.append(
-                    measure(
-                        args.sluice, Path(folder), args.cycles, args.megabytes, isolated=isolated
-                    )
-                )
-    except BenchError as error:
-        print(f"memory: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    print(show(found))
-    return 0 if {each.verdict for each in found} <= {"AIM", "PASS"} else 1
+    if args.cycles < 1 or args.megabytes < 1:
+        raise BenchError("--cycles and --megabytes must be above 0")
+    found = []
+    for isolated in (False, True):
+        with tempfile.TemporaryDirectory(prefix="sluicegate-memory-") as folder:
+            found.append(
+                measure(args.sluice, Path(folder), args.cycles, args.megabytes, isolated=isolated)
+            )
+    return judged(found)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from typing import Any
 
 import httpx
 
-from loadtests.compare.errors import BenchError
 from loadtests.compare.processes import free_port
+from loadtests.errors import BenchError
 
 API = "/api/2.0/mlflow/"
 START_S = 120.0

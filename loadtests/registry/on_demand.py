@@ -22,12 +22,12 @@ from typing import Final
 
 import numpy as np
 
-from loadtests.commands import show
+from loadtests.commands import command, judged
 from loadtests.compare import load, sluice
 from loadtests.compare.cells import Goal
-from loadtests.compare.errors import BenchError
 from loadtests.compare.processes import Server, get, resident_bytes
 from loadtests.compare.summary import Figure
+from loadtests.errors import BenchError
 
 RATIO_GOAL: Final = Goal(0.95, 1.0)
 SHAPE: Final = load.Shape(64)
@@ -51,10 +51,11 @@ def names(count: int) -> list[str]:
 
 def write_models(folder: Path, count: int, *, on_demand: bool) -> None:
     """Small ONNX models of one kind."""
-    from tests.support.onnx_models import adding, write
+    from loadtests.onnx_files import adding, save
 
+    model = adding(1.0)
     for name in names(count):
-        write(folder / name / "1", adding(1.0))
+        save(model, folder / name / "1" / "model.onnx")
         if on_demand:
             (folder / name / "model.yaml").write_text("on_demand: true\n")
 
@@ -130,26 +131,19 @@ def served(command: str, work: Path, registered: int, loaded: int) -> Iterator[S
         yield many, few
 
 
+@command("on_demand")
 def main() -> int:
     """Measures and prints; 0: the target is met, 1: it is not, 2: it could not run."""
     args = arguments().parse_args()
-    try:
-        if args.rounds < 1 or args.duration <= 0 or not 0 < args.loaded <= args.registered:
-            raise BenchError("--rounds, --duration and --loaded must be above 0, and "
-                             "--registered no less than --loaded")  # fmt: skip
-        load.version()
-        with tempfile.TemporaryDirectory(prefix="sluicegate-on-demand-") as folder:
-            work = Path(folder)
-            with served(args.sluice, work, args.registered, args.loaded) as (many, few):
-                found = measure(many, few, work, args.rounds, args.duration, args.loaded)
-    except BenchError as error:
-        print(f"on_demand: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    print(show(found))
-    judged = {each.verdict for each in found if each.goal is not None}
-    return 0 if judged <= {"AIM", "PASS"} else 1
+    if args.rounds < 1 or args.duration <= 0 or not 0 < args.loaded <= args.registered:
+        raise BenchError("--rounds, --duration and --loaded must be above 0, and "
+                         "--registered no less than --loaded")  # fmt: skip
+    load.version()
+    with tempfile.TemporaryDirectory(prefix="sluicegate-on-demand-") as folder:
+        work = Path(folder)
+        with served(args.sluice, work, args.registered, args.loaded) as (many, few):
+            found = measure(many, few, work, args.rounds, args.duration, args.loaded)
+    return judged(found)
 
 
 if __name__ == "__main__":

@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from loadtests.compare.__main__ import ended
-from loadtests.compare.errors import BenchError
+from loadtests.commands import command
 from loadtests.compare.processes import ROOT, free_port, get, started
+from loadtests.errors import BenchError
 from loadtests.registry import mlflow
 
 GOAL = 0.02
@@ -95,6 +94,7 @@ def run(args: argparse.Namespace, work: Path) -> int:
     return int(not met)
 
 
+@command("polling")
 def main() -> int:
     """Parses the command line and runs."""
     parser = argparse.ArgumentParser(prog="python -m loadtests.registry.polling")
@@ -103,17 +103,10 @@ def main() -> int:
     parser.add_argument("--duration", type=float, default=60.0, help="seconds of each half")
     parser.add_argument("--mlflow", help="the command of MLflow, such as 'PYTHON -m mlflow'")
     args = parser.parse_args()
-    try:
-        if args.models < 1 or min(args.poll, args.duration) <= 0:
-            raise BenchError("--models, --poll and --duration must be above 0")
-        signal.signal(signal.SIGTERM, ended)
-        with tempfile.TemporaryDirectory(prefix="sluicegate-polling-") as work:
-            return run(args, Path(work))
-    except BenchError as error:
-        print(f"polling: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    if args.models < 1 or min(args.poll, args.duration) <= 0:
+        raise BenchError("--models, --poll and --duration must be above 0")
+    with tempfile.TemporaryDirectory(prefix="sluicegate-polling-") as work:
+        return run(args, Path(work))
 
 
 if __name__ == "__main__":

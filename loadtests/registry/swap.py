@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import signal
 import sys
 import tempfile
 import time
@@ -21,9 +20,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from loadtests.compare.__main__ import ended
-from loadtests.compare.errors import BenchError
+from loadtests.commands import command
 from loadtests.compare.processes import ROOT, Server, free_port, started, wait_models
+from loadtests.errors import BenchError
 from loadtests.registry import mlflow
 
 MODEL = "slow"
@@ -197,6 +196,7 @@ def run(args: argparse.Namespace, work: Path) -> int:
     return int(not all(met for *_, met in rows))
 
 
+@command("swap")
 def main() -> int:
     """Parses the command line and runs."""
     parser = argparse.ArgumentParser(prog="python -m loadtests.registry.swap")
@@ -215,17 +215,10 @@ def main() -> int:
     )
     parser.add_argument("--mlflow", help="the command of MLflow, such as 'PYTHON -m mlflow'")
     args = parser.parse_args()
-    try:
-        if min(args.swaps, args.workers) < 1 or min(args.poll, args.before) <= 0:
-            raise BenchError("--swaps, --workers, --poll and --before must be above 0")
-        signal.signal(signal.SIGTERM, ended)
-        with tempfile.TemporaryDirectory(prefix="sluicegate-swap-") as work:
-            return run(args, Path(work))
-    except BenchError as error:
-        print(f"swap: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    if min(args.swaps, args.workers) < 1 or min(args.poll, args.before) <= 0:
+        raise BenchError("--swaps, --workers, --poll and --before must be above 0")
+    with tempfile.TemporaryDirectory(prefix="sluicegate-swap-") as work:
+        return run(args, Path(work))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,21 @@ from collections.abc import Sequence
 from loadtests.bench.plan import Protocol
 from loadtests.bench.results import Interval, Point, Result, dump
 
-from . import bench_charts, bench_splits, page, verdict
-from .levels import Level, Second, all_open, at, level_name, levels, timeline
+from . import bench_curves, bench_load, bench_parts, bench_splits, bench_time, page, verdict
+from .levels import (
+    MARKS,
+    Level,
+    Second,
+    all_open,
+    at,
+    left_out,
+    level_name,
+    levels,
+    marks_explained,
+    timeline,
+    told,
+    told_mean,
+)
 from .look import Spec
 from .page import Banner, Block, Card, Cards, Facts, Figure, Section, Table, Text, Tone
 from .words import between, digits, duration, joined, rate, seconds, share
@@ -21,6 +34,10 @@ _WIRE = {
     Protocol.V1: "HTTP, V1 :predict",
     Protocol.INVOCATIONS: "HTTP, MLflow /invocations",
 }
+
+TOLD = (50, 90, 99, 99.9, 100)
+"""Percentiles of the table of all figures."""
+FEW_A_TICK = 100
 
 
 def render(result: Result) -> str:
@@ -74,12 +91,12 @@ def _sections(result: Result) -> list[Section]:
             _figures(
                 (
                     "Latency (p50 and p99)",
-                    bench_charts.latency_over_time(found, ticks),
-                    "Grey: warm-up, which counts in no figure." + merged,
+                    bench_time.latency_over_time(found, ticks),
+                    "Grey: warm-up, which counts in no figure." + merged + _slowest(ticks),
                 ),
                 (
                     "Requests answered each second",
-                    bench_charts.rate_over_time(found, ticks),
+                    bench_time.rate_over_time(found, ticks),
                     "Dashed: what was offered." if all_open(result) else "",
                 ),
             ),
@@ -91,6 +108,13 @@ def _sections(result: Result) -> list[Section]:
         Section("All figures", _tables(result)),
         Section("How it was measured", _facts(result)),
     ]
+
+
+def _slowest(ticks: Sequence[Second]) -> str:
+    """What p99 is where there are few answers."""
+    if not any(0 < second.tick.ok < FEW_A_TICK for second in ticks):
+        return ""
+    return f" Of fewer than {FEW_A_TICK} answers, p99 is the slowest."
 
 
 def _figures(*wanted: tuple[str, Spec | None, str]) -> list[Block]:
@@ -140,13 +164,9 @@ def _cards(result: Result, point: Point) -> list[Card]:
     failed: Tone = "bad" if point.failed else "good"
     cards += [
         Card("answered", rate(point.rate), f"95 %: {sure.replace(' to ', '–')}" if sure else where),
-        Card("p50", duration(at(latency, 50)), _sure(latency.p50) or where),
-        Card("p99", duration(at(latency, 99)), _sure(latency.p99) or where),
-        Card(
-            "p99.9",
-            duration(at(latency, 99.9)),
-            f"largest {duration(at(latency, 100))}" if latency.count else "",
-        ),
+        Card("p50", told(point, 50), _sure(point, 50, latency.p50) or where),
+        Card("p99", told(point, 99), _sure(point, 99, latency.p99) or where),
+        Card("p99.9", told(point, 99.9), _beyond(point)),
         Card(
             "failed",
             share(point.error_rate),
@@ -157,31 +177,53 @@ def _cards(result: Result, point: Point) -> list[Card]:
     return cards
 
 
-def _sure(interval: Interval | None) -> str:
+def _sure(point: Point, percentile: float, interval: Interval | None) -> str:
+    known = point.known(percentile)
+    if known == "at least":
+        return "requests had no answer by then"
+    if known == "few":
+        return f"of {point.latency.count:,} requests: too few to be sure"
     return f"95 %: {between(interval).replace(' to ', '–')}" if interval else ""
+
+
+def _beyond(point: Point) -> str:
+    if not point.latency.count:
+        return ""
+    largest = f"largest {told(point, 100)}"
+    return f"too few requests; {largest}" if left_out(point, 99.9) else largest
 
 
 def _against_load(result: Result) -> list[Block]:
     opened = all_open(result)
     return _figures(
         (
-            "Latency against load (p50, p90, p99, p99.9)",
-            bench_charts.latency_against_load(result),
-            ("Counted from when each request was due, so that a late one is not flattered. "
-             if opened else "Counted from when each request left. ")
-            + "Vertical lines: 95 % confidence.",
+            f"Latency against load ({', '.join(bench_load.lines(result.points))})",
+            bench_load.latency_against_load(result),
+            " ".join(
+                (
+                    "Counted from when each request was due, so that a late one is not flattered."
+                    if opened else "Counted from when each request left.",
+                    "Vertical lines: 95 % confidence.",
+                    bench_load.pale(result),
+                )
+            ),
         ),
         (
             "Requests answered against load",
-            bench_charts.throughput_against_load(result),
+            bench_load.throughput_against_load(result),
             "Dashed: all that was offered. Below it, the server falls behind." if opened else "",
         ),
     )  # fmt: skip
 
 
 def _curves(result: Result) -> list[Block]:
-    spec, left_out = bench_charts.curves_of(result)
+    spec, left_out = bench_curves.curves_of(result)
     caption = "Faint: fewer than ten requests lie beyond."
+    if any(point.unanswered for point in result.points):
+        caption = (
+            "Faint: fewer than ten requests lie beyond, or they had no answer and count with their "
+            "timeout."
+        )
     if any(point.load.open for point in result.points):
         caption = (
             "Full line: from when a request was due. Dashed: from when it left, as a client that "
@@ -196,16 +238,18 @@ def _server(result: Result, found: Sequence[Level], ticks: Sequence[Second]) -> 
     if not any(point.server for point in result.points):
         return [Text("The server publishes no statistics that could stand beside the client's.")]
     first = verdict.headline(result)
+    lost = [level.name for level in found if level.point.unanswered]
+    without = f" Not of {joined(lost)}: requests had no answer there." if lost else ""
     return _figures(
         (
             "Mean latency in its parts",
-            bench_charts.parts_of_latency(result),
+            bench_parts.parts_of_latency(result),
             "Queue and execute are the server's own figures. The rest: the network, protocols, the "
-            "client. Waiting to leave: due, but not yet sent. On the right: the whole.",
+            "client. Waiting to leave: due, but not yet sent. On the right: the whole." + without,
         ),
         (
             "Queue and execute time, under the client's p50",
-            bench_charts.server_over_time(ticks, first),
+            bench_parts.server_over_time(ticks, first),
             "Areas: means of the server, stacked. Line: half of the requests were answered sooner. "
             "Without the warm-up.",
         ),
@@ -282,7 +326,7 @@ def _client(result: Result, found: Sequence[Level], ticks: Sequence[Second]) -> 
     return [
         told,
         *_figures(
-            ("Cores used by the load generator", bench_charts.client_over_time(found, ticks), "")
+            ("Cores used by the load generator", bench_time.client_over_time(found, ticks), "")
         ),
         Table(
             ["load", "cores", "busiest thread", "timers late, p99", "requests late, p99", "limit"],
@@ -332,7 +376,7 @@ def _tables(result: Result) -> list[Block]:
     rows, strong = [], set()
     tones: dict[tuple[int, int], Tone] = {}
     for i, level in enumerate(levels(result)):
-        point, latency, server = level.point, level.point.latency, level.point.server
+        point, server = level.point, level.point.server
         if point is best:
             strong.add(i)
         if point.failed:
@@ -345,9 +389,9 @@ def _tables(result: Result) -> list[Block]:
                 rate(point.rate),
                 between(point.rate_ci, "rate"),
                 share(point.error_rate),
-                duration(latency.mean_us) if latency.count else "–",
-                *(duration(at(latency, p)) for p in (50, 90, 99, 99.9, 100)),
-                duration(at(point.service, 99)),
+                told_mean(point),
+                *(told(point, each) for each in TOLD),
+                MARKS["few" if point.service.few(99) else "well"] + duration(at(point.service, 99)),
                 duration(server.queue_us) if server else "–",
                 duration(server.execute_us) if server else "–",
                 digits(server.batch_rows) if server else "–",
@@ -357,7 +401,9 @@ def _tables(result: Result) -> list[Block]:
         )
     if not rows:
         return []
-    return [Table(columns, rows, frozenset(range(1, len(columns))), tones, frozenset(strong))]
+    table = Table(columns, rows, frozenset(range(1, len(columns))), tones, frozenset(strong))
+    marks = marks_explained(result.points, TOLD)
+    return [table, Text(marks)] if marks else [table]
 
 
 def _facts(result: Result) -> list[Block]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from loadtests.bench.results import Point, Result
 
 from . import look, marks
-from .bench_charts import _span
+from .bench_time import span
 from .levels import Level, Second, levels
 from .look import Spec, colour
 from .marks import Row
@@ -23,7 +23,7 @@ def batches_over_time(found: Sequence[Level], seconds: Sequence[Second]) -> Spec
     known = [second for second in seconds if second.tick.batch_rows is not None]
     if not known:
         return None
-    x, behind = _span(found)
+    x, behind = span(found)
     across = {**x, "field": "at"}
     rows: list[Row] = [
         {
@@ -139,7 +139,7 @@ def versions_over_time(
     kept = version_names(result)
     if not known or (len(kept) < 2 and len(result.expected_split) < 2):
         return None
-    x, behind = _span(found)
+    x, behind = span(found)
     y: Spec = {
         "type": "quantitative",
         "axis": {"title": "share of the answers", "format": ".0%", "tickCount": 5},

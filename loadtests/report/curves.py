@@ -3,34 +3,12 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
-from typing import Any
 
-from loadtests.errors import BenchError
+from loadtests.bench import hdr
+from loadtests.bench.results import FEWEST_BEYOND
 
 PER_NINE = 24
 """Points of a curve between 90 % and 99 %, between 99 % and 99.9 %, ..."""
-FEW = 10
-"""Fewer requests than this beyond a point: it says little."""
-
-
-@lru_cache(maxsize=256)
-def decoded(histogram: str) -> Any:
-    """The HdrHistogram of the compressed V2 encoding. Raises `BenchError` where it is none."""
-    try:
-        from hdrh.histogram import HdrHistogram
-    except ImportError as error:
-        raise BenchError(
-            f"histograms are read by hdrhistogram, which is missing ({error}); "
-            "type: pip install 'sluicegate[bench]'"
-        ) from None
-    try:
-        return HdrHistogram.decode(histogram)
-    except Exception as error:
-        raise BenchError(
-            f"a histogram of the result cannot be read ({type(error).__name__}: {error}); "
-            "the file is damaged: measure again"
-        ) from None
 
 
 def curve(histogram: str) -> list[tuple[float, float, bool]]:
@@ -41,7 +19,7 @@ def curve(histogram: str) -> list[tuple[float, float, bool]]:
     """
     if not histogram:
         return []
-    found = decoded(histogram)
+    found = hdr.decode(histogram)
     total = found.get_total_count()
     if total <= 0:
         return []
@@ -51,7 +29,7 @@ def curve(histogram: str) -> list[tuple[float, float, bool]]:
     shares = [100.0 * (1.0 - 10.0**-nine) for nine in nines]
     values = found.get_percentile_to_value_dict(shares)
     points = [
-        (round(nine, 4), float(values[share]), 10.0**-nine * total >= FEW)
+        (round(nine, 4), float(values[share]), 10.0**-nine * total >= FEWEST_BEYOND)
         for nine, share in zip(nines, shares, strict=True)
     ]
     largest = float(found.get_max_value())

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from loadtests.bench.differences import BETTER, WORSE, Change, Differences, Level
+from loadtests.bench.differences import BETTER, UNKNOWN, WORSE, Change, Differences, Level
 from loadtests.bench.results import Point, Result, dump
+from loadtests.bench.text import verdict
 
-from . import bench_charts, marks, page
-from .levels import at, level_name, of_one_kind, offered
+from . import bench_curves, marks, page
+from .levels import MARKS, at, level_name, marks_explained, of_one_kind, offered, told
 from .look import KINDS, Spec
 from .marks import Row
 from .page import Banner, Block, Card, Cards, Facts, Figure, Section, Table, Text, Tone
@@ -28,7 +29,7 @@ def render(a: Result, b: Result, found: Differences) -> str:
     about = [f"{side}: {_about(result)}" for side, result in zip(SIDES, (a, b), strict=True)]
     sections = [
         Section("", _verdict(found)),
-        Section("Figure by figure", _table(found)),
+        Section("Figure by figure", [*_table(found), *_marks(a, b)]),
         Section("Against load", _against_load(a, b)),
         Section("Every percentile", _curves(a, b, found)),
         Section("How they were measured", _facts(a, b)),
@@ -58,8 +59,11 @@ def _verdict(found: Differences) -> list[Block]:
     every = _changes(found)
     worse = [(name, change) for name, change in every if change.fails]
     better = [(name, c) for name, c in every if c.verdict == BETTER and c.beyond]
-    same = len(every) - len(worse) - len(better)
-    limit = f"{share(found.tolerance)} and more than chance explains"
+    unknown = [change for _, change in every if change.verdict == UNKNOWN]
+    same = len(every) - len(worse) - len(better) - len(unknown)
+    limit = share(found.tolerance)
+    if all(change.sure for _, change in worse or better or every):
+        limit += " and more than chance explains"
     if worse:
         named = [f"{change.metric} ({name}) {_change_in_words(change)}" for name, change in worse]
         more = [f"and {len(named) - 5} more"] if len(named) > 5 else []
@@ -71,21 +75,27 @@ def _verdict(found: Differences) -> list[Block]:
             "good",
         )
     else:
-        banner = Banner("No difference", [f"None by more than {limit}."], "good")
-    cards = Cards(
-        [
-            Card("worse", str(len(worse)), f"of {len(every)} figures", "bad" if worse else "plain"),
-            Card("the same", str(same), "within chance or tolerance"),
-            Card("better", str(len(better)), "", "good" if better else "plain"),
-        ]
-    )
-    return [banner, cards, *[Text(note, "warn") for note in found.notes]]
+        where = f" in {len(every) - len(unknown)} of {len(every)} figures" if unknown else ""
+        banner = Banner("No difference", [f"None by more than {limit}{where}."], "good")
+    cards = [
+        Card("worse", str(len(worse)), f"of {len(every)} figures", "bad" if worse else "plain"),
+        Card("the same", str(same), "within chance or tolerance"),
+        Card("better", str(len(better)), "", "good" if better else "plain"),
+    ]
+    if unknown:
+        cards.append(Card("not known", str(len(unknown)), "requests had no answer", "warn"))
+    return [banner, Cards(cards), *[Text(note, "warn") for note in found.notes]]
 
 
 def _change_in_words(change: Change) -> str:
+    a, b = _sides(change)
+    return f"from {a} to {b}" + (f", {change.ratio:.2f} times" if change.ratio else "")
+
+
+def _sides(change: Change) -> tuple[str, str]:
+    """A's figure and B's."""
     said = _say(change)
-    ratio = change.ratio
-    return f"from {said(change.a)} to {said(change.b)}" + (f", {ratio:.2f} times" if ratio else "")
+    return MARKS[change.a_known] + said(change.a), MARKS[change.b_known] + said(change.b)
 
 
 def _say(change: Change) -> Callable[[float], str]:
@@ -100,18 +110,13 @@ def _table(found: Differences) -> list[Block]:
     rows: list[list[str]] = []
     tones: dict[tuple[int, int], Tone] = {}
     for name, change in _changes(found):
-        said = _say(change)
         tone: Tone = {BETTER: "good", WORSE: "bad"}.get(change.verdict, "plain")  # type: ignore[assignment]
-        if change.verdict != "same" and not change.beyond:
+        if not change.beyond:
             tone = "plain"
         tones[(len(rows), 5)] = tone
-        verdict = change.verdict
-        if change.verdict != "same" and not change.beyond:
-            verdict += ", within the tolerance"
-        if not change.sure:
-            verdict += ", too short to be sure"
         ratio = "–" if change.ratio is None else f"{change.ratio:.2f}"
-        rows.append([name, change.metric, said(change.a), said(change.b), ratio, verdict])
+        a, b = _sides(change)
+        rows.append([name, change.metric, a, b, ratio, verdict(change)])
     blocks: list[Block] = [
         Table(["load", "figure", "A", "B", "B / A", ""], rows, frozenset({2, 3, 4}), tones)
     ]
@@ -119,6 +124,11 @@ def _table(found: Differences) -> list[Block]:
         Text(f"{level.name}: {note}", "warn") for level in found.levels for note in level.notes
     ]
     return blocks
+
+
+def _marks(a: Result, b: Result) -> list[Block]:
+    said = marks_explained([*a.points, *b.points], (50, 99))
+    return [Text(said)] if said else []
 
 
 def _against_load(a: Result, b: Result) -> list[Block]:
@@ -132,7 +142,9 @@ def _against_load(a: Result, b: Result) -> list[Block]:
     title = "offered load (requests/s)" if opened else "requests in flight"
     return [
         Figure(
-            "p99 against load", _lines(a, b, title, p99=True), "Vertical lines: 95 % confidence."
+            "p99 against load",
+            _lines(a, b, title, p99=True),
+            f"Vertical lines: 95 % confidence. {marks.worth(p.known(99) for p in points)}".strip(),
         ),
         Figure("Requests answered against load", _lines(a, b, title, p99=False)),
     ]
@@ -145,13 +157,17 @@ def _lines(a: Result, b: Result, title: str, *, p99: bool) -> Spec:
             if p99 and not point.latency.count:
                 continue
             value = max(at(point.latency, 99) or 0.0, 1.0) if p99 else point.rate
+            worth = point.known(99) if p99 else "well"
             known = point.latency.p99 if p99 else point.rate_ci
+            if worth != "well":
+                known = None
             row: Row = {
                 "load": offered(point),
                 "side": side,
                 "value": value,
+                "known": worth,
                 "Load": level_name(point),
-                "Value": duration(value) if p99 else rate(value),
+                "Value": told(point, 99) if p99 else rate(value),
                 "95 %": between(known, "duration" if p99 else "rate"),
             }
             if known:
@@ -183,9 +199,11 @@ def _lines(a: Result, b: Result, title: str, *, p99: bool) -> Spec:
             "encoding": {
                 **encoding,
                 "shape": shape,
+                "opacity": marks.FAINT,
                 "tooltip": marks.tips("side", "Load", "Value", "95 %"),
             },
         },
+        *marks.arrows(rows, encoding),
     ]
     return marks.frame(layers, data={"values": rows})
 
@@ -199,9 +217,18 @@ def _curves(a: Result, b: Result, found: Differences) -> list[Block]:
             for side, tint, point in zip(SIDES, TINTS, points, strict=True)
             if point is not None and point.latency.count
         ]
-        spec = bench_charts.percentile_curves(named) if named else None
+        spec = bench_curves.percentile_curves(named) if named else None
         if spec:
             blocks.append(Figure(f"Latency by percentile at {level.name}", spec))
+    without = [
+        side
+        for side, result in zip(SIDES, (a, b), strict=True)
+        if any(point.latency.count and not point.latency.histogram for point in result.points)
+    ]
+    if without:
+        blocks.append(
+            Text(f"{joined(without)}: measured without hdrhistogram, so there are no histograms.")
+        )
     return blocks
 
 

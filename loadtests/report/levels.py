@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Final
 
-from loadtests.bench.results import Latency, Point, Result, Tick
+from loadtests.bench.results import FEWEST_BEYOND, Known, Latency, Point, Result, Tick
 
 from . import look
 from .marks import Row
@@ -15,6 +16,8 @@ from .words import duration, rate
 MOST_TICKS = 900
 """Of a chart over time; more are drawn together."""
 MOST_CURVES = 8
+MARKS: Final[dict[Known, str]] = {"well": "", "few": "~", "at least": "≥ "}
+"""Before a latency that is not what it seems."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,47 @@ def level_name(point: Point) -> str:
 def at(latency: Latency, percentile: float) -> float | None:
     """µs at a percentile; ``None`` where nothing was answered, or the result does not say."""
     return latency.percentiles_us.get(f"{percentile:g}") if latency.count else None
+
+
+def left_out(point: Point, percentile: float) -> bool:
+    """Whether a percentile says nothing: beyond p99, of too few requests."""
+    return percentile > 99 and point.known(percentile) == "few"
+
+
+def told(point: Point, percentile: float) -> str:
+    """``12.3 ms``; ``≥ 1 s`` of requests without an answer, ``~12 ms`` of few, ``–`` of too few."""
+    us = at(point.latency, percentile)
+    if us is None or left_out(point, percentile):
+        return duration(None)
+    return MARKS[point.known(percentile)] + duration(us)
+
+
+def told_mean(point: Point) -> str:
+    """The mean latency, as `told` has a percentile."""
+    if not point.latency.count:
+        return duration(None)
+    return MARKS["at least" if point.unanswered else "well"] + duration(point.latency.mean_us)
+
+
+def marks_explained(points: Sequence[Point], percentiles: Sequence[float]) -> str:
+    """What the marks of `told` mean, as far as there are any."""
+    known = {
+        (point.known(each), left_out(point, each))
+        for point in points
+        if point.latency.count
+        for each in percentiles
+    }
+    said = []
+    if ("few", False) in known:
+        said.append(f"~: fewer than {FEWEST_BEYOND} requests lie beyond it, so it says little.")
+    if ("few", True) in known:
+        said.append(f"–: above p99, fewer than {FEWEST_BEYOND} requests lie beyond it.")
+    if ("at least", False) in known:
+        said.append(
+            "≥: of requests without an answer, which count with their timeout; how much longer "
+            "they would have taken is not known."
+        )
+    return " ".join(said)
 
 
 def all_open(result: Result) -> bool:

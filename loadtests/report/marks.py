@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
+from loadtests.bench.results import FEWEST_BEYOND, Known
+
 from .draw import HOVER, SPANS
 from .look import CONFIG, HEIGHT, INK, PAPER, SHADE, SOFT, WIDTH, Spec, colour
 
@@ -247,6 +249,36 @@ def one_at_a_time(layers: Sequence[Spec], names: Sequence[str], first: str) -> S
         "params": [{"name": "shown", "value": shown, "bind": choice}],
         "title": {"text": {"expr": "'at ' + shown"}, "fontSize": 12, "fontWeight": 400},
     }
+
+
+FAINT: Final[Spec] = {
+    "condition": {"test": "datum.known === 'few'", "value": 0.35},
+    "value": 1,
+}
+"""The opacity of what rests on few requests: rows have `known` of `loadtests.bench.results`."""
+
+
+def worth(known: Iterable[Known]) -> str:
+    """What pale dots and arrows mean, where there are any."""
+    every = set(known)
+    said = []
+    if "few" in every:
+        said.append(f"Pale: fewer than {FEWEST_BEYOND} requests lie beyond.")
+    if "at least" in every:
+        said.append("Arrows: that much at least, as requests had no answer.")
+    return " ".join(said)
+
+
+def arrows(rows: Sequence[Row], encoding: Spec) -> list[Spec]:
+    """Arrows upwards from those of ``rows`` that are only known from below."""
+    bounds = [row for row in rows if row.get("known") == "at least"]
+    if not bounds:
+        return []
+    mark = {
+        "type": "point", "shape": "triangle-up", "filled": True, "opacity": 1, "size": 45,
+        "yOffset": -12,
+    }  # fmt: skip
+    return [{"data": {"values": bounds}, "mark": mark, "encoding": encoding}]
 
 
 def dots(extra: Spec | None = None) -> Spec:

@@ -21,6 +21,8 @@ from .words import clean
 
 Tone = Literal["plain", "good", "bad", "warn", "lead"]
 
+LONG = 60
+"""Characters from which a cell of a table breaks into lines."""
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; "
     "img-src data: blob:; base-uri 'none'; form-action 'none'"
@@ -224,6 +226,7 @@ def _table(table: Table) -> str:
 
     def cell(row: int, column: int, text: str) -> str:
         kinds = ["number"] if column in table.numbers else []
+        kinds += ["long"] if len(text) > LONG else []
         kinds += [tone] if (tone := table.tones.get((row, column))) else []
         kind = f' class="{" ".join(kinds)}"' if kinds else ""
         return f"<td{kind}>{escape(text)}</td>"

@@ -6,7 +6,7 @@ import math
 
 from loadtests.bench.results import Point, Result
 
-from .levels import all_open, at, level_name, offered
+from .levels import all_open, at, level_name, offered, told
 from .words import between, duration, joined, rate, share
 
 KEPT_UP = 0.97
@@ -88,16 +88,28 @@ def _level(point: Point) -> str:
     latency = point.latency
     if not latency.count:
         return f"At {level_name(point)}, nothing was answered well."
-    known = between(latency.p99)
+    known = between(latency.p99) if point.known(99) == "well" else ""
     sure = f" (95 % confidence: {known})" if known else ""
     said = (
-        f"At {level_name(point)} it answered {rate(point.rate)}: half of the requests within "
-        f"{duration(at(latency, 50))}, 99 % within {duration(at(latency, 99))}{sure}"
+        f"At {level_name(point)} it answered {rate(point.rate)}: half of the requests "
+        f"{_within(point, 50)}, 99 % {_within(point, 99)}{sure}"
     )
     if point.failed:
         part = share(point.error_rate)
         return f"{said}; {point.failed:,} of {point.sent:,} requests failed ({part})."
     return f"{said}; no request failed."
+
+
+def _within(point: Point, percentile: float) -> str:
+    """``within 12 ms``, and how sure that is."""
+    said = duration(at(point.latency, percentile))
+    match point.known(percentile):
+        case "at least":
+            return f"in {said} or more"
+        case "few":
+            return f"within about {said}"
+        case _:
+            return f"within {said}"
 
 
 def _saturation(result: Result) -> list[str]:
@@ -114,11 +126,12 @@ def _saturation(result: Result) -> list[str]:
         ]
     floor = max(at(points[0].latency, 99) or 0.0, 1.0)
     slow = next((p for p in points[1:] if (at(p.latency, 99) or 0.0) > SLOW * floor), None)
-    if points[0].latency.count and slow is not None and slow is not behind:
-        tail = at(slow.latency, 99) or 0.0
+    unknown = not points[0].latency.count or points[0].at_least(99)
+    if slow is not None and slow is not behind and not unknown:
+        least = "at least " if slow.at_least(99) else ""
         found.append(
-            f"From {level_name(slow)} on, requests wait: p99 is {duration(tail)}, "
-            f"{tail / floor:.1f} times that at {level_name(points[0])}."
+            f"From {level_name(slow)} on, requests wait: p99 is {told(slow, 99)}, {least}"
+            f"{(at(slow.latency, 99) or 0.0) / floor:.1f} times that at {level_name(points[0])}."
         )
     return found
 

@@ -30,12 +30,12 @@ import grpc
 import numpy as np
 
 from gateway.codecs.messages import METHODS, ModelInferRequest, ModelInferResponse
-from loadtests.commands import add_sluice_option, show
+from loadtests.commands import add_sluice_option, command, judged
 from loadtests.compare import sluice
 from loadtests.compare.cells import Goal
-from loadtests.compare.errors import BenchError
 from loadtests.compare.processes import Server
 from loadtests.compare.summary import Figure
+from loadtests.errors import BenchError
 from loadtests.runtimes.torch_cnn import import_torch
 
 WIDE: Final = 2**20
@@ -66,13 +66,13 @@ def arguments() -> argparse.ArgumentParser:
 
 def write_models(folder: Path) -> list[str]:
     """Each ONNX model twice, and one in TorchScript."""
-    from tests.support.onnx_models import adding, write
+    from loadtests.onnx_files import adding, save
 
     names = []
     for name, width in (("add", 4), ("wide", WIDE)):
         for isolation in ("none", "process"):
             names.append(f"{name}-{isolation}")
-            write(folder / names[-1] / "1", adding(1.0, width=width))
+            save(adding(1.0, width), folder / names[-1] / "1" / "model.onnx")
             (folder / names[-1] / "model.yaml").write_text(f"isolation: {isolation}\n")
     torch = import_torch()
     (folder / "torch" / "1").mkdir(parents=True)
@@ -232,25 +232,18 @@ def served(command: str, work: Path) -> Iterator[Server]:
         yield server
 
 
+@command("isolation")
 def main() -> int:
     """Measures and prints; 0: every target is met, 1: one is not, 2: it could not run."""
     args = arguments().parse_args()
-    try:
-        if args.rounds < 1 or args.duration <= 0:
-            raise BenchError("--rounds and --duration must be above 0")
-        with (
-            tempfile.TemporaryDirectory(prefix="sluicegate-isolation-") as folder,
-            served(args.sluice, Path(folder)) as server,
-        ):
-            found = asyncio.run(measure(server, args.rounds, args.duration))
-    except BenchError as error:
-        print(f"isolation: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    print(show(found))
-    judged = {each.verdict for each in found if each.goal is not None}
-    return 0 if judged <= {"AIM", "PASS"} else 1
+    if args.rounds < 1 or args.duration <= 0:
+        raise BenchError("--rounds and --duration must be above 0")
+    with (
+        tempfile.TemporaryDirectory(prefix="sluicegate-isolation-") as folder,
+        served(args.sluice, Path(folder)) as server,
+    ):
+        found = asyncio.run(measure(server, args.rounds, args.duration))
+    return judged(found)
 
 
 if __name__ == "__main__":

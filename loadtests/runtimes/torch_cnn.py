@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import signal
 import subprocess
 import sys
 import tempfile
@@ -25,13 +24,13 @@ from typing import Any
 
 import numpy as np
 
+from loadtests.commands import command
 from loadtests.compare import load, sluice
-from loadtests.compare.__main__ import ended
 from loadtests.compare.cells import Cell, Goal
-from loadtests.compare.errors import BenchError
 from loadtests.compare.measure import Contender, Subject, measure
 from loadtests.compare.models import SEED, Model
 from loadtests.compare.processes import ROOT, Server
+from loadtests.errors import BenchError
 
 BATCHES = (1, 2, 4, 8, 16)
 GOAL = Goal(0.95, 0.99)
@@ -170,6 +169,7 @@ def compare(rounds: int, seconds: float, threads: int, work: Path) -> int:
     return verdict == "MISS"
 
 
+@command("torch_cnn")
 def main() -> int:
     """Parses the command line and runs."""
     parser = argparse.ArgumentParser(prog="python -m loadtests.runtimes.torch_cnn")
@@ -179,21 +179,14 @@ def main() -> int:
     parser.add_argument("--bare", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--batch", type=int, default=1, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    try:
-        if min(args.rounds, args.threads, args.batch) < 1 or args.duration <= 0:
-            raise BenchError("--rounds, --duration and --threads must be above 0")
-        if args.bare is not None:
-            print(json.dumps(bare_loop(args.bare, args.threads, args.batch, args.duration)))
-            return 0
-        load.version()
-        signal.signal(signal.SIGTERM, ended)
-        with tempfile.TemporaryDirectory(prefix="sluicegate-torch-") as work:
-            return compare(args.rounds, args.duration, args.threads, Path(work))
-    except BenchError as error:
-        print(f"torch_cnn: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    if min(args.rounds, args.threads, args.batch) < 1 or args.duration <= 0:
+        raise BenchError("--rounds, --duration and --threads must be above 0")
+    if args.bare is not None:
+        print(json.dumps(bare_loop(args.bare, args.threads, args.batch, args.duration)))
+        return 0
+    load.version()
+    with tempfile.TemporaryDirectory(prefix="sluicegate-torch-") as work:
+        return compare(args.rounds, args.duration, args.threads, Path(work))
 
 
 if __name__ == "__main__":

@@ -16,15 +16,15 @@ from pathlib import Path
 from statistics import median
 from typing import Final
 
-from loadtests.commands import add_sluice_option, add_triton_option, show
+from loadtests.commands import add_sluice_option, add_triton_option, command, judged
 from loadtests.compare import load, sluice, triton
 from loadtests.compare.cells import Cell, Goal
-from loadtests.compare.errors import BenchError
 from loadtests.compare.load import Shape
 from loadtests.compare.measure import Contender, Run
 from loadtests.compare.processes import Server
 from loadtests.compare.runner import Plan, Runner, make_subjects
 from loadtests.compare.summary import Figure
+from loadtests.errors import BenchError
 
 DIRECT: Final = "triton"
 PASSED_ON: Final = "passed on"
@@ -140,20 +140,14 @@ def run(args: argparse.Namespace, work: Path) -> list[Figure]:
     return figures(runner.outcome.runs)
 
 
+@command("triton")
 def main() -> int:
     """Measures and prints; 0: every target is met, 1: one is not, 2: it could not run."""
     args = arguments().parse_args()
-    try:
-        load.version()
-        with tempfile.TemporaryDirectory(prefix="sluicegate-triton-") as work:
-            found = run(args, Path(work))
-    except BenchError as error:
-        print(f"triton: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    print(show(found))
-    return 0 if {each.verdict for each in found} <= {"AIM", "PASS"} else 1
+    load.version()
+    with tempfile.TemporaryDirectory(prefix="sluicegate-triton-") as work:
+        found = run(args, Path(work))
+    return judged(found)
 
 
 if __name__ == "__main__":

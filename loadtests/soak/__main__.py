@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import shlex
-import signal
 import sys
 import tempfile
 from dataclasses import replace
@@ -14,15 +13,14 @@ from pathlib import Path
 
 import msgspec
 
-from loadtests.commands import add_sluice_option
+from loadtests.commands import add_sluice_option, command
 from loadtests.compare import machine, sluice
-from loadtests.compare.__main__ import ended
 from loadtests.compare.processes import ROOT
 from loadtests.errors import BenchError
 from loadtests.report import soak as report
 from loadtests.report.draw import available
-from loadtests.report.soak import Soak
 from loadtests.soak.models import SETTINGS, Directory
+from loadtests.soak.results import Soak
 from loadtests.soak.session import Plan, soak
 
 EPILOG = """\
@@ -87,18 +85,12 @@ def write(found: Soak, args: argparse.Namespace) -> int:
     return int(not all(verdict.passed for verdict in found.verdicts))
 
 
+@command("soak")
 def main() -> int:
     """Parses the command line and runs."""
     args = arguments().parse_args()
-    signal.signal(signal.SIGTERM, ended)
-    try:
-        with tempfile.TemporaryDirectory(prefix="sluicegate-soak-") as work:
-            return run(args, Path(work))
-    except BenchError as error:
-        print(f"soak: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    with tempfile.TemporaryDirectory(prefix="sluicegate-soak-") as work:
+        return run(args, Path(work))
 
 
 if __name__ == "__main__":

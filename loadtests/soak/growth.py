@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Final
 
-from loadtests.report.soak import Sample
+from loadtests.soak.results import Sample
 
 EARLY: Final = 0.25
 """The part of a soak that is not judged: caches fill."""

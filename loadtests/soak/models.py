@@ -6,10 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-import onnx
-import onnx.helper as oh
-import onnx.numpy_helper as onh
+from loadtests.onnx_files import adding, save
 
 PYTHON: Final = """\
 import {module}
@@ -50,20 +47,6 @@ SETTINGS: Final = {
 """Model → its ``model.yaml``."""
 
 
-def onnx_add(number: int, path: Path) -> None:
-    """``y = x + number`` over rows of four."""
-    f32 = onnx.TensorProto.FLOAT
-    graph = oh.make_graph(
-        [oh.make_node("Add", ["x", "n"], ["y"])],
-        "add",
-        [oh.make_tensor_value_info("x", f32, ["N", 4])],
-        [oh.make_tensor_value_info("y", f32, ["N", 4])],
-        [onh.from_array(np.full(1, number, np.float32), "n")],
-    )
-    model = oh.make_model(graph, opset_imports=[oh.make_opsetid("", 17)], ir_version=8)
-    onnx.save(model, str(path))
-
-
 class Directory:
     """The gateway's source, and what is done to it."""
 
@@ -79,7 +62,7 @@ class Directory:
         half = self.folder.parent / "half" / model / str(version)
         half.mkdir(parents=True)
         if model == "add":
-            onnx_add(version, half / "model.onnx")
+            save(adding(version), half / "model.onnx")
         elif model == "count":
             (half / "model.py").write_text(COUNT.format(number=version))
         else:

@@ -11,12 +11,12 @@ from typing import Final
 
 from loadtests.compare.processes import Server
 from loadtests.errors import BenchError
-from loadtests.report.soak import Soak
 from loadtests.soak import rest, verdicts
 from loadtests.soak.bad_input import BadInput
 from loadtests.soak.callers import Callers
 from loadtests.soak.ledger import End, Ledger
 from loadtests.soak.models import Directory
+from loadtests.soak.results import Soak
 from loadtests.soak.sending import Caller
 from loadtests.soak.trouble import Trouble
 from loadtests.soak.watch import Watch

@@ -12,9 +12,9 @@ from contextlib import suppress
 
 from gateway.cli.client import GatewayClient
 from loadtests.errors import BenchError
-from loadtests.report.soak import Event
 from loadtests.soak.callers import Callers
 from loadtests.soak.models import BATCH, Directory
+from loadtests.soak.results import Event
 
 PATIENCE_S = 60.0
 MOST_EVENTS = 10_000

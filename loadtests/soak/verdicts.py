@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from loadtests.report.soak import Sample, Verdict
 from loadtests.soak.growth import slope
 from loadtests.soak.ledger import BAD, End, Ledger
 from loadtests.soak.rest import Rest
+from loadtests.soak.results import Sample, Verdict
 
 LEAK_MIB: Final = 15.0
 """MiB an hour that a short soak may seem to grow by: allocators do not give back all at once."""

@@ -10,8 +10,8 @@ from dataclasses import replace
 
 from loadtests.compare.processes import tree
 from loadtests.kernel import status
-from loadtests.report.soak import Sample
 from loadtests.soak.ledger import BAD, End, Ledger
+from loadtests.soak.results import Sample
 
 
 def descriptors(pid: int) -> int:

@@ -10,9 +10,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gateway.cli.commands import run
+from loadtests.bench.histogram import Counts
 from loadtests.bench.results import Result, Search, dump, load
 from loadtests.tests.bench_pages import serving
 from loadtests.tests.bench_points import point, result
@@ -174,12 +176,27 @@ def test_documents_are_written_beside_the_table_or_in_its_place(
     assert load(capsys.readouterr().out.encode()) == found
 
 
-def test_a_missing_extra_is_named(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_only_what_needs_histograms_needs_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("gateway.cli.bench.find_spec", lambda name: None)
-    assert run(["bench", "add"]) == 2
-    assert "pip install 'sluicegate[bench]'" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "hdrh.histogram", None)
+    measured(monkeypatch, result([point(100, latency=Counts.of(np.full(1000, 5000)).latency())]))
+    assert run(["bench", "add", "--html", str(tmp_path / "page.html")]) == 2
+    extra = "pip install 'sluicegate[bench]'"
+    out, err = capsys.readouterr()
+    assert out == "" and "--html: histograms" in err and extra in err
+    assert run(["bench", "add"]) == 0
+    out, err = capsys.readouterr()
+    assert "5 ms" in out and err == ""
+    kept = tmp_path / "a.json"
+    assert run(["bench", "add", "--json", str(kept)]) == 0
+    assert (
+        f"without histograms, which need the package hdrhistogram; to have them, type: {extra}"
+        in capsys.readouterr().err
+    )
+    assert load(kept.read_bytes()).points[0].latency.histogram == ""
+    assert run(["bench", "--compare", str(kept), str(kept)]) == 0
+    assert run(["bench", "--compare", str(kept), str(kept), "--html", "page.html"]) == 2
 
 
 # --- the whole

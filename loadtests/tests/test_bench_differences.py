@@ -7,7 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loadtests.bench import text
-from loadtests.bench.differences import BETTER, SAME, WORSE, Incomparable, Level, compare
+from loadtests.bench.differences import (
+    BETTER,
+    SAME,
+    UNKNOWN,
+    WORSE,
+    Incomparable,
+    Level,
+    compare,
+)
 from loadtests.bench.plan import Protocol, Target
 from loadtests.bench.results import Search, Tick
 from loadtests.errors import BenchError
@@ -31,6 +39,29 @@ def test_a_difference_beyond_them_has_a_direction_and_a_ratio() -> None:
     assert verdicts(up.levels[0]) == {"rate": BETTER, "p50": BETTER, "p99": BETTER, "errors": SAME}
     assert down.worse and not up.worse
     assert [change.ratio for change in down.levels[0].changes[:2]] == [0.5, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("a_us", "a_lost", "b_us", "b_lost", "verdict", "a_shown", "b_shown"),
+    [
+        (5000, 0, 50_000, 50, WORSE, "10 ms", ">= 100 ms"),
+        (50_000, 50, 5000, 0, BETTER, ">= 100 ms", "10 ms"),
+        (5000, 50, 50_000, 0, UNKNOWN, ">= 10 ms", "100 ms"),
+        (5000, 50, 5000, 50, UNKNOWN, ">= 10 ms", ">= 10 ms"),
+        (5000, 0, 5000, 50, UNKNOWN, "10 ms", ">= 10 ms"),
+    ],
+)
+def test_what_is_only_known_from_below_is_larger_and_nothing_else(
+    a_us: float, a_lost: int, b_us: float, b_lost: int, verdict: str, a_shown: str, b_shown: str
+) -> None:
+    a, b = (
+        result([point(100, us=us, errors={"timeout": lost} if lost else {})])
+        for us, lost in ((a_us, a_lost), (b_us, b_lost))
+    )
+    found = compare(a, b)
+    change = found.levels[0].changes[2]
+    assert (change.metric, change.verdict, change.ratio) == ("p99", verdict, None)
+    assert text.change_cells(change)[1:3] == [a_shown, b_shown]
 
 
 def test_a_difference_within_the_tolerance_does_not_fail() -> None:
@@ -123,7 +154,7 @@ def test_comparing_is_antisymmetric(first: object, second: object, tolerance: fl
     a, b = result([first]), result([second])  # type: ignore[list-item]
     if first.load != second.load:  # type: ignore[attr-defined]
         return
-    opposite = {SAME: SAME, BETTER: WORSE, WORSE: BETTER}
+    opposite = {SAME: SAME, BETTER: WORSE, WORSE: BETTER, UNKNOWN: UNKNOWN}
     there = {c.metric: c for c in compare(a, b, tolerance).levels[0].changes}
     back = {c.metric: c for c in compare(b, a, tolerance).levels[0].changes}
     assert there.keys() == back.keys()
@@ -154,6 +185,12 @@ def test_a_level_is_a_row_of_the_table() -> None:
     assert row["P99"] == "10 ms ±2%" and row["QUEUE"] == "100 µs" and row["BATCH"] == "2"
     bare = dict(zip(text.LEVELS, text.level_row(point(5, ok=0, server=None)), strict=True))
     assert bare["P99"] == bare["QUEUE"] == ""
+    few = dict(zip(text.LEVELS, text.level_row(point(5, ok=999, spread=None)), strict=True))
+    assert few["P99"] == "~10 ms" and few["P99.9"] == "" and few["P50"] == "5 ms"
+    lost = dict(
+        zip(text.LEVELS, text.level_row(point(5, ok=500, errors={"timeout": 3})), strict=True)
+    )
+    assert lost["P99"] == "~10 ms ±2%" and lost["P99.9"].startswith(">= ")
 
 
 def test_what_went_wrong_is_said_beside_the_table() -> None:

@@ -16,16 +16,9 @@ from hypothesis import strategies as st
 from loadtests.bench import warmup
 from loadtests.bench.arrivals import due_times
 from loadtests.bench.confidence import grouped, mean_interval, percentile_interval
+from loadtests.bench.hdr import DIGITS, HIGHEST, LOWEST
 from loadtests.bench.health import Usage, client_of
-from loadtests.bench.histogram import (
-    DIGITS,
-    HIGHEST,
-    LOWEST,
-    Counts,
-    bucket_of,
-    highest_of,
-    lowest_of,
-)
+from loadtests.bench.histogram import Counts, bucket_of, highest_of, lowest_of
 from loadtests.bench.messages import LIMIT, RECORD, Slice
 from loadtests.bench.plan import Load
 from loadtests.bench.recorder import Notebook, Recorder

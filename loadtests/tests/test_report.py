@@ -23,7 +23,8 @@ from loadtests.bench.results import Interval, Result, Search, Tick, load
 from loadtests.errors import BenchError
 from loadtests.report import (
     bench,
-    bench_charts,
+    bench_load,
+    bench_parts,
     bench_splits,
     compare,
     curves,
@@ -34,10 +35,12 @@ from loadtests.report import (
     page,
     scale,
     soak,
+    soak_charts,
     verdict,
     words,
 )
-from loadtests.report.levels import MOST_TICKS, level_name, levels, timeline
+from loadtests.report.levels import MOST_TICKS, level_name, levels, timeline, told, told_mean
+from loadtests.soak.results import Event, Sample, Soak, Verdict
 from loadtests.tests import samples
 
 EVIL = "</script><script>alert(1)</script><!-- \"'&\x00\u202e\ud800"
@@ -336,11 +339,11 @@ def test_a_curve_rises_to_the_largest_and_says_where_it_is_unsure() -> None:
 
 def test_the_parts_of_a_latency_are_the_whole() -> None:
     point = samples.point(3000)
-    parts = bench_charts.parts(point)
+    parts = bench_parts.parts(point)
     assert sum(parts.values()) == pytest.approx(point.latency.mean_us)
     assert point.server is not None and parts["queue"] == pytest.approx(point.server.queue_us)
     server = msgspec.structs.replace(point.server, queue_us=1e12, execute_us=-4.0)
-    clipped = bench_charts.parts(msgspec.structs.replace(point, server=server))
+    clipped = bench_parts.parts(msgspec.structs.replace(point, server=server))
     assert min(clipped.values()) >= 0
     assert sum(clipped.values()) == pytest.approx(point.latency.mean_us)
 
@@ -378,7 +381,7 @@ def test_colours_are_told_apart_by_their_dark_rules() -> None:
     drawn = [colour.light for colour in look.all_colours()]
     assert len(drawn) == len(set(drawn))
     rules = look.dark_rules()
-    spec = bench_charts.latency_against_load(samples.result())
+    spec = bench_load.latency_against_load(samples.result())
     assert spec is not None
     used = set(re.findall(r'(?:fill|stroke)="(#[0-9a-f]{6})"', draw.svg(spec)))
     assert used and all(f'"{colour}"' in rules for colour in used)
@@ -538,14 +541,14 @@ def test_another_document_is_refused(tmp_path: Path, found: str) -> None:
 # --- soaks
 
 
-def a_soak(count: int = 40, passed: bool = True) -> soak.Soak:
+def a_soak(count: int = 40, passed: bool = True) -> Soak:
     taken = [
-        soak.Sample(float(i), 1.0, 50, i % 2, 1, 2, 800.0, 9e3, 100.0 + i, None, 40, 9, 1)
+        Sample(float(i), 1.0, 50, i % 2, 1, 2, 800.0, 9e3, 100.0 + i, None, 40, 9, 1)
         for i in range(count)
     ]
-    events = [soak.Event(i * 0.7, ("swap", EVIL)[i % 2], EVIL) for i in range(20)]
-    verdicts = [soak.Verdict("no lost request", passed, "0", "0"), soak.Verdict(EVIL, True, EVIL)]
-    return soak.Soak(taken, events, verdicts, "2026-11-22T07:30:00+00:00", EVIL, {"cpu": EVIL})
+    events = [Event(i * 0.7, ("swap", EVIL)[i % 2], EVIL) for i in range(20)]
+    verdicts = [Verdict("no lost request", passed, "0", "0"), Verdict(EVIL, True, EVIL)]
+    return Soak(taken, events, verdicts, "2026-11-22T07:30:00+00:00", EVIL, {"cpu": EVIL})
 
 
 def test_a_soak_is_a_page_and_a_picture(no_bundle: None) -> None:
@@ -559,14 +562,14 @@ def test_a_soak_is_a_page_and_a_picture(no_bundle: None) -> None:
 
 def test_a_soak_that_failed_or_hardly_began(undrawn: None) -> None:
     assert "1 of 2 did not hold" in checked(soak.render(a_soak(passed=False))).text
-    assert "Nothing was judged" in checked(soak.render(soak.Soak([]))).text
-    checked(soak.render(soak.Soak([soak.Sample(0, 0, 0), soak.Sample(0, 1, 1)])))
+    assert "Nothing was judged" in checked(soak.render(Soak([]))).text
+    checked(soak.render(Soak([Sample(0, 0, 0), Sample(0, 1, 1)])))
 
 
 def test_a_long_soak_is_thinned_to_its_worst() -> None:
     long = a_soak(5000).samples
-    kept = soak.thinned(long)
-    assert len(kept) <= soak.MOST_SAMPLES
+    kept = soak_charts.thinned(long)
+    assert len(kept) <= soak_charts.MOST_SAMPLES
     assert sum(s.failed for s in kept) == sum(s.failed for s in long)
     assert max(s.memory_mib or 0 for s in kept) == long[-1].memory_mib
     assert kept[0].children_mib is None
@@ -613,6 +616,28 @@ def test_names_are_made_harmless(text: str) -> None:
     name = words.short(text, 12)
     assert len(name) <= 12
     ElementTree.fromstring(f"<a>{page.escape(text)}</a>")
+
+
+def test_a_percentile_of_few_or_of_unanswered_requests_does_not_look_known(
+    undrawn: None,
+) -> None:
+    few = samples.point(100, samples=400)
+    lost = msgspec.structs.replace(samples.point(200, samples=4000), errors={"timeout": 100})
+    found = samples.result([few, lost])
+    assert [few.known(p) for p in (50, 90, 99, 99.9, 100)] == ["well"] * 2 + ["few"] * 2 + ["well"]
+    assert [lost.known(p) for p in (50, 99, 99.9)] == ["well", "at least", "at least"]
+    assert told(few, 99).startswith("~") and told(few, 99.9) == "–"
+    assert told(lost, 99).startswith("≥ ") and told_mean(lost).startswith("≥ ")
+    text = checked(bench.render(found)).text
+    assert told(few, 99) in text and told(lost, 99) in text
+    assert "~: fewer than 10" in text and "Arrows: that much at least" in text
+    assert "99 % within about" in " ".join(verdict.sentences(samples.result([few])))
+    assert "or more" in " ".join(verdict.sentences(samples.result([lost])))
+    spec = bench_parts.parts_of_latency(found)
+    assert spec is not None
+    assert {row["level"] for row in spec["data"]["values"]} == {"100/s"}
+    page = checked(differences.render(found, found, differ(found, found))).text
+    assert "not known: requests had no answer" in page
 
 
 def test_without_vl_convert_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

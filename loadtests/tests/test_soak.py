@@ -18,7 +18,6 @@ import pytest
 
 from loadtests.compare import wire
 from loadtests.compare.processes import ROOT, Server, free_port
-from loadtests.report.soak import Sample, Verdict
 from loadtests.soak import bad_input, callers, session, verdicts, watch
 from loadtests.soak.bad_input import BadInput
 from loadtests.soak.callers import Callers
@@ -27,6 +26,7 @@ from loadtests.soak.growth import slope
 from loadtests.soak.ledger import End, Ledger
 from loadtests.soak.models import Directory
 from loadtests.soak.rest import Rest
+from loadtests.soak.results import Sample, Verdict
 from loadtests.soak.sending import BEGAN, DIED, PLUS, Caller, Outcome
 from loadtests.soak.trouble import Trouble
 from loadtests.soak.watch import Watch

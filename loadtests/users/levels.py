@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from loadtests.errors import BenchError
+from loadtests.units import SECONDS, quantity
 from loadtests.users.tally import Window
 from loadtests.users.thresholds import fraction, milliseconds
 
-_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 FLAT: Final = "goodput rises no more"
 KEYS: Final[dict[str, tuple[str, ...]]] = {
     "constant": (),
@@ -55,15 +55,10 @@ def seconds(keys: Mapping[str, str], key: str, default: float) -> float:
     text = keys.get(key)
     if text is None:
         return default
-    for unit in sorted(_UNITS, key=len, reverse=True):
-        if text.endswith(unit):
-            try:
-                value = float(text.removesuffix(unit)) * _UNITS[unit]
-            except ValueError:
-                break
-            if 0 < value < float("inf"):
-                return value
-    raise BenchError(f"--shape: {key}={text} is no time with its unit, such as 90s, 1.5m or 2h")
+    value = quantity(text, SECONDS)
+    if value is None or not 0 < value < math.inf:
+        raise BenchError(f"--shape: {key}={text} is no time with its unit, such as 90s, 1.5m or 2h")
+    return value
 
 
 def ramp(at: float, run: float, low: int, high: int) -> int:

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from loadtests.errors import BenchError
+from loadtests.units import MILLISECONDS, quantity, share
 from loadtests.users.shares import Row
 from loadtests.users.tally import Window
-
-_TIME: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(us|µs|ms|s)")
-_SHARE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(%?)")
-_MS: Final = {"us": 0.001, "µs": 0.001, "ms": 1.0, "s": 1000.0}
 
 
 def milliseconds(text: str) -> float:
     """``50ms``, ``1.5s``, ``800us``. Raises `ValueError`, saying what to type."""
-    match = _TIME.fullmatch(text.strip())
-    if match is None or float(match[1]) <= 0:
+    value = quantity(text, MILLISECONDS)
+    if not value:
         raise ValueError(f"'{text}' is no time with its unit, such as 50ms, 1.5s or 800us")
-    return float(match[1]) * _MS[match[2]]
+    return value
 
 
 def fraction(text: str) -> float:
     """``0.1%`` or ``0.001``, as a number from 0 to 1. Raises `ValueError`, saying what to type."""
-    match = _SHARE.fullmatch(text.strip())
-    value = float(match[1]) / (100 if match[2] else 1) if match is not None else -1.0
-    if not 0 <= value <= 1:
+    value = share(text)
+    if value is None or value > 1:
         raise ValueError(f"'{text}' is no share, such as 0.1% or 0.001")
     return value
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -13,9 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from loadtests.commands import add_sluice_option
+from loadtests.commands import add_sluice_option, command
 from loadtests.compare import load, machine, models, sluice
-from loadtests.compare.__main__ import ended
 from loadtests.compare.peers import NAMES, OURS, document, environments, find, publish
 from loadtests.compare.peers.base import Peer
 from loadtests.compare.peers.cells import MODELS, LeftOut
@@ -189,21 +187,15 @@ def stem(facts: Facts) -> str:
     return f"peers-{date}"
 
 
+@command("compare")
 def main() -> int:
     """Parses the command line and runs."""
     args = arguments().parse_args()
-    signal.signal(signal.SIGTERM, ended)
-    try:
-        if args.command == "install":
-            return install(args.names, args.environments.absolute())
-        load.version()
-        with guarded(), tempfile.TemporaryDirectory(prefix="sluicegate-peers-") as work:
-            return run(args, Path(work))
-    except BenchError as error:
-        print(f"compare: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    if args.command == "install":
+        return install(args.names, args.environments.absolute())
+    load.version()
+    with guarded(), tempfile.TemporaryDirectory(prefix="sluicegate-peers-") as work:
+        return run(args, Path(work))
 
 
 if __name__ == "__main__":

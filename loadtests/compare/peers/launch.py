@@ -75,6 +75,7 @@ class Launch:
     http: int
     """Port."""
     settings: Mapping[str, Any]
+    """What its handler is told beside the port, the models and the threads."""
     files: Mapping[str, Path]
     """Name in the folder that it works in → what is copied there."""
     route: Route | None
@@ -85,8 +86,8 @@ class Launch:
 
 
 @contextmanager
-def launched(launch: Launch, models: Sequence[Model], work: Path) -> Iterator[Server]:
-    """The running server, once each model has answered.
+def launched(launch: Launch, models: Sequence[Model], work: Path, threads: int) -> Iterator[Server]:
+    """The running server, once each model has answered. ``threads``: of each onnxruntime session.
 
     Afterwards nothing of it is left, also of processes that went to a session of their own.
     Raises `BenchError` if that takes longer than `START_S`.
@@ -97,7 +98,12 @@ def launched(launch: Launch, models: Sequence[Model], work: Path) -> Iterator[Se
     for name, source in {"onnx_serving.py": HERE / "onnx_serving.py", **launch.files}.items():
         shutil.copy(source, work / name)
     settings = work / "peer.json"
-    settings.write_text(json.dumps(dict(launch.settings)))
+    usual = {
+        "port": launch.http,
+        "models": {model.name: str(model.path) for model in models},
+        "threads": threads,
+    }
+    settings.write_text(json.dumps({**usual, **launch.settings}))
     address = f"127.0.0.1:{launch.http}"
     with started(
         launch.label,

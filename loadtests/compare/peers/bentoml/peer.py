@@ -29,9 +29,6 @@ def serve(environment: Path, models: Sequence[Model], work: Path, threads: int) 
 
     port = free_port()
     settings = {
-        "port": port,
-        "models": {model.name: str(model.path) for model in models},
-        "threads": threads,
         "max_batch_size": MAX_BATCH,
         "max_latency_ms": MAX_LATENCY_MS,
         "workers": cores(),
@@ -47,7 +44,7 @@ def serve(environment: Path, models: Sequence[Model], work: Path, threads: int) 
         route=RAW,
         env={"BENTOML_DO_NOT_TRACK": "True", "BENTOML_HOME": str(work / "home")},
     )
-    with launched(launch, models, work) as server:
+    with launched(launch, models, work, threads) as server:
         yield server
 
 

@@ -54,13 +54,11 @@ def serve(environment: Path, models: Sequence[Model], work: Path, threads: int) 
             "http": http,
             "grpc": grpc,
             "workers": cores(),
-            "threads": threads,
-            "models": {model.name: str(model.path) for model in models},
         },
         files={"kserve_models.py": SERVE},
         route=None,
     )
-    with launched(launch, models, work) as server:
+    with launched(launch, models, work, threads) as server:
         yield server
 
 

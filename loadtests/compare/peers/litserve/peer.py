@@ -27,11 +27,7 @@ def serve(environment: Path, models: Sequence[Model], work: Path, threads: int) 
     from loadtests.kernel import cores
 
     heavy = any(model.name in HEAVY for model in models)
-    port = free_port()
     settings = {
-        "port": port,
-        "models": {model.name: str(model.path) for model in models},
-        "threads": threads,
         "max_batch_size": MAX_BATCH,
         "batch_timeout": BATCH_TIMEOUT_S,
         "workers_per_device": cores() if heavy else 1,
@@ -41,12 +37,12 @@ def serve(environment: Path, models: Sequence[Model], work: Path, threads: int) 
         label="litserve",
         command=[str(environment / "bin" / "python"), "litserve_models.py"],
         ready_path="/health",
-        http=port,
+        http=free_port(),
         settings=settings,
         files={"litserve_models.py": Path(__file__).with_name("serve.py")},
         route=RAW,
     )
-    with launched(launch, models, work) as server:
+    with launched(launch, models, work, threads) as server:
         yield server
 
 

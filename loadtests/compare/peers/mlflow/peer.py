@@ -86,7 +86,7 @@ def serve(environment: Path, models: Sequence[Model], work: Path, threads: int) 
             "UVICORN_LOG_LEVEL": "warning",  # otherwise a line for every request
         },
     )
-    with launched(launch, models, work) as server:
+    with launched(launch, models, work, threads) as server:
         yield server
 
 

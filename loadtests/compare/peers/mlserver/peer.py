@@ -78,7 +78,7 @@ def serve(environment: Path, models: Sequence[Model], work: Path, threads: int) 
         files={},
         route=None,
     )
-    with launched(launch, models, work) as server:
+    with launched(launch, models, work, threads) as server:
         yield server
 
 

@@ -75,11 +75,8 @@ def serve(environment: Path, models: Sequence[Model], work: Path, threads: int) 
     http, grpc = free_port(), free_port()
     with socket_folder(work) as sockets:
         settings = {
-            "port": http,
             "grpc_port": grpc,
-            "models": {model.name: str(model.path) for model in models},
             "replicas": {model.name: cores() if model.name in HEAVY else 1 for model in models},
-            "threads": threads,
             "max_batch_size": MAX_BATCH,
             "batch_wait_timeout_s": BATCH_WAIT_S,
             "max_ongoing_requests": ONGOING,
@@ -100,7 +97,7 @@ def serve(environment: Path, models: Sequence[Model], work: Path, threads: int) 
             route=RAW,
             env=environ(environment, work, sockets, [free_port(), free_port()]),
         )
-        with launched(launch, models, work) as server:
+        with launched(launch, models, work, threads) as server:
             yield server
 
 

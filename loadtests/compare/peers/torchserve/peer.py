@@ -115,7 +115,7 @@ def serve(environment: Path, models: Sequence[Model], work: Path, threads: int) 
                 "TMPDIR": str(sockets),
             },
         )
-        with launched(launch, models, work) as server:
+        with launched(launch, models, work, threads) as server:
             yield server
 
 
