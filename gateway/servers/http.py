@@ -13,19 +13,34 @@ from starlette.applications import Starlette
 
 from gateway.config import split_address
 from gateway.errors import ConfigError
+from gateway.servers.backlog import BACKLOG, Acceptor
 from gateway.servers.http_protocol import SluiceHttpProtocol, make_protocol
 from gateway.servers.http_state import HttpState
 from gateway.servers.metrics_page import MetricsPage
 
 SWEEP_SECONDS: Final = 0.5
-BACKLOG: Final = 2048
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its hands on the process's signals, which are ours."""
+    """uvicorn with an `Acceptor`, without its hands on the process's signals, which are ours."""
+
+    _acceptor: Acceptor
 
     def capture_signals(self) -> Any:
         return nullcontext()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        assert sockets
+        self._acceptor = Acceptor(
+            sockets[0], self.config.http_protocol_class, self.server_state.connections
+        )
+        # uvicorn asks for it with every connection.
+        self.config.http_protocol_class = self._acceptor.protocol  # type: ignore[assignment]
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._acceptor.close()
+        await super().shutdown(sockets)
 
 
 async def start_server(
@@ -66,6 +81,7 @@ def listen(host: str, port: int) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((host, port))
         sock.listen(BACKLOG)
+        sock.setblocking(False)
     except OSError:
         sock.close()
         raise
@@ -115,6 +131,7 @@ class HttpServer:
         for stream in list(self._shared.streams):
             stream.cancel()
         await stop_server(self._server, self._task)
+        self._shared.apart.close()
 
 
 class MetricsServer:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import BenchError
+from loadtests.errors import BenchError
+
 from .peers import oip
 from .wire import HttpRequest, Rows
 
@@ -55,6 +56,8 @@ class Result:
     errored: int = 0
     timeouts: int = 0
     ok_codes: int = 0
+    opening_us: float | None = None
+    """From the first request until all that were first on their connections were answered."""
     data_bytes: int = 0
     """Of all answers' bodies."""
     problem: str = ""
@@ -108,13 +111,20 @@ def version() -> str:
 
 
 def run(
-    what: Target, shape: Shape, requests: int, *, timeout_s: float, log: Path | None = None
+    what: Target,
+    shape: Shape,
+    requests: int,
+    *,
+    timeout_s: float,
+    log: Path | None = None,
+    settled: bool = False,
 ) -> Result:
     """Posts exactly ``requests`` requests, in one thread.
 
     With ``log``, every request's time is written there and the percentiles are filled in.
     That costs the load generator 2 to 3 µs a request, which shows in the rate from some
-    10,000 requests a second on.
+    10,000 requests a second on. ``settled`` leaves out what was before every connection was
+    answered once: see `percentiles`.
     """
     shape = Shape(min(shape.clients, requests), shape.streams)
     command = ["h2load", f"-c{shape.clients}", f"-m{shape.streams}", f"-n{requests}"]
@@ -137,7 +147,7 @@ def run(
         return result
     parse(said.stdout + said.stderr, result)
     if log is not None and not result.problem:
-        percentiles(log, result)
+        percentiles(log, result, shape.concurrency if settled else 0)
     return result
 
 
@@ -163,14 +173,32 @@ def _seconds(number: str, unit: str) -> float:
     return float(number) * _UNITS[unit]
 
 
-def percentiles(log: Path, result: Result) -> None:
-    """Mean, p50 and p99 from h2load's log of every request's time."""
+def percentiles(log: Path, result: Result, first: int = 0) -> None:
+    """Mean, p50 and p99 from h2load's log of every request's time.
+
+    With ``first``, the number of requests in flight, they and the rate are of what began when so
+    many had been answered: until then connections are made, which is another thing than using
+    them. It needs as many requests after that as before, and is a problem of the result otherwise.
+    """
     with log.open("rb") as lines:
-        times = np.array([int(line.rsplit(b"\t", 1)[1]) for line in lines], np.int64)
+        fields = [line.split(b"\t") for line in lines]
     log.unlink()
-    if len(times) != result.requests:
-        result.problem = f"h2load logged {len(times)} of {result.requests} requests"
+    if len(fields) != result.requests:
+        result.problem = f"h2load logged {len(fields)} of {result.requests} requests"
         return
+    times = np.array([int(each[2]) for each in fields], np.int64)
+    if first:
+        began = np.array([int(each[0]) for each in fields], np.int64)
+        ended = began + times
+        opening = np.argsort(began, kind="stable")[:first]
+        settled = ended[opening].max()
+        result.opening_us = float(settled - began.min())
+        inside = began >= settled
+        if inside.sum() < first:
+            result.problem = "h2load was done before all connections had been answered once"
+            return
+        times = times[inside]
+        result.per_second = len(times) / (max(ended.max() - settled, 1) / 1e6)
     result.mean_us = float(times.mean())
     result.p50_us, result.p99_us = (float(value) for value in np.percentile(times, [50, 99]))
 

@@ -6,7 +6,6 @@ import argparse
 import importlib
 import re
 import shlex
-import signal
 import sys
 import tempfile
 import time
@@ -18,9 +17,8 @@ from typing import Final
 
 import msgspec
 
-from loadtests.commands import add_sluice_option
+from loadtests.commands import add_sluice_option, command
 from loadtests.compare import load, machine
-from loadtests.compare.__main__ import ended
 from loadtests.errors import BenchError
 from loadtests.report import draw
 from loadtests.scale import drawing, text
@@ -125,39 +123,24 @@ def publish(report: Report, folder: Path, stem: str) -> None:
     print(f"written: {folder / stem}.md, {stem}.json, {sum(map(len, pictures.values()))} pictures")
 
 
+@command("scale")
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures, prints, and writes what is to be published."""
     words = list(sys.argv[1:] if argv is None else argv)
-    # What is started is ended, too, when this command is.
-    before = signal.signal(signal.SIGTERM, ended)
-    try:
-        return measured(words)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def measured(words: Sequence[str]) -> int:
-    """The command, told what was typed; its exit code."""
     args = arguments().parse_args(words)
-    try:
-        names = chosen(args.studies)
-        stem = ""
-        if args.publish is not None:
-            stem = stem_of(names, quick=args.quick)
-            draw.available()
-        facts, versions = machine.describe(), machine.versions()
-        load.version()
-        started = datetime.now(UTC).isoformat(timespec="seconds")
-        with tempfile.TemporaryDirectory(prefix="sluicegate-scale-") as folder:
-            bench = Bench(args.sluice, Path(folder), args.quick, say=say)
-            studies = run(names, bench)
-    except BenchError as error:
-        print(f"scale: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    command = shlex.join(["python", "-m", "loadtests.scale", *words])
-    report = Report(started, command, facts, versions, studies)
+    names = chosen(args.studies)
+    stem = ""
+    if args.publish is not None:
+        stem = stem_of(names, quick=args.quick)
+        draw.available()
+    facts, versions = machine.describe(), machine.versions()
+    load.version()
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    with tempfile.TemporaryDirectory(prefix="sluicegate-scale-") as folder:
+        bench = Bench(args.sluice, Path(folder), args.quick, say=say)
+        studies = run(names, bench)
+    typed = shlex.join(["python", "-m", "loadtests.scale", *words])
+    report = Report(started, typed, facts, versions, studies)
     print(text.markdown(report))
     if args.publish is not None:
         publish(report, args.publish, stem)

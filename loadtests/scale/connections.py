@@ -20,10 +20,12 @@ SIZES: Final = (1, 4, 16, 64, 250, 1000, 2000)
 QUICK: Final = (1, 4, 32)
 FROM: Final = 16
 """Fewest idle ones: the memory of fewer is lost in what the gateway takes anyway."""
-BUDGET_S: Final = 90.0
+BUDGET_S: Final = 120.0
 KIB: Final = 1024
 CUT: Final = 64.0
 """Up to here more connections fill the gateway; from here on they wait for each other."""
+EACH: Final = 10
+"""Requests on a connection at least, so that hundreds of them are used and not only made."""
 ROW: Final = np.zeros((1, 4), np.float32)
 WAYS: Final = (("binary", "HTTP/1.1"), ("grpc", "gRPC"))
 PATIENCE_S: Final = 20.0
@@ -100,7 +102,8 @@ def measure(bench: Bench) -> list[Study]:
         _idle(bench, study, protocol, name, sizes)
     study.note(
         "Busy: each connection has one request in flight, so that above 64 latency is the "
-        "number of connections over the rate. Idle: so many more connections, open and silent, "
+        "number of connections over the rate; all of it is from when each had been answered once, "
+        "without what it took to make them. Idle: so many more connections, open and silent, "
         "beside 64 that are busy (gRPC: 4 with 16 requests each)."
     )
     return [study]
@@ -111,18 +114,20 @@ def _busy(bench: Bench, study: Study, protocol: str, name: str, sizes: tuple[int
     rate = study.measure(f"requests/s, busy, {name}", "/s", rate=True, cuts=(CUT,))
     tail = study.measure(f"p99, busy, {name}", "µs", cuts=(CUT,))
     cpu = study.measure(f"processor time a request, busy, {name}", "µs", cuts=(CUT,))
+    opening = study.measure(f"until each was answered once, {name}", "µs", cuts=(CUT,))
     folder = bench.work / "connections"
     with bench.serve(folder / "models", ["add"]) as server:
         what = load.target(protocol, (server.http, server.grpc), "add", ROW, folder / "body")
         for size in bench.within(study, sizes, f"busy connections, {name},"):
-            driven = drive(
-                server, what, load.Shape(size), bench.seconds, log=folder / "requests.log"
-            )
+            log = folder / "requests.log"
+            driven = drive(server, what, load.Shape(size), bench.seconds, log=log, each=EACH)
             for each in driven:
                 rate.add(size, each.rate)
                 cpu.add(size, each.cpu_us)
                 if each.p99_us is not None:
                     tail.add(size, each.p99_us)
+                if each.opening_us is not None:
+                    opening.add(size, each.opening_us)
             note_run(study, f"{rate.name}, {size:,}", driven)
 
 
@@ -130,6 +135,7 @@ def _idle(bench: Bench, study: Study, protocol: str, name: str, sizes: tuple[int
     """Silent connections: their memory on a fresh gateway, then 64 requests in flight beside."""
     memory = study.measure(f"memory of idle ones, {name}", "KiB")
     beside = study.measure(f"requests/s beside idle ones, {name}", "/s", rate=True)
+    cpu = study.measure(f"processor time a request beside idle ones, {name}", "µs")
     folder = bench.work / "connections"
     shape = load.Shape(4, 16) if protocol == "grpc" else load.Shape(64)
     sizes = tuple(size for size in sizes if size >= FROM or bench.quick)
@@ -152,6 +158,7 @@ def _idle(bench: Bench, study: Study, protocol: str, name: str, sizes: tuple[int
                     raise BenchError(f"{name}: {gone} of {size} idle connections were closed")
             for each in driven:
                 beside.add(size, each.rate)
+                cpu.add(size, each.cpu_us)
             note_run(study, f"{beside.name}, {size:,}", driven)
     if memory.points:
         most, total = max(memory.points)

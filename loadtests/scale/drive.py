@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -96,6 +96,11 @@ class Driven:
     server: float
     others: float = 0.0
     """Cores that other processes of the machine used."""
+    opening_us: float | None = None
+    """Until each connection was answered once; only of a run that is measured from there on."""
+    cpu_s: float = 0.0
+    """The server's processor time, in seconds."""
+    requests: int = 0
 
     @property
     def cpu_us(self) -> float:
@@ -117,10 +122,13 @@ def drive(
     *,
     log: Path | None = None,
     readings: int = READINGS,
+    each: int = 0,
 ) -> list[Driven]:
     """Posts ``what`` for about ``seconds``, in so many runs, after a short calibration that warms
     up.
 
+    With ``each`` every request in flight is followed by so many at least, and rates, latencies and
+    processor time are those of connections that are there: what it took to make them is left out.
     With ``log`` (a file to be used for it) the 99th percentile is known, and the mean is that of
     single requests. Raises `BenchError` for a run in which not every answer was a good one.
     """
@@ -128,7 +136,17 @@ def drive(
     requests = max(int(rough * seconds / readings), shape.concurrency, 1)
     # h2load takes a gRPC error for a success; it has no body.
     one = 0 if "--h1" in what.options else load.run(what, load.Shape(1), 1, timeout_s=60).data_bytes
-    return [_one(server, what, shape, requests, log, one) for _ in range(readings)]
+    if not each:
+        return [_one(server, what, shape, requests, log, one) for _ in range(readings)]
+    requests = max(requests, each * shape.concurrency)
+    found = []
+    for _ in range(readings):
+        opening = _one(server, what, shape, shape.concurrency, None, one)
+        driven = _one(server, what, shape, requests, log, one, settled=log is not None)
+        used = max(driven.cpu_s - opening.cpu_s, 0.0)
+        rest = requests - shape.concurrency
+        found.append(replace(driven, server=used / rest * driven.rate))
+    return found
 
 
 def _one(
@@ -138,10 +156,12 @@ def _one(
     requests: int,
     log: Path | None,
     answer: int,
+    *,
+    settled: bool = False,
 ) -> Driven:
     before, client = cpu_seconds(server.process.pid), children_cpu()
     everything, began = machine_cpu(), time.monotonic()
-    result = load.run(what, shape, requests, timeout_s=LONGEST_RUN_S, log=log)
+    result = load.run(what, shape, requests, timeout_s=LONGEST_RUN_S, log=log, settled=settled)
     client, used = children_cpu() - client, cpu_seconds(server.process.pid) - before
     if problems := result.problems():
         raise BenchError(f"{what.url}: {'; '.join(problems)}")
@@ -159,6 +179,9 @@ def _one(
         client / took,
         used / took,
         others / max(time.monotonic() - began, took),
+        result.opening_us,
+        used,
+        requests,
     )
 
 

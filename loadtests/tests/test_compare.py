@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from loadtests.commands import command
 from loadtests.compare import __main__ as comparison
 from loadtests.compare import cells, load, measure, summary, wire
 from loadtests.compare.measure import Counter, Run
 from loadtests.compare.processes import ROOT, free_port
 from loadtests.compare.runner import Outcome
 from loadtests.compare.verify import Verdict, compare, verifier
+from loadtests.errors import BenchError
 
 REPORT = """
 finished in 1.67s, 89557.05 req/s, 3.42MB/s
@@ -92,6 +97,27 @@ def test_percentiles_come_from_the_log(tmp_path: Path) -> None:
     load.percentiles(log, result)
     assert (result.mean_us, result.p50_us) == (50.5, 50.5)
     assert result.p99_us is not None and 99 <= result.p99_us <= 100
+
+
+def test_what_was_before_all_connections_were_answered_is_left_out(tmp_path: Path) -> None:
+    """Three connections: the third is answered late, and the others go on meanwhile."""
+    opening = [(0, 10), (1, 10), (2, 9000), *((at, 10) for at in range(20, 9000, 100))]
+    settled = [(9002 + 100 * at, 50 + at) for at in range(4)]
+    log = tmp_path / "log"
+    log.write_text("".join(f"{at}\t200\t{took}\n" for at, took in [*settled, *opening]))
+    result = load.Result(len(opening) + len(settled))
+    load.percentiles(log, result, 3)
+    assert result.problems() != ["h2load was done before all connections had been answered once"]
+    assert (result.opening_us, result.mean_us, result.p50_us) == (9002, 51.5, 51.5)
+    assert result.per_second == pytest.approx(4 / 353e-6)
+
+
+def test_a_run_that_hardly_outlasts_its_connections_does_not_count(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("".join(f"{at}\t200\t10\n" for at in (0, 1, 2, 20, 21)))
+    result = load.Result(5)
+    load.percentiles(log, result, 3)
+    assert result.problems() == ["h2load was done before all connections had been answered once"]
 
 
 METRICS = b"""# TYPE nv_inference_request_success counter
@@ -254,3 +280,19 @@ def test_against_a_server_that_misbehaves(
     assert comparison.run(args, tmp_path / "work") == 1
     assert reason in capsys.readouterr().out
     assert verdicts(tmp_path) == ["INVALID"]
+
+
+def test_commands_end_with_the_same_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    @command("study")
+    def main(how: str) -> int:
+        if how == "told":
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        if how == "broken":
+            raise BenchError("h2load is missing")
+        return 1
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert [main(how) for how in ("well", "broken", "told")] == [1, 2, 130]
+    assert capsys.readouterr().err == "study: h2load is missing\n"
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -16,16 +16,18 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loadtests.compare.load import Shape
 from loadtests.errors import BenchError
 from loadtests.report import draw
 from loadtests.scale import __main__ as scale
-from loadtests.scale import batch, connections, drawing, pinned, processes, text
+from loadtests.scale import batch, connections, drawing, drive, pinned, processes, text
 from loadtests.scale.drive import Bench, Driven
 from loadtests.scale.fit import MARGIN, Fit, fit, fits, t95
 from loadtests.scale.study import Check, Comparison, Measure, Report, Study
@@ -379,10 +381,33 @@ def test_idle_memory_is_held_against_a_fresh_gateway_and_zeros_are_kept(
     monkeypatch.setattr(bench, "serve", lambda *what: nullcontext(server))
     study = Study("connections", "Connections", "connections")
     connections._idle(bench, study, "binary", "HTTP/1.1", (1, 16, 64, 250))
-    memory, beside = study.measures
+    memory, beside, cpu = study.measures
+    assert [round(used) for size, used in cpu.points if size == 64] == [50_000, 45_455, 41_667]
     assert memory.points == [(16, 0.0), (64, 8.0), (250, 64.0)]
     assert [rate for size, rate in beside.points if size == 64] == [10.0, 11.0, 12.0]
     assert study.notes == ["An idle connection over HTTP/1.1 takes 0.3 KiB."]
+
+
+def test_what_connections_cost_is_no_part_of_what_requests_on_them_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A connection takes 200 µs of the server, a request 50."""
+    asked: list[int] = []
+
+    def one(
+        server: object, what: object, shape: Shape, requests: int, *_: object, **__: object
+    ) -> Driven:
+        asked.append(requests)
+        used = shape.clients * 200e-6 + requests * 50e-6
+        return Driven(1000.0, 1.0, 2.0, 0.1, 0.9, cpu_s=used, requests=requests)
+
+    monkeypatch.setattr(drive, "_one", one)
+    monkeypatch.setattr("loadtests.compare.load.calibrate", lambda *_, **__: 1000.0)
+    what: Any = SimpleNamespace(options=("--h1",))
+    server: Any = None
+    found = drive.drive(server, what, Shape(500), 1.2, each=10, readings=2)
+    assert asked == [500, 5000, 500, 5000]
+    assert [each.cpu_us for each in found] == pytest.approx([50, 50])
 
 
 def test_idle_connections_that_nobody_answers_are_an_error() -> None:
