@@ -5,16 +5,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from gateway.errors import InvalidModelSettings
 from gateway.model_settings import ModelSettings
 from gateway.registries.base import AspiredModel, AspiredVersion, Snapshot
 from gateway.registries.choice import loading_key, stand_ins, wanted_versions
-from gateway.registries.files import Cached, Folder, Mark, Settling, in_order
+from gateway.registries.files import TICK_NS, Cached, Folder, Mark, Settling, in_order
 from gateway.registries.model_documents import CONFIG_PBTXT, MODEL_YAML
 from gateway.registries.overlay import Overlays
+from gateway.registries.still import Survey, steady_devices, survey
 from gateway.registries.traffic import TRAFFIC_YAML, Traffic
 from gateway.telemetry.logs import log
 
@@ -42,10 +43,29 @@ class Place(Protocol):
         """The version in a folder as it is now; `key` is a part of its fingerprint."""
 
 
-class Catalogue:
-    """What one place's models were and are."""
+@dataclass
+class _Still:
+    """What a look found, to be found again without looking while nothing has changed."""
 
-    def __init__(self, place: Place, overlays: Overlays, now: Callable[[], float]) -> None:
+    model: AspiredModel
+    path: str
+    pinned: frozenset[str]
+    survey: Survey
+    since: float
+    sure: bool = False
+    """Whether a second look found the same, so long after the first that whatever changes from
+    then on shows."""
+
+
+class Catalogue:
+    """What one place's models were and are.
+
+    `local`: its paths are folders of this machine, which need not be looked into again and again.
+    """
+
+    def __init__(
+        self, place: Place, overlays: Overlays, now: Callable[[], float], *, local: bool = False
+    ) -> None:
         self.ignored: dict[str, str] = {}
         """Folders that are no models or versions, and why."""
         self._place = place
@@ -57,6 +77,10 @@ class Catalogue:
         self._traffic: Cached[Traffic] = Cached()
         self._declared: dict[str, Traffic] = {}
         self._pinned: dict[str, frozenset[str]] = {}
+        self._local = local
+        self._still: dict[str, _Still] = {}
+        self._steady: frozenset[int] | None = None
+        """See `steady_devices`; read once a look, if it is needed."""
 
     @property
     def unsettled(self) -> bool:
@@ -78,16 +102,56 @@ class Catalogue:
         """The wanted state, from the folders (name → path) that may be models; what is new is
         believed at once, or only once it has settled."""
         snapshot: dict[str, AspiredModel] = {}
+        self._steady = None
         for name in (*folders, *(self._good.keys() - folders.keys())):
-            model = self._model(name, folders.get(name), settle=settle)
+            path = folders.get(name)
+            still = self._still.get(name)
+            if still is not None and not self._holds(name, path, still):
+                still = None
+            if still is not None and still.sure:
+                snapshot[name] = still.model
+                continue
+            model = self._model(name, path, settle=settle)
             if model is not None:
                 snapshot[name] = model
                 self._settling[name].looked()
+            if self._local:
+                self._remember(name, path, model, still)
         self._settling = {n: each for n, each in self._settling.items() if n in snapshot}
         self._good = {name: model for name, model in self._good.items() if name in snapshot}
         self._settings.keep(folders)
         self._traffic.keep(folders)
         return snapshot
+
+    def _holds(self, name: str, path: str | None, still: _Still) -> bool:
+        """Whether nothing has changed of what a look depends on."""
+        return (
+            still.path == path
+            and still.pinned == self._pinned.get(name, frozenset())
+            and still.model.traffic == self._overlays.over(name, self.declared(name))
+            and still.survey.holds()
+        )
+
+    def _remember(
+        self, name: str, path: str | None, model: AspiredModel | None, still: _Still | None
+    ) -> None:
+        """Keeps what a look found for the next ones; `still` is what was kept before, if it
+        held when the look began."""
+        if path is None or model is None or model.error or self._settling[name].waiting:
+            self._still.pop(name, None)
+        elif still is not None and still.model == model:
+            still.sure = self._now() - still.since > TICK_NS / 1e9
+        else:
+            if self._steady is None:
+                self._steady = steady_devices()
+            versions = [str(each.path) for each in model.versions.values()]
+            versions += [str(each.path) for each in model.stand_ins.values()]
+            found = survey(path, DOCUMENTS, versions, self._steady)
+            if found is None:
+                self._still.pop(name, None)
+            else:
+                pinned = self._pinned.get(name, frozenset())
+                self._still[name] = _Still(model, path, pinned, found, self._now())
 
     def ignore(self, name: str, why: str) -> None:
         """Says once that a folder is no model, and why."""

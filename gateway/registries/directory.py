@@ -54,7 +54,7 @@ class DirectoryRegistry:
         self._now = now
         self._kind: Literal["file", "model", "models"] | None = None
         self._overlays = Overlays(state, str(path.absolute()))
-        self._catalogue = Catalogue(self, self._overlays, now)
+        self._catalogue = Catalogue(self, self._overlays, now, local=True)
         self._writes = 0
         self._hint = asyncio.Event()
         self.trouble = ""

@@ -453,6 +453,7 @@ def test_a_link_to_where_nobody_may_look_stops_nothing_else(
         def __init__(self, entry: Any) -> None:
             self.name, self.path = entry.name, entry.path
             self.is_file, self.stat, self.real = entry.is_file, entry.stat, entry.is_dir
+            self.is_symlink = entry.is_symlink
 
         def is_dir(self) -> bool:
             if self.name in ("m", "data"):
