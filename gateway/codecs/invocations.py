@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 import orjson
@@ -21,7 +22,7 @@ from gateway.codecs.json_data import check_depth, parse_json
 from gateway.config import LimitsConfig
 from gateway.contract import FOR_THE_GATEWAY, Contract
 from gateway.errors import InvalidRequest, printable
-from gateway.tensors import Buffer, InferenceRequest, Parameter, Tensor
+from gateway.tensors import Buffer, InferenceRequest, Parameter, Tensor, TensorSpec
 
 SPLIT: Final = "dataframe_split"
 RECORDS: Final = "dataframe_records"
@@ -66,6 +67,28 @@ def parse_invocations(body: Buffer, media_type: str, limits: LimitsConfig) -> Pa
     if media_type == "text/csv":
         return Payload(frame=read_csv(body))
     tree = _json(body, limits)
+    kind = _kind_of_data(tree)
+    data = tree[kind]
+    parameters = _parameters(tree[PARAMS], limits) if PARAMS in tree else None
+    if kind == SPLIT:
+        return Payload(frame=frame_of_split(data), parameters=parameters)
+    if kind == RECORDS:
+        return Payload(frame=frame_of_records(RECORDS, data), parameters=parameters)
+    if type(data) is list and data and type(data[0]) is dict:
+        return Payload(frame=frame_of_records(kind, data), parameters=parameters)
+    if kind == INPUTS and type(data) is dict:
+        return Payload(named=_one_row(data), parameters=parameters)
+    if type(data) is dict or data is None:
+        raise InvalidRequest(f"'{kind}' must be a list of rows, not {_kind(data)}")
+    return Payload(value=data, parameters=parameters)
+
+
+def _kind_of_data(tree: dict[str, Any]) -> str:
+    """Which of the forms the body has. Raises `InvalidRequest` for none and for several."""
+    if len(tree) == 1:
+        (kind,) = tree
+        if kind in FORMATS:
+            return kind
     found = [name for name in FORMATS if name in tree]
     if len(found) != 1:
         raise InvalidRequest(
@@ -79,19 +102,7 @@ def parse_invocations(body: Buffer, media_type: str, limits: LimitsConfig) -> Pa
             f"the body has '{printable(extra[0])}' beside '{kind}'; parameters of the model "
             f"belong into '{PARAMS}'"
         )
-    data = tree[kind]
-    parameters = _parameters(tree.get(PARAMS), limits)
-    if kind == SPLIT:
-        return Payload(frame=frame_of_split(data), parameters=parameters)
-    if kind == RECORDS:
-        return Payload(frame=frame_of_records(RECORDS, data), parameters=parameters)
-    if type(data) is list and data and type(data[0]) is dict:
-        return Payload(frame=frame_of_records(kind, data), parameters=parameters)
-    if kind == INPUTS and type(data) is dict:
-        return Payload(named=_one_row(data), parameters=parameters)
-    if type(data) is dict or data is None:
-        raise InvalidRequest(f"'{kind}' must be a list of rows, not {_kind(data)}")
-    return Payload(value=data, parameters=parameters)
+    return kind
 
 
 def decode_invocations(
@@ -177,19 +188,31 @@ def _of_frame(model: str, frame: Frame, contract: Contract) -> list[Tensor]:
     if not frame.count:
         raise InvalidRequest("the frame has 0 rows; send at least one")
     specs = contract.inputs
-    names = frozenset(frame.names or ())
-    if all(spec.name in names for spec in specs if not spec.optional):
-        named = {spec.name: frame.column(spec.name) for spec in specs if spec.name in names}
+    text = frame.text
+    required, unnamed = _names_of(specs)
+    places = {name: place for place, name in enumerate(frame.names or ())}
+    if places.keys() >= required:
+        named = [
+            tensor_of(spec, frame.nth(places[spec.name]), "column", text=text)
+            for spec in specs
+            if spec.name in places
+        ]
         if named:
-            return _by_name(model, named, contract, "column")
-    unnamed = all(MADE_UP.fullmatch(spec.name) for spec in specs)
+            return named
     if len(specs) == 1 and (unnamed or not specs[0].content):
-        if frame.width == 1 and (specs[0].content or type(frame.rows()[0][0]) is list):
-            return [tensor_of(specs[0], [row[0] for row in frame.rows()], "column")]
-        return [tensor_of(specs[0], frame.rows(), "input")]
+        if frame.width == 1 and (specs[0].content or type(frame.rows[0][0]) is list):
+            return [tensor_of(specs[0], frame.nth(0), "column", text=text)]
+        return [tensor_of(specs[0], frame.rows, "input", text=text)]
     if unnamed and frame.width == len(specs):
-        return [tensor_of(s, frame.nth(n), "column") for n, s in enumerate(specs)]
+        return [tensor_of(s, frame.nth(n), "column", text=text) for n, s in enumerate(specs)]
     raise _missing(model, frame.names or (), contract, "column")
+
+
+@lru_cache(1024)
+def _names_of(specs: tuple[TensorSpec, ...]) -> tuple[frozenset[str], bool]:
+    """The names of the inputs that must be there, and whether no input has a name of its own."""
+    required = frozenset(spec.name for spec in specs if not spec.optional)
+    return required, all(MADE_UP.fullmatch(spec.name) for spec in specs)
 
 
 def _by_name(model: str, named: Mapping[str, Any], contract: Contract, what: str) -> list[Tensor]:

@@ -21,6 +21,7 @@ ERROR_CODES: Final = {
     400: "BAD_REQUEST",
     403: "PERMISSION_DENIED",
     404: "RESOURCE_DOES_NOT_EXIST",
+    408: "DEADLINE_EXCEEDED",
     409: "RESOURCE_CONFLICT",
     413: "BAD_REQUEST",
     415: "BAD_REQUEST",
@@ -43,6 +44,13 @@ def encode_predictions(response: InferenceResponse, specs: Sequence[TensorSpec])
     content = {spec.name: spec.content for spec in specs}
     values = {t.name: _values(t, content.get(t.name, "")) for t in response.outputs}
     return orjson.dumps({"predictions": _arranged(values, content)})
+
+
+def size_of(tensor: Tensor) -> int:
+    """Bytes of a tensor's elements, about; for BYTES without putting them together."""
+    if tensor.datatype is not BYTES:
+        return tensor.nbytes
+    return sum(map(len, tensor.array.ravel().tolist()))
 
 
 def _arranged(values: dict[str, Any], content: dict[str, str]) -> Any:

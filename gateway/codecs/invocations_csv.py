@@ -24,14 +24,14 @@ class Text(str):
 
 
 def read_csv(body: Buffer) -> Frame:
-    """The table in a body, UTF-8, quoted as RFC 4180 has it. Raises `InvalidRequest`."""
+    """The table of text in a body, UTF-8, quoted as RFC 4180 has it. Raises `InvalidRequest`."""
     try:
         text = bytes(body).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"the CSV is not UTF-8: byte {error.start} cannot be read") from None
     lines = csv.reader(StringIO(text, newline=""), strict=True)
     names: tuple[str, ...] | None = None
-    rows: list[list[Text]] = []
+    rows: list[list[str]] = []
     try:
         for line in lines:
             if not line:
@@ -44,11 +44,11 @@ def read_csv(body: Buffer) -> Frame:
                     f"the CSV's line {lines.line_num} (row {len(rows)}) has {len(line)} values, "
                     f"but the header has {len(names)}"
                 )
-            rows.append([Text(cell) for cell in line])
+            rows.append(line)
     except csv.Error as error:
         raise InvalidRequest(
             f"the CSV cannot be read at line {lines.line_num}: {printable(error)}"
         ) from None
     if names is None:
         raise InvalidRequest("the CSV is empty; the first line must name the columns")
-    return Frame(names, rows=rows)
+    return Frame(names, rows, text=True)

@@ -4,55 +4,34 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from gateway.codecs.invocations_plain import all_lists
 from gateway.errors import InvalidRequest, printable
 
 _SPLIT_KEYS: Final = frozenset(("columns", "data", "index"))
+_NAMES: Final = frozenset((str, int))
 
 
 class Frame:
     """A table of plain values. `names` is `None` where the columns have none.
 
-    It is made of rows of equal length, or of columns of equal length.
+    Its rows have equal length. With `text` the values are cells of a CSV, whatever they mean.
     """
 
-    __slots__ = ("_columns", "_rows", "count", "names", "width")
+    __slots__ = ("count", "names", "rows", "text", "width")
 
     def __init__(
-        self,
-        names: tuple[str, ...] | None,
-        *,
-        rows: list[list[Any]] | None = None,
-        columns: list[list[Any]] | None = None,
+        self, names: tuple[str, ...] | None, rows: list[list[Any]], *, text: bool = False
     ) -> None:
         self.names = names
-        self._rows = rows
-        self._columns = columns
-        if rows is not None:
-            self.count = len(rows)
-            self.width = len(rows[0]) if rows else len(names or ())
-        else:
-            assert columns is not None
-            self.count = len(columns[0]) if columns else 0
-            self.width = len(columns)
-
-    def rows(self) -> list[list[Any]]:
+        self.rows = rows
         """Every row's values, in the order of the columns."""
-        if self._rows is None:
-            assert self._columns is not None
-            self._rows = [list(row) for row in zip(*self._columns, strict=True)]
-        return self._rows
+        self.text = text
+        self.count = len(rows)
+        self.width = len(rows[0]) if rows else len(names or ())
 
     def nth(self, place: int) -> list[Any]:
         """The values of a column, by its place."""
-        if self._columns is not None:
-            return self._columns[place]
-        assert self._rows is not None
-        return [row[place] for row in self._rows]
-
-    def column(self, name: str) -> list[Any]:
-        """The values of a column, by its name."""
-        assert self.names is not None
-        return self.nth(self.names.index(name))
+        return [row[place] for row in self.rows]
 
 
 def frame_of_split(data: object) -> Frame:
@@ -62,8 +41,8 @@ def frame_of_split(data: object) -> Frame:
     """
     if type(data) is not dict:
         raise InvalidRequest("'dataframe_split' must be an object with 'columns' and 'data'")
-    unknown = [name for name in data if name not in _SPLIT_KEYS]
-    if unknown or type(data.get("data")) is not list:
+    if not data.keys() <= _SPLIT_KEYS or type(data.get("data")) is not list:
+        unknown = [name for name in data if name not in _SPLIT_KEYS]
         detail = f", not '{printable(unknown[0])}'" if unknown else ""
         raise InvalidRequest(
             "'dataframe_split' must have 'data', a list of rows, and may have 'columns' and "
@@ -72,6 +51,17 @@ def frame_of_split(data: object) -> Frame:
     rows = data["data"]
     names = _column_names(data.get("columns"))
     width = len(names) if names is not None else None
+    if width is None or not all_lists(rows, width):
+        _check_rows(rows, width)
+    index = data.get("index")
+    if index is not None and (type(index) is not list or len(index) != len(rows)):
+        raise InvalidRequest("'dataframe_split': 'index' must be a list with a value for each row")
+    return Frame(names, rows)
+
+
+def _check_rows(rows: list[Any], width: int | None) -> None:
+    """Makes lists of plain values where they are a column. Raises `InvalidRequest` unless all
+    rows are lists of that length (or, if `None`, of the length of the first one)."""
     for place, row in enumerate(rows):
         if type(row) is not list:
             if width in (None, 1):  # a list of plain values is one column, as in pandas
@@ -85,22 +75,20 @@ def frame_of_split(data: object) -> Frame:
                 f"'dataframe_split': row {place} has {len(row)} values, but there are {width} "
                 "columns"
             )
-    index = data.get("index")
-    if index is not None and (type(index) is not list or len(index) != len(rows)):
-        raise InvalidRequest("'dataframe_split': 'index' must be a list with a value for each row")
-    return Frame(names, rows=rows)
 
 
 def _column_names(given: object) -> tuple[str, ...] | None:
     if given is None:
         return None
-    if type(given) is not list or any(type(name) not in (str, int) for name in given):
+    if type(given) is not list or not set(map(type, given)) <= _NAMES:
         raise InvalidRequest("'dataframe_split': 'columns' must be a list of names")
-    return unique(tuple(str(name) for name in given))
+    return unique(tuple(map(str, given)))
 
 
 def unique(names: tuple[str, ...]) -> tuple[str, ...]:
     """The names as they are. Raises `InvalidRequest` where one is there twice."""
+    if len(set(names)) == len(names):
+        return names
     seen: set[str] = set()
     for name in names:
         if name in seen:
@@ -125,4 +113,5 @@ def frame_of_records(what: str, data: object) -> Frame:
             )
         if row.keys() != known:
             names.update(dict.fromkeys(row))
-    return Frame(tuple(names), columns=[[row.get(name) for row in data] for name in names])
+    # Rows without any column are none.
+    return Frame(tuple(names), [[*map(row.get, names)] for row in data] if names else [])

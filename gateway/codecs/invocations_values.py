@@ -23,6 +23,7 @@ import numpy as np
 import orjson
 
 from gateway.codecs.invocations_csv import NOT_THERE, Text
+from gateway.codecs.invocations_plain import fitted, plain_tensor
 from gateway.errors import InvalidRequest, printable
 from gateway.tensors import (
     BYTES,
@@ -32,7 +33,6 @@ from gateway.tensors import (
     Shape,
     Tensor,
     TensorSpec,
-    element_count,
     objects,
 )
 
@@ -44,14 +44,18 @@ _NUMBER: Final = re.compile(
     r"\s*[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|inf|infinity)\s*", re.IGNORECASE
 )
 _BOOLEANS: Final = {"true": True, "false": False}
-_PLAIN: Final = {"int": ({int},), "float": ({float}, {int, float}, {int}), "bool": ({bool},)}
 
 
-def tensor_of(spec: TensorSpec, value: object, what: str) -> Tensor:
+def tensor_of(spec: TensorSpec, value: object, what: str, *, text: bool = False) -> Tensor:
     """The input `spec` from a list of rows; each a value, or nested lists of values.
 
-    `what` (``column`` or ``input``) is what errors call it. Raises `InvalidRequest`.
+    `what` (``column`` or ``input``) is what errors call it; with `text` the values are cells of a
+    CSV. Raises `InvalidRequest`.
     """
+    if type(value) is list:
+        tensor = plain_tensor(spec, value, text=text)
+        if tensor is not None:
+            return tensor
     where = f"{what} '{printable(spec.name)}'"
     if type(value) is not list:
         raise InvalidRequest(f"{where} must be a list with a value for each row")
@@ -59,6 +63,8 @@ def tensor_of(spec: TensorSpec, value: object, what: str) -> Tensor:
         raise InvalidRequest(f"{where} has 0 rows; send at least one")
     deepest = 1 if spec.content == "json" else MAX_RANK
     flat, shape = flatten(where, value, deepest)
+    if text:
+        flat = [Text(cell) for cell in flat]
     array = array_of(spec, flat, where, len(flat) // len(value))
     shape = fitted(spec, shape)
     return Tensor(spec.name, spec.datatype, shape, array=array.reshape(shape))
@@ -83,43 +89,13 @@ def flatten(where: str, value: list[Any], deepest: int) -> tuple[list[Any], Shap
     return flat, tuple(shape)
 
 
-def fitted(spec: TensorSpec, shape: Shape) -> Shape:
-    """The shape that the model declares, where its rows were given flat; else as it came."""
-    inner = spec.shape[1:]
-    if len(shape) == len(spec.shape) or -1 in inner or not spec.shape:
-        return shape
-    if len(shape) <= 2 and element_count(shape[1:]) == element_count(inner):
-        return (shape[0], *inner)
-    return shape
-
-
 def array_of(spec: TensorSpec, values: list[Any], where: str, row_size: int) -> Array:
     """One dimension, of the declared datatype. Raises `InvalidRequest`."""
     kind = spec.datatype
     if kind is BYTES:
         return objects(_each(spec, values, where, row_size, _as_bytes(spec)), (len(values),))
-    quick = _quick(kind, values)
-    if quick is not None:
-        return quick
     convert = {"bool": _boolean, "int": _integer, "float": _number}[kind.kind](kind)
     return np.array(_each(spec, values, where, row_size, convert), kind.dtype)
-
-
-def _quick(kind: Datatype, values: list[Any]) -> Array | None:
-    """The array of values that are plainly right; `None` where each must be looked at."""
-    if set(map(type, values)) not in _PLAIN[kind.kind]:
-        return None
-    try:
-        if kind.kind != "float":
-            return np.array(values, kind.dtype)
-        wide = np.array(values, np.float64)
-    except (OverflowError, ValueError):
-        return None
-    if kind.itemsize == 8:
-        return wide
-    with np.errstate(over="ignore"):
-        narrow = wide.astype(kind.dtype)
-    return narrow if np.array_equal(np.isfinite(narrow), np.isfinite(wide)) else None
 
 
 def _each(

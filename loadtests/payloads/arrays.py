@@ -97,12 +97,17 @@ def of_frame(
     metadata: ModelMetadata,
     rows: int,
     source: str,
+    *,
+    text: bool = False,
 ) -> list[Sample]:
-    """The rows of a table, read as ``/invocations`` reads them. Raises `BenchError`."""
+    """The rows of a table, read as ``/invocations`` reads them; ``text``: they are cells of a CSV.
+
+    Raises `BenchError`.
+    """
     contract = Contract(metadata.inputs, metadata.outputs, batched=True)
 
     def make(start: int, stop: int) -> Sample:
-        frame = Frame(tuple(names), rows=list(lines[start:stop]))
+        frame = Frame(tuple(names), list(lines[start:stop]), text=text)
         try:
             request = decode_invocations(metadata.name, "", Payload(frame=frame), contract)
             contract.check(request)

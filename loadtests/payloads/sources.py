@@ -156,7 +156,8 @@ def _csv(path: Path, metadata: ModelMetadata | None, rows: int) -> Opened:
         frame = read_csv(path.read_bytes())
     except InvalidRequest as error:
         raise BenchError(f"{path.name}: {error}") from None
-    return of_frame(frame.names or (), frame.rows(), known, rows, path.name), ""
+    names = frame.names or ()
+    return of_frame(names, frame.rows, known, rows, path.name, text=frame.text), ""
 
 
 def _parquet(path: Path, metadata: ModelMetadata | None, rows: int) -> Opened:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -275,3 +277,48 @@ def test_large_bodies_and_answers(servers: Servers) -> None:
     assert np.array_equal(np.array(answer.json()["predictions"]), rows * 2)
     answer = httpx.post(f"{servers.gateway}/models/one/invocations", content=body[:-3], timeout=60)
     assert answer.status_code == 400 and "not JSON" in answer.json()["message"]
+
+
+def test_errors_before_the_body_is_whole_have_the_same_form(servers: Servers) -> None:
+    host, port = servers.gateway.removeprefix("http://").split(":")
+    for extra, status in (
+        ("content-length: 99999999999", 413),
+        ("content-length: 2\r\nx-request-timeout-ms: 1\r\nx-request-timeout-ms: 2", 400),
+    ):
+        with socket.create_connection((host, int(port)), timeout=60) as connection:
+            head = f"POST /models/add/invocations HTTP/1.1\r\nhost: x\r\n{extra}\r\n\r\n"
+            connection.sendall(head.encode())
+            answer = b"".join(iter(lambda c=connection: c.recv(65536), b""))
+        first, _, body = answer.partition(b"\r\n\r\n")
+        assert first.startswith(b"HTTP/1.1 %d " % status)
+        assert json.loads(body)["error_code"] == "BAD_REQUEST" and json.loads(body)["message"]
+
+
+def test_requests_share_a_connection_with_others(servers: Servers) -> None:
+    """Pipelined, compressed, in chunks, with a query, among requests of other kinds."""
+    host, port = servers.gateway.removeprefix("http://").split(":")
+    body = b'{"inputs": [[1, 2, 3, 4]]}'
+    packed = gzip.compress(body)
+
+    def post(path: str, body: bytes, extra: str = "") -> bytes:
+        head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n{extra}\r\n"
+        return head.encode() + body
+
+    url = "/models/add/invocations"
+    requests = [
+        post(url, body),
+        post(url + "?a=b", packed, "content-encoding: gzip\r\n"),
+        post("/v1/models/add:predict", b'{"instances": [[1, 2, 3, 4]]}'),
+        post(url, b"{}"),
+        b"POST %s HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n"
+        % (url.encode(), len(body), body),
+        b"GET %s HTTP/1.1\r\nhost: x\r\n\r\n" % url.encode(),
+        post(url, body, "x-request-id: seven\r\nconnection: close\r\n"),
+    ]
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.sendall(b"".join(requests))
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    parts = [int(each[:3]) for each in answer.split(b"HTTP/1.1 ")[1:]]
+    assert parts == [200, 200, 200, 400, 200, 405, 200]
+    assert answer.count(b'{"predictions":{"y":[[2.0,3.0,4.0,5.0]]}}') == 4
+    assert b"x-request-id: seven\r\n" in answer

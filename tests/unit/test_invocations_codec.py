@@ -161,6 +161,16 @@ def test_optional_columns_may_be_left_out() -> None:
     assert values(decode({"inputs": [{"a": 1}, {"a": 2, "b": 3}]}, *inputs))["b"][1] == [3.0]
 
 
+def test_rows_without_columns_are_none() -> None:
+    for body in (
+        {"dataframe_records": [{}, {}]},
+        {"inputs": [{}]},
+        {"dataframe_split": {"data": []}},
+    ):
+        with pytest.raises(InvalidRequest, match="0 rows"):
+            decode(body, spec("x", "FP32", (-1, 2), optional=True))
+
+
 def test_missing_and_twice_given_columns() -> None:
     inputs = column("a", "FP64"), column("b", "FP64")
     with pytest.raises(InvalidRequest, match=r"column is missing: 'b'.*the request has: a, z"):
