@@ -176,6 +176,9 @@ class Model(ABC):
     separate: bool = False
     """Whether the requests of a batch reach the model unjoined: `infer_each` is called instead
     of `infer`, and `stream_each` instead of `stream`. `max_batch_size` is what counts then."""
+    fresh: bool = False
+    """Whether each answer is in memory of its own, which neither the model nor anybody else changes
+    after `infer` has returned: large tensors are then sent from there, not from a copy."""
     joined: bool | None = None
     """Whether several requests share a batch, where the artifact itself says so."""
 

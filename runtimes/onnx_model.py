@@ -38,6 +38,7 @@ class OnnxModel(Model):
     memory once), or one a GPU, handed out so that each has about as many calls."""
 
     platform = "onnxruntime_onnx"
+    fresh = True
 
     def __init__(
         self, ort: Any, sessions: Sequence[Any], metadata: Metadata, *, instances: int

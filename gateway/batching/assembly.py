@@ -59,11 +59,14 @@ def check_rows(outputs: Mapping[str, Array], rows: int) -> None:
 class Splitter:
     """Hands the rows of a batch's outputs back, each caller exactly its own."""
 
-    __slots__ = ("_datatypes", "_model", "_version")
+    __slots__ = ("_datatypes", "_fresh", "_model", "_version")
 
-    def __init__(self, model: str, version: str, outputs: Sequence[TensorSpec]) -> None:
+    def __init__(
+        self, model: str, version: str, outputs: Sequence[TensorSpec], *, fresh: bool = False
+    ) -> None:
         self._model = model
         self._version = version
+        self._fresh = fresh
         self._datatypes: dict[str, Datatype] = {o.name: o.datatype for o in outputs}
 
     def split(self, calls: Sequence[Call], outputs: Mapping[str, Array]) -> list[InferenceResponse]:
@@ -74,6 +77,8 @@ class Splitter:
                 for name, array in outputs.items()
             ]
             response = self._response(calls[0], tensors)
+            # Rows of a shared batch are copied, or one slow reader would keep all of it in memory.
+            response.fresh = self._fresh
             if type(outputs) is Answer and outputs.parameters:
                 response.parameters = dict(outputs.parameters)
             return [response]

@@ -47,6 +47,12 @@ MAX_REQUEST_ROWS: Final = 2**20
 LOOP_BUDGET: Final = 0.002
 """Most seconds of model time on the loop before others get a turn."""
 
+LARGE: Final = 1 << 20
+"""Bytes of a request from which joining it with others must pay."""
+JOIN_SECONDS: Final = 2e-10
+"""What joining a byte takes: copied into the batch, and its answer out of it."""
+RETRY_JOINING: Final = 64
+
 
 class Batcher:
     """The waiting lines of one servable and what runs in it."""
@@ -98,6 +104,8 @@ class Batcher:
         self._waiting_by_level: dict[int, int] = {}
         self._levels: dict[Call, int] = {}
         self._sequence = 0
+        self._apart = 0
+        """Batches of large tensors that were not joined, ever."""
         self._rows_taken = 0
         """Rows that left the lines for a batch, ever."""
 
@@ -458,7 +466,23 @@ class Batcher:
                 self._wake_at(wake, now)
             return None
         limit, reason = policy.close(best, now)
+        if (
+            len(best.calls) > 1
+            and best.calls[0].size >= LARGE
+            and self._not_worth_joining(best, limit)
+        ):
+            limit, reason = 1, "single"
         return self._batch(best, limit, reason, now)
+
+    def _not_worth_joining(self, line: Line, limit: int) -> bool:
+        """Whether copying large tensors into one batch takes longer than it saves the model."""
+        rows = min(line.rows, limit)
+        saved = self.curve.saved(rows)
+        if saved is None or saved > line.calls[0].size / line.calls[0].rows * rows * JOIN_SECONDS:
+            return False
+        # Now and then all the same: models and machines change.
+        self._apart += 1
+        return self._apart % RETRY_JOINING != 0
 
     def _next_in_order(self, now: float) -> Batch | None:
         """The next batch where nobody may overtake anybody, of whatever signature."""
@@ -581,6 +605,7 @@ class Batcher:
                 return
             try:
                 responses = self._splitter.split(calls, batch.outputs)
+                batch.outputs = {}  # the answers' from here on
             except Exception as broken:
                 error = broken
         if error is not None and len(calls) > 1 and not isinstance(error, (WrongRows, Unavailable)):

@@ -6,6 +6,8 @@ from typing import Final
 
 _WEIGHT: Final = 0.1
 """Of the newest sample in the moving average."""
+_ENOUGH: Final = 4
+"""Batches after which what the first ones cost, which were cold, has faded."""
 
 
 class CostCurve:
@@ -82,6 +84,15 @@ class CostCurve:
     def _rate(self, rows: int) -> float:
         seconds = self.between(rows)
         return rows / seconds if seconds else 0.0
+
+    def saved(self, rows: int) -> float | None:
+        """Seconds that one batch of `rows` takes less than each row by itself; `None` unless both
+        were seen often enough to say."""
+        bucket = rows.bit_length()
+        counts = self._counts
+        if bucket >= len(counts) or min(counts[bucket], counts[1]) < _ENOUGH:
+            return None
+        return rows * self._seconds[1] - self._seconds[bucket] * rows / self._rows[bucket]
 
     def samples(self) -> int:
         """How many batches were seen."""

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Coroutine
+from contextlib import closing
 from typing import Final
 
 from gateway.app import Gateway, tune_process
@@ -14,6 +15,7 @@ from gateway.cli import exits
 from gateway.cli.welcome import welcome
 from gateway.config import Config
 from gateway.errors import ModelLoadError
+from gateway.lifecycle.allocator import Reserve, keep_memory, share_heap
 from gateway.telemetry import logs
 from gateway.telemetry.logs import log
 
@@ -23,6 +25,7 @@ SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 def run(config: Config) -> int:
     """Serves until a signal comes and returns the exit code. Raises `SluiceError` before that."""
     logs.set_up(config.telemetry.log_level, config.telemetry.log_format)
+    share_heap()
     work = serve(config)
     if sys.platform != "win32":
         try:
@@ -41,9 +44,11 @@ async def serve(config: Config) -> int:
     try:
         if await stop.unless(gateway.start(announce=lambda: announce(gateway))):
             tune_process()
-            welcome(gateway)
-            await stop.asked.wait()
-            await drain(gateway, stop)
+            keep_memory()
+            with closing(Reserve(lambda: gateway.admission.large)):
+                welcome(gateway)
+                await stop.asked.wait()
+                await drain(gateway, stop)
     except ModelLoadError as error:
         raise exits.Failure(f"--strict: {error}", exits.MODEL_FAILED) from None
     finally:

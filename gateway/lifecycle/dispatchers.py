@@ -66,7 +66,7 @@ def make_dispatcher(
         from gateway.forwarding import Forwarder
 
         return Forwarder(label, model, contract, policy, clock, stats)
-    splitter = Splitter(name, version, model.outputs)
+    splitter = Splitter(name, version, model.outputs, fresh=model.fresh)
     if model.decoupled:
         from gateway.batching.streamer import Streamer
 

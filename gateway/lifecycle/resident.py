@@ -51,12 +51,17 @@ def _malloc_trim() -> Callable[[int], int] | None:
     return trim
 
 
+def trim() -> None:
+    """Returns free memory to the system; blocking, for a thread."""
+    function = _malloc_trim()
+    if function is not None:
+        function(0)
+
+
 def give_back() -> None:
     """Collects garbage and returns free memory to the system; blocking, for a thread."""
     gc.collect()
-    trim = _malloc_trim()
-    if trim is not None:
-        trim(0)
+    trim()
 
 
 class Trimmer:

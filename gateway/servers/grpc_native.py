@@ -31,6 +31,7 @@ from gateway.errors import (
     text_of,
 )
 from gateway.pipeline import Pipeline
+from gateway.servers.backlog import lengthen
 from gateway.servers.grpc_service import INFER, GrpcService, Slow, grpc_caller
 from gateway.servers.trailers import answer_trailers, error_trailers
 from gateway.telemetry.logs import log
@@ -85,8 +86,11 @@ class NativeCall(Call):
     def _replied(self, response: InferenceResponse) -> None:
         server = self._server
         server.ended(self._id)
+        # Large tensors make room for the answer, and then for the server's copy of it.
+        self.request.inputs, self.request.wire = (), None
         try:
             payload = server.codec.encode(response, typed=self._typed)
+            response.outputs = ()
         except Exception as error:
             log.exception("cannot encode an answer")
             self._send(InferenceFailed(f"cannot encode the answer: {type(error).__name__}"))
@@ -155,6 +159,7 @@ class NativeGrpcServer:
 
     def start(self) -> None:
         self.front.start()
+        lengthen(self.port)
         self._thread.start()
 
     # --- on the receiving thread
@@ -210,7 +215,10 @@ class NativeGrpcServer:
         serve = self.pipeline.serve
         calls = self._calls
         admission = self.pipeline.admission
-        for kind, call_id, method, payload, _, details in events:
+        events.reverse()
+        while events:
+            # Taken out, and below let go of: nobody but its call is to keep a large message.
+            kind, call_id, method, payload, _, details = events.pop()
             try:
                 if kind != EVENT_CALL:
                     call = calls.get(call_id)
@@ -222,6 +230,7 @@ class NativeGrpcServer:
                     metadata, _, left = details
                     deadline = None if left is None else now + left
                     call = NativeCall(self, call_id, payload, metadata, now, deadline)
+                    del payload
                     calls[call_id] = call
                     admission.in_flight += 1
                     serve(call)
