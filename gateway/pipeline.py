@@ -94,8 +94,8 @@ class Pipeline:
         """Takes a call all the way into its servable's waiting line; never raises.
 
         `many` says that the caller takes any number of answers. Those of a decoupled model are
-        then returned, to be iterated over and closed; every other call ends by itself. A call
-        that waits for its model to be loaded returns here when it is, as `waited`.
+        then returned, to be iterated over and closed; every other call ends by itself. `waited`:
+        it was let in before, and has waited for its model to be loaded or for its body to be read.
         """
         servable: Servable | None = None
         try:
@@ -170,6 +170,10 @@ class Pipeline:
                     raise
                 await self.demand.loaded(error, inner=inner)
 
+    def refuse(self, call: Call, error: SluiceError) -> None:
+        """Ends a call that was found wanting before it could be served."""
+        self._refuse(call, None, error)
+
     def _refuse(self, call: Call, servable: Servable | None, error: SluiceError) -> None:
         if servable is None:
             self.refused[call.protocol, error_name(error)] += 1
@@ -182,10 +186,10 @@ class Pipeline:
             access_log.record(call, version, error_name(error), seconds)
         call.fail(error)
 
-    async def stream(self, call: AwaitableCall) -> Answers:
+    async def stream(self, call: AwaitableCall, *, waited: bool = False) -> Answers:
         """The answers to a call, as they come: one from most models, any number from decoupled
         ones. Closing the iterator cancels the call. Raises `SluiceError`."""
-        served = self.serve(call, many=True)
+        served = self.serve(call, many=True, waited=waited)
         answers = None if isinstance(served, Late) else served
         try:
             if isinstance(served, Late):
@@ -206,9 +210,9 @@ class Pipeline:
                 await answers.aclose()
             call.cancel()
 
-    async def infer(self, call: AwaitableCall) -> InferenceResponse:
+    async def infer(self, call: AwaitableCall, *, waited: bool = False) -> InferenceResponse:
         """Serves a call and waits for its end; being cancelled cancels it."""
-        self.serve(call)
+        self.serve(call, waited=waited)
         try:
             return await call.future
         except asyncio.CancelledError:

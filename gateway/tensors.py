@@ -59,6 +59,10 @@ class Datatype:
     def __repr__(self) -> str:
         return self.name
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # There is one object of each, in every process.
+        return datatype, (self.name,)
+
 
 BYTES: Final = Datatype("BYTES", object, "bytes")
 DATATYPES: Final[dict[str, Datatype]] = {
@@ -425,10 +429,11 @@ class InferenceResponse:
 
     `route` says why this version was chosen: split, sticky, label, version or fallback. `wire`,
     where it is not `None`, is the answer as a serialized ``ModelInferResponse``; then `outputs`
-    is empty, and the id is in there as well.
+    is empty, and the id is in there as well. `fresh`: nobody changes the outputs' memory any more,
+    so that it may be sent from where it lies.
     """
 
-    __slots__ = ("id", "model", "outputs", "parameters", "route", "version", "wire")
+    __slots__ = ("fresh", "id", "model", "outputs", "parameters", "route", "version", "wire")
 
     def __init__(
         self,
@@ -440,6 +445,7 @@ class InferenceResponse:
         route: str = "",
         parameters: dict[str, Parameter] | None = None,
         wire: Buffer | None = None,
+        fresh: bool = False,
     ) -> None:
         self.model = model
         self.version = version
@@ -448,3 +454,4 @@ class InferenceResponse:
         self.route = route
         self.parameters = parameters
         self.wire = wire
+        self.fresh = fresh

@@ -37,6 +37,19 @@ _NUMBER = {int, float}
 _NUMPY_JSON = frozenset((*_CODES, "BOOL"))
 
 
+class ListText:
+    """Stands in a tree for a list that is still text; see `gateway.codecs.json_numbers`."""
+
+    __slots__ = ("shape",)
+
+    shape: Shape
+    """As the brackets and commas say; `array` looks closer."""
+
+    def array(self, kind: Datatype, shape: Shape) -> Array:
+        """Its elements as an array of `shape`."""
+        raise NotImplementedError
+
+
 def parse_json(text: Buffer, max_depth: int) -> dict[str, Any]:
     """The JSON object in `text`. Raises `InvalidRequest` for anything else, for nesting deeper
     than `max_depth`, and for keys given twice."""
@@ -129,6 +142,8 @@ def tensor_from_json(
     `booleans`: some may be among the numbers, where Python would take them for 0 and 1.
     """
     if type(data) is not list:
+        if isinstance(data, ListText):
+            return Tensor(name, kind, shape, array=data.array(kind, shape))
         raise InvalidRequest(
             f"input '{printable(name)}': data must be a list, not {type(data).__name__}"
         )

@@ -37,6 +37,9 @@ MAX_HEAD: Final = 4096
 VIEW: Final = 65536
 """Bytes from which a binary tensor is a view of the body."""
 
+LARGE_ANSWER: Final = 262_144
+"""Bytes from which tensors are sent from where they lie."""
+
 _REQUEST_KEYS: Final = frozenset(
     {"id", "parameters", "inputs", "outputs", "model_name", "model_version"}
 )
@@ -55,6 +58,18 @@ class AnswerForm:
 
     def is_binary(self, name: str) -> bool:
         return self.binary if self.named is None else self.named.get(name, self.binary)
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        # The two that most have are known by identity, in every process.
+        if self is JSON_ANSWER:
+            return "JSON_ANSWER"
+        if self is BINARY_ANSWER:
+            return "BINARY_ANSWER"
+        return _answer_form, (self.binary, self.named)
+
+
+def _answer_form(binary: bool, named: dict[str, bool] | None) -> AnswerForm:
+    return AnswerForm(binary=binary, named=named)
 
 
 JSON_ANSWER: Final = AnswerForm()
@@ -75,11 +90,29 @@ class Head:
         self.answer = answer
 
 
-class RestCodec:
-    """Decodes and encodes ``/infer`` bodies; keeps the heads it has seen. One thread."""
+class Parts:
+    """A body in pieces, `size` bytes in all."""
 
-    def __init__(self, limits: LimitsConfig) -> None:
+    __slots__ = ("_size", "pieces")
+
+    def __init__(self, pieces: list[Buffer], size: int) -> None:
+        self.pieces = pieces
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __bytes__(self) -> bytes:
+        return b"".join(self.pieces)
+
+
+class RestCodec:
+    """Decodes and encodes ``/infer`` bodies; keeps the heads it has seen unless told not to
+    `remember` them. One thread."""
+
+    def __init__(self, limits: LimitsConfig, *, remember: bool = True) -> None:
         self._limits = limits
+        self._remember = remember
         self._heads: dict[tuple[str, str, bytes], Head] = {}
         self._frames = JsonFrames(limits.max_json_depth)
         self._answers: dict[tuple[object, ...], bytes] = {}
@@ -100,7 +133,8 @@ class RestCodec:
             request, answer, _ = self._request(
                 model, version, tree, memoryview(b""), has_booleans(body)
             )
-            self._frames.remember(body, tree, request, answer)
+            if self._remember:
+                self._frames.remember(body, tree, request, answer)
             return request, answer
         if head_length > len(body):
             raise InvalidRequest(
@@ -120,12 +154,20 @@ class RestCodec:
             self._heads[model, version, text] = Head(request.without_data(), sizes, answer)
         return request, answer
 
+    def decode_tree(
+        self, model: str, version: str, tree: dict[str, Any]
+    ) -> tuple[InferenceRequest, AnswerForm]:
+        """The request in a body that was parsed, without binary tensors. Raises `RequestError`."""
+        request, answer, _ = self._request(model, version, tree, memoryview(b""))
+        return request, answer
+
     def _filled(self, head: Head, body: Buffer, at: int) -> InferenceRequest:
         """The request of a known head over this body's tensors."""
         like = head.request
         inputs = []
         for tensor, size in zip(like.inputs, head.sizes, strict=True):
-            data = body[at : at + size] if size < VIEW else memoryview(body)[at : at + size]
+            part = body[at : at + size] if size < VIEW else memoryview(body)[at : at + size]
+            data = bytes(part) if size < VIEW else part
             inputs.append(Tensor(tensor.name, tensor.datatype, tensor.shape, data))
             at += size
         return like.with_inputs(tuple(inputs))
@@ -274,6 +316,18 @@ class RestCodec:
             return head, None
         return b"".join([head, *binary]), len(head)
 
+    def encode_parts(
+        self, response: InferenceResponse, form: AnswerForm
+    ) -> tuple[bytes | Parts, int | None]:
+        """As `encode`; but large tensors that nobody changes any more are not copied."""
+        if form is BINARY_ANSWER and response.fresh:
+            data = [tensor.data for tensor in response.outputs]
+            size = sum(map(len, data))
+            if size >= LARGE_ANSWER:
+                head = self._binary_head(response, data)
+                return Parts([head, *data], len(head) + size), len(head)
+        return self.encode(response, form)
+
     def _encode_json(self, response: InferenceResponse) -> bytes:
         """All outputs as JSON: the texts between their data are kept, too."""
         outputs = response.outputs
@@ -303,32 +357,41 @@ class RestCodec:
 
     def _encode_binary(self, response: InferenceResponse) -> tuple[bytes, int]:
         data = [tensor.data for tensor in response.outputs]
-        key = (
-            response.model,
-            response.version,
-            *[
-                (t.name, t.datatype, t.shape, len(d))
-                for t, d in zip(response.outputs, data, strict=True)
-            ],
-        )
-        head = self._answers.get(key)
-        if head is None:
-            head = self._head(
-                response,
-                [
-                    {
-                        "name": tensor.name,
-                        "datatype": tensor.datatype.name,
-                        "shape": tensor.shape,
-                        "parameters": {"binary_data_size": len(each)},
-                    }
-                    for tensor, each in zip(response.outputs, data, strict=True)
+        head = self._binary_head(response, data)
+        return b"".join([head, *data]), len(head)
+
+    def _binary_head(self, response: InferenceResponse, data: list[Buffer]) -> bytes:
+        """The JSON part of an answer whose outputs are all binary; kept, unless there is more in
+        it than the outputs."""
+        key: tuple[object, ...] | None = None
+        if not response.id and not response.parameters:
+            key = (
+                response.model,
+                response.version,
+                *[
+                    (t.name, t.datatype, t.shape, len(d))
+                    for t, d in zip(response.outputs, data, strict=True)
                 ],
             )
+            if (known := self._answers.get(key)) is not None:
+                return known
+        head = self._head(
+            response,
+            [
+                {
+                    "name": tensor.name,
+                    "datatype": tensor.datatype.name,
+                    "shape": tensor.shape,
+                    "parameters": {"binary_data_size": len(each)},
+                }
+                for tensor, each in zip(response.outputs, data, strict=True)
+            ],
+        )
+        if key is not None:
             if len(self._answers) >= MAX_HEADS:
                 self._answers.clear()
             self._answers[key] = head
-        return b"".join([head, *data]), len(head)
+        return head
 
     def _head(self, response: InferenceResponse, outputs: list[dict[str, Any]]) -> bytes:
         tree: dict[str, Any] = {

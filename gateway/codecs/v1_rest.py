@@ -8,7 +8,13 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from gateway.codecs.json_data import json_data, nested_shape, parse_json, tensor_from_json
+from gateway.codecs.json_data import (
+    ListText,
+    json_data,
+    nested_shape,
+    parse_json,
+    tensor_from_json,
+)
 from gateway.codecs.oip_rest import refuse_unknown
 from gateway.config import LimitsConfig
 from gateway.contract import Contract
@@ -30,7 +36,13 @@ def decode_v1(
     model: str, version: str, body: Buffer, contract: Contract, limits: LimitsConfig
 ) -> InferenceRequest:
     """The request in a ``:predict`` body. Raises `InvalidRequest`."""
-    tree = parse_json(body, limits.max_json_depth)
+    return decode_v1_tree(model, version, parse_json(body, limits.max_json_depth), contract)
+
+
+def decode_v1_tree(
+    model: str, version: str, tree: dict[str, Any], contract: Contract
+) -> InferenceRequest:
+    """The request in a body that was parsed. Raises `InvalidRequest`."""
     refuse_unknown(tree, _KEYS, "the request")
     if ("instances" in tree) == ("inputs" in tree):
         raise InvalidRequest("the body must have one of 'instances' and 'inputs'")
@@ -56,6 +68,8 @@ def _columns(inputs: object, contract: Contract) -> dict[str, Any]:
 def _rows(tree: dict[str, Any], contract: Contract) -> dict[str, Any]:
     """``instances``: a list of rows, each an object of values or the only tensor's value."""
     rows = tree["instances"]
+    if isinstance(rows, ListText):
+        return {_only(contract).name: rows}
     if type(rows) is not list or not rows:
         raise InvalidRequest("'instances' must be a list with at least one row")
     if type(rows[0]) is not dict:
@@ -76,9 +90,12 @@ def _only(contract: Contract) -> TensorSpec:
 
 
 def _tensor(spec: TensorSpec, value: object) -> Tensor:
-    if type(value) is not list:
+    if isinstance(value, ListText):
+        shape = value.shape
+    elif type(value) is list:
+        shape = nested_shape(value)
+    else:
         raise InvalidRequest(f"input '{spec.name}' must be a list")
-    shape = nested_shape(value)
     if len(shape) != len(spec.shape):
         shape = _flat_shape(spec, shape)
     return tensor_from_json(spec.name, spec.datatype, shape, value)

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
+from gateway.codecs import large
 from gateway.codecs.generate_rest import (
     decode_generate,
     encode_event,
@@ -25,6 +26,7 @@ from gateway.servers.http_answer import error_body
 from gateway.servers.http_app import error_answer, read_body, target, until_disconnect
 from gateway.servers.http_call import timeout_ms
 from gateway.servers.http_state import HttpState
+from gateway.servers.large_json import read_apart, read_for_model, ready, written
 from gateway.telemetry.logs import log
 from gateway.tensors import InferenceRequest, InferenceResponse
 
@@ -54,10 +56,38 @@ class GenerateCall(AwaitableCall):
         self._target = model_and_version
         self._body = body
 
-    def decode(self) -> InferenceRequest:
+    def _set_deadline(self) -> None:
         timeout = self.headers.get("x-request-timeout-ms")
         if timeout is not None:
             self.deadline = self.arrived + timeout_ms(timeout.encode("latin-1")) / 1e3
+
+    def answers(self) -> Answers:
+        """The model's answers, as they come. Raises `SluiceError`."""
+        if len(self._body) < large.LARGE_BODY:
+            return self._shared.pipeline.stream(self)
+        return self._answers_large()
+
+    async def _answers_large(self) -> Answers:
+        if not await ready(self._shared, self, self._read_apart):
+            await self.future
+        async with aclosing(self._shared.pipeline.stream(self, waited=True)) as answers:
+            async for response in answers:
+                yield response
+
+    async def _read_apart(self) -> InferenceRequest:
+        self._set_deadline()
+        shared, body = self._shared, self._body
+        values = await read_apart(
+            shared, self.deadline, len(body), large.read_generate_values, shared.limits, body
+        )
+        # Only the version that will answer can say which keys are inputs.
+        like = InferenceRequest(*self._target, (), parameters=values)
+        return await read_for_model(
+            shared, self, like, len(body), large.read_generate, shared.limits, *self._target, body
+        )
+
+    def decode(self) -> InferenceRequest:
+        self._set_deadline()
         limits = self._shared.limits
         keys = parse_generate(self._body, limits)
         # Only the version that will answer can say which keys are inputs.
@@ -92,9 +122,12 @@ class Generate:
     async def generate(self, request: Request) -> Response:
         """Exactly one answer."""
         call = await self._call(request)
-        answers = self._shared.pipeline.stream(call)
-        response = await until_disconnect(request, self._shared, only(answers))
-        return Response(encode_generate(response), 200, route_headers(response), "application/json")
+        response, content = await until_disconnect(request, self._shared, self._only(call))
+        return Response(content, 200, route_headers(response), "application/json")
+
+    async def _only(self, call: GenerateCall) -> tuple[InferenceResponse, bytes]:
+        response = await only(call.answers())
+        return response, await written(self._shared, response, encode_generate)
 
     async def generate_stream(self, request: Request) -> Response:
         """Any number of answers."""
@@ -135,6 +168,7 @@ class EventStream(Response):
     """
 
     def __init__(self, shared: HttpState, call: GenerateCall) -> None:
+        self._shared = shared
         self._pipeline = shared.pipeline
         self._streams = shared.streams
         self._call = call
@@ -170,13 +204,13 @@ class EventStream(Response):
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            async with aclosing(self._pipeline.stream(self._call)) as answers:
+            async with aclosing(self._call.answers()) as answers:
                 first = await anext(answers, None)
                 await self._begin(send, first)
                 if first is not None:
-                    await self._event(send, encode_generate(first))
+                    await self._answer(send, first)
                 async for response in answers:
-                    await self._event(send, encode_generate(response))
+                    await self._answer(send, response)
             await self._end(send)
         except SluiceError as error:
             await self._fail(scope, receive, send, error)
@@ -201,6 +235,9 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": 200, "headers": raw})
         self._sent_at = perf_counter()
         self._comments = asyncio.ensure_future(self._comment(send))
+
+    async def _answer(self, send: Send, response: InferenceResponse) -> None:
+        await self._event(send, await written(self._shared, response, encode_generate))
 
     async def _event(self, send: Send, data: bytes) -> None:
         await self._body(send, encode_event(data))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 from starlette.applications import Starlette
@@ -17,8 +17,9 @@ from starlette.routing import BaseRoute, Route
 from gateway import __version__
 from gateway.codecs import compression
 from gateway.codecs.json_data import parse_json
+from gateway.codecs.large import LARGE_BODY, read_v1, write_v1
 from gateway.codecs.statuses import http_status, retry_after
-from gateway.codecs.v1_rest import decode_v1, encode_v1
+from gateway.codecs.v1_rest import decode_v1
 from gateway.errors import Draining, InvalidRequest, RequestTooLarge, SluiceError, without_folders
 from gateway.facts import NAME, Facts, statistics_json, tensor_json
 from gateway.pipeline import AwaitableCall
@@ -26,9 +27,12 @@ from gateway.registries.config_pbtxt_message import to_json
 from gateway.servers.http_answer import error_body
 from gateway.servers.http_call import IN_THREAD, timeout_ms
 from gateway.servers.http_state import HttpState
+from gateway.servers.large_json import infer_read, read_for_model, written
 from gateway.servers.piecewise import answer_list
 from gateway.telemetry.logs import log
 from gateway.tensors import InferenceRequest, InferenceResponse
+
+T = TypeVar("T")
 
 
 def answer(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -55,10 +59,29 @@ class V1Call(AwaitableCall):
         self._model = model
         self._body = body
 
-    def decode(self) -> InferenceRequest:
+    def _set_deadline(self) -> None:
         timeout = self.headers.get("x-request-timeout-ms")
         if timeout is not None:
             self.deadline = self.arrived + timeout_ms(timeout.encode("latin-1")) / 1e3
+
+    async def answer(self) -> tuple[InferenceResponse, bytes]:
+        """The model's answer, and its JSON. Raises `SluiceError`."""
+        if len(self._body) < LARGE_BODY:
+            response = await self._shared.pipeline.infer(self)
+        else:
+            response = await infer_read(self._shared, self, self._read_apart)
+        return response, await written(self._shared, response, write_v1)
+
+    async def _read_apart(self) -> InferenceRequest:
+        self._set_deadline()
+        shared, body = self._shared, self._body
+        like = InferenceRequest(self._model, "", ())
+        return await read_for_model(
+            shared, self, like, len(body), read_v1, shared.limits, self._model, "", body
+        )
+
+    def decode(self) -> InferenceRequest:
+        self._set_deadline()
         # Only the version that will answer can say how to read the values.
         self.chosen = self._shared.pipeline.choose(self, InferenceRequest(self._model, "", ()))
         contract = self.chosen[0].contract
@@ -184,14 +207,14 @@ class HttpApp:
         body = await read_body(request, shared.limits.max_message_bytes)
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in request.scope["headers"]}
         call = V1Call(shared, model, body, headers)
-        response = await until_disconnect(request, shared, shared.pipeline.infer(call))
+        response, content = await until_disconnect(request, shared, call.answer())
         extra = {"x-sluice-version": response.version, "x-sluice-route": response.route}
-        return answer(encode_v1(response), headers=extra)
+        return Response(content, 200, extra, "application/json")
 
 
 async def until_disconnect(
-    request: Request, shared: HttpState, answering: Coroutine[Any, Any, InferenceResponse]
-) -> InferenceResponse:
+    request: Request, shared: HttpState, answering: Coroutine[Any, Any, T]
+) -> T:
     """What `answering` gives; it is cancelled when the client goes away (`ClientDisconnect`) and
     when the port closes (`Draining`)."""
     admission = shared.pipeline.admission

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
+from contextlib import suppress
 from time import perf_counter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from gateway.call import Call
 from gateway.codecs import compression
-from gateway.codecs.oip_rest import JSON_ANSWER, AnswerForm
+from gateway.codecs.large import (
+    LARGE_BODY,
+    large_answer,
+    read_infer,
+    unpack_request,
+    write_infer,
+)
+from gateway.codecs.oip_rest import BINARY_ANSWER, JSON_ANSWER, AnswerForm, Parts
 from gateway.codecs.statuses import http_status
 from gateway.errors import InferenceFailed, InvalidRequest, QueueFull, RequestTooLarge, SluiceError
 from gateway.servers.http_answer import (
@@ -20,6 +29,8 @@ from gateway.servers.http_answer import (
     head_of,
     route_headers,
 )
+from gateway.servers.http_body import LARGE, Room
+from gateway.servers.large_json import read_apart, write_apart
 from gateway.telemetry.logs import log
 from gateway.tensors import Buffer, InferenceRequest, InferenceResponse
 
@@ -40,8 +51,8 @@ class Exchange:
     """A request and its answer on one connection; takes the place of uvicorn's ASGI cycle."""
 
     __slots__ = (
-        "_body", "_call", "_counted", "disconnected", "headers", "keep_alive", "message_event",
-        "protocol", "response_complete", "since", "target",
+        "_body", "_call", "_counted", "_task", "disconnected", "headers", "keep_alive",
+        "message_event", "protocol", "response_complete", "room", "since", "target",
     )  # fmt: skip
 
     def __init__(
@@ -61,21 +72,39 @@ class Exchange:
         self.disconnected = False
         self.message_event = _Nobody()
         self._body: bytes | bytearray = b""
-        self._call: HttpCall | None = None
+        self.room: Room | None = None
+        """Where the body goes, if it is large."""
+        self._call: Call | None = None
         self._counted = 0
 
     # --- in
 
+    def expect(self, length: int) -> None:
+        """The body will have so many bytes: one with large binary tensors gets its room now."""
+        head = self.headers.get(b"inference-header-content-length")
+        if length < LARGE or head is None or not head.isdigit() or len(head) > 18:
+            return
+        if self.headers.get(b"content-encoding", b"identity") == b"identity":
+            # Should there be no memory for it, it comes in pieces, and is refused at some point.
+            with suppress(MemoryError):
+                self.room = Room(length, int(head))
+
     def received(self, chunk: bytes) -> None:
         """A piece of the body. Raises `RequestTooLarge` or `QueueFull`."""
-        shared = self.protocol.shared
-        if not self._body:
+        if self.room is not None:
+            self.room.add(chunk)
+        elif not self._body:
             self._body = chunk
         else:
             if type(self._body) is bytes:
                 self._body = bytearray(self._body)
             self._body += chunk
-        size = len(self._body)
+        self.count()
+
+    def count(self) -> None:
+        """Counts what has come. Raises `RequestTooLarge` or `QueueFull`."""
+        shared = self.protocol.shared
+        size = len(self._body) if self.room is None else self.room.held
         if size > shared.limits.max_message_bytes:
             raise RequestTooLarge(
                 f"the body is larger than limits.max_message_bytes = "
@@ -92,7 +121,12 @@ class Exchange:
     def start(self) -> None:
         """The body is complete and it is this request's turn."""
         encoding = self.headers.get(b"content-encoding")
-        if encoding is None or encoding == b"identity":
+        if len(self._body) >= LARGE or self.room is not None:
+            self.protocol.shared.pipeline.admission.large += 1
+        if self.room is not None:
+            whole, self.room = self.room.whole(), None
+            self._serve(whole)
+        elif encoding is None or encoding == b"identity":
             self._serve(self._body)
         elif len(self._body) < IN_THREAD:
             try:
@@ -129,7 +163,23 @@ class Exchange:
     def _serve(self, body: Buffer) -> None:
         self._body = b""
         call = self._call = HttpCall(self, body)
-        self.protocol.shared.pipeline.serve(call)
+        if len(body) >= LARGE_BODY and call.json_bytes() >= LARGE_BODY:
+            self.in_task(call.serve_large())
+        else:
+            self.protocol.shared.pipeline.serve(call)
+
+    def in_task(self, work: Coroutine[Any, Any, None]) -> None:
+        """Goes on with this request in a task, which ends when the client is gone."""
+        task = self._task = asyncio.get_running_loop().create_task(self._without_fail(work))
+        self.protocol.tasks.add(task)
+        task.add_done_callback(self.protocol.tasks.discard)
+
+    async def _without_fail(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception as error:
+            log.exception("unexpected error over a large body or answer")
+            self.fail(InferenceFailed(f"internal error: {type(error).__name__}"))
 
     def disconnect(self) -> None:
         """The client is gone: what it asked for need not run."""
@@ -137,6 +187,9 @@ class Exchange:
         self._release()
         if self._call is not None:
             self._call.cancel()
+        task = getattr(self, "_task", None)
+        if task is not None:
+            task.cancel()
 
     def _release(self) -> None:
         self.protocol.shared.body_bytes -= self._counted
@@ -144,7 +197,9 @@ class Exchange:
 
     # --- out
 
-    def send(self, body: bytes, head_length: int | None, response: InferenceResponse) -> None:
+    def send(
+        self, body: bytes | Parts, head_length: int | None, response: InferenceResponse
+    ) -> None:
         """Writes a successful answer."""
         extra = route_headers(response.version, response.route)
         content_type = JSON_TYPE
@@ -155,7 +210,7 @@ class Exchange:
         if accept is not None and len(body) >= self.protocol.shared.config.http.compress_from:
             encoding = compression.accepted(accept.decode("latin-1"))
             if encoding is not None:
-                self._send_compressed(body, encoding, content_type, extra)
+                self._send_compressed(bytes(body), encoding, content_type, extra)
                 return
         self._write(200, body, content_type, extra)
 
@@ -184,7 +239,11 @@ class Exchange:
         """Writes an error."""
         self._write(http_status(error), error_body(error), ERROR_TYPE, error_headers(error))
 
-    def _write(self, status: int, body: bytes, content_type: bytes, extra: bytes) -> None:
+    def error_body(self, error: SluiceError, status: int) -> bytes:
+        """The JSON of an error about a request that is not served; never raises."""
+        return error_body(error)
+
+    def _write(self, status: int, body: bytes | Parts, content_type: bytes, extra: bytes) -> None:
         # The two know each other; without this every request would be left to the collector,
         # whose pauses all connections would feel.
         self._call = None
@@ -198,11 +257,13 @@ class Exchange:
             extra += b"connection: close\r\n"
         head = head_of(status, len(body), content_type, extra)
         transport = self.protocol.transport
-        if len(body) < IN_THREAD:
-            transport.write(head + body)
+        if type(body) is Parts:
+            transport.writelines([head, *body.pieces])
+        elif len(body) < IN_THREAD:
+            transport.write(head + bytes(body))
         else:
             transport.write(head)
-            transport.write(body)
+            transport.write(bytes(body))
         self.protocol.answered(self)
 
 
@@ -229,8 +290,7 @@ class HttpCall(Call):
         self._body = b""
         timeout = headers.get(b"x-request-timeout-ms")
         if timeout is not None:
-            # It runs from the request's first byte, not from when its turn came.
-            self.deadline = self._exchange.since + timeout_ms(timeout) / 1e3
+            self._set_deadline(timeout)
         length = headers.get(b"inference-header-content-length")
         if length is None:
             request, self._form = shared.codec.decode(model, version, body, None)
@@ -251,15 +311,58 @@ class HttpCall(Call):
         request, self._form = shared.codec.decode(model, version, body, int(length))
         return request
 
+    def _set_deadline(self, timeout: bytes) -> None:
+        # It runs from the request's first byte, not from when its turn came.
+        self.deadline = self._exchange.since + timeout_ms(timeout) / 1e3
+
+    def json_bytes(self) -> int:
+        """How much of the body is JSON, in bytes; 0 where nobody knows."""
+        length = self._exchange.headers.get(b"inference-header-content-length")
+        if length is None:
+            return len(self._body)
+        return int(length) if length.isdigit() and len(length) <= 18 else 0
+
+    async def serve_large(self) -> None:
+        """Reads a large JSON body apart, and serves the request in it."""
+        exchange = self._exchange
+        shared = exchange.protocol.shared
+        body, self._body = self._body, b""
+        length = exchange.headers.get(b"inference-header-content-length")
+        timeout = exchange.headers.get(b"x-request-timeout-ms")
+        try:
+            shared.pipeline.admission.check_room()
+            if timeout is not None:
+                self._set_deadline(timeout)
+            self.request, self._form = await read_apart(
+                shared,
+                self.deadline,
+                len(body),
+                read_infer,
+                shared.limits,
+                *exchange.target,
+                body,
+                None if length is None else int(length),
+                after=_unpack,
+            )
+        except SluiceError as error:
+            shared.pipeline.refuse(self, error)
+        else:
+            del body
+            shared.pipeline.serve(self, waited=True)
+
     def header(self, name: str) -> str | None:
         value = self._exchange.headers.get(name.encode("latin-1", "replace"))
         return None if value is None else value.decode("latin-1")
 
     def _replied(self, response: InferenceResponse) -> None:
         exchange = self._exchange
+        size = 0 if self._form is BINARY_ANSWER else large_answer(response.outputs)
+        if size:
+            exchange.in_task(self._write_apart(response, size))
+            return
         exchange.protocol.shared.pipeline.admission.in_flight -= 1
         try:
-            body, head_length = exchange.protocol.shared.codec.encode(response, self._form)
+            body, head_length = exchange.protocol.shared.codec.encode_parts(response, self._form)
         except SluiceError as error:
             exchange.fail(error)
             return
@@ -269,12 +372,31 @@ class HttpCall(Call):
             return
         exchange.send(body, head_length, response)
 
+    async def _write_apart(self, response: InferenceResponse, size: int) -> None:
+        """Writes a large JSON answer apart, and sends it."""
+        exchange = self._exchange
+        shared = exchange.protocol.shared
+        try:
+            body, head_length = await write_apart(
+                shared, size, write_infer, response, self._form, shared.limits
+            )
+        except SluiceError as error:
+            exchange.fail(error)
+        else:
+            exchange.send(body, head_length, response)
+        finally:
+            shared.pipeline.admission.in_flight -= 1
+
     def _failed(self, error: SluiceError) -> None:
         self._exchange.protocol.shared.pipeline.admission.in_flight -= 1
         self._exchange.fail(error)
 
     def _cancelled(self) -> None:
         self._exchange.protocol.shared.pipeline.admission.in_flight -= 1
+
+
+def _unpack(found: tuple[InferenceRequest, AnswerForm]) -> None:
+    unpack_request(found[0])
 
 
 def timeout_ms(text: bytes) -> float:

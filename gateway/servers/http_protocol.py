@@ -14,16 +14,23 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 import httptools
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.utils import get_local_addr, get_remote_addr
 
 from gateway.codecs.statuses import http_status
 from gateway.errors import InvalidRequest, QueueFull, RequestTooLarge, SluiceError
 from gateway.servers.http_answer import ERROR_TYPE, error_body, error_headers, head_of
+from gateway.servers.http_body import BodyReader
 from gateway.servers.http_call import Exchange
 from gateway.servers.http_state import HttpState
+from gateway.servers.invocations_call import InvocationsExchange
 
 _TARGET: Final = re.compile(
     rb"(?:https?://[^/?]+)?/v2/models/([^/?]+)(?:/versions/([^/?]+))?/infer/?(?:\?.*)?"
+)
+_INVOCATIONS: Final = re.compile(
+    rb"(?:https?://[^/?]+)?(?:/models/([^/?]+)(?:/versions/([^/?]+))?)?/invocations/?(?:\?.*)?"
 )
 _UPGRADE: Final = re.compile(rb"\r\nupgrade[ \t]*:", re.IGNORECASE)
 _MAX_TARGETS: Final = 4096
@@ -83,7 +90,11 @@ class SluiceHttpProtocol(HttpToolsProtocol):
     # --- the connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        # As the base class does it, but for the addresses: only ASGI asks for them.
+        self.connections.add(self)
+        self.transport = transport
+        self.flow = FlowControl(transport)
+        self.scheme = "http"
         if len(self.connections) > self.shared.limits.max_connections:
             self.refuse(QueueFull("too many connections are open (limits.max_connections)"))
 
@@ -147,6 +158,15 @@ class SluiceHttpProtocol(HttpToolsProtocol):
             self.refuse(InvalidRequest(f"not a valid HTTP request: {error}"))
         except RequestTooLarge as error:
             self.refuse(error)
+        exchange = self.exchange
+        if exchange is not None and exchange.room is not None and self.scheme == "http":
+            BodyReader(self, exchange, exchange.room).begin()
+
+    def body_read(self) -> None:
+        """The rest of a large body has come, past the parser: another one begins afresh."""
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.on_message_complete()
 
     def _head_goes_on(self, size: int) -> None:
         """Counts what the parser keeps of a head, or of a chunked body's trailers."""
@@ -207,7 +227,8 @@ class SluiceHttpProtocol(HttpToolsProtocol):
         if b"connection" in headers and self.parser.get_http_version() == "1.0":
             # As uvicorn does it: a client of that age would wait for a header of its own.
             keep_alive = False
-        exchange = Exchange(self, target, headers, keep_alive=keep_alive)
+        kind, names = target
+        exchange = self.exchange = kind(self, names, headers, keep_alive=keep_alive)
         if len(headers) != len(self.headers):
             self._refuse_doubles()
         length = headers.get(b"content-length")
@@ -216,19 +237,23 @@ class SluiceHttpProtocol(HttpToolsProtocol):
                 f"the body has {int(length)} bytes, more than limits.max_message_bytes = "
                 f"{self.shared.limits.max_message_bytes}"
             )
+        if length is not None and kind is Exchange:
+            exchange.expect(int(length))
         if self.expect_100_continue:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        self.exchange = exchange
 
-    def _target(self) -> tuple[str, str] | None:
+    def _target(self) -> tuple[type[Exchange], tuple[str, str]] | None:
+        kind = Exchange
         match = _TARGET.fullmatch(self.url)
+        if match is None:
+            kind = InvocationsExchange
+            match = _INVOCATIONS.fullmatch(self.url)
         target = None
         if match is not None:
-            model, version = match.groups()
-            target = (
-                unquote(model.decode("latin-1")),
-                unquote(version.decode("latin-1")) if version else "",
+            model, version = (
+                unquote(part.decode("latin-1")) if part else "" for part in match.groups()
             )
+            target = (kind, (model, version))
         targets = self.shared.targets
         if len(targets) >= _MAX_TARGETS:
             targets.clear()
@@ -237,7 +262,10 @@ class SluiceHttpProtocol(HttpToolsProtocol):
         return target
 
     def _prepare_scope(self) -> None:
-        """What the base class does when a message begins; only ASGI needs it."""
+        """What the base class does when a connection and a message begin; only ASGI needs it."""
+        if self.server is None:
+            self.server = get_local_addr(self.transport)
+            self.client = get_remote_addr(self.transport)
         self.scope = {  # type: ignore[typeddict-item]
             "type": "http",
             "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
@@ -349,9 +377,11 @@ class SluiceHttpProtocol(HttpToolsProtocol):
         if self.transport.is_closing() or self.refusing:
             return
         self.refusing = True
-        body = error_body(error)
+        status = status or http_status(error)
+        broken = self.exchange
+        body = error_body(error) if broken is None else broken.error_body(error, status)
         extra = error_headers(error) + b"connection: close\r\n"
-        answer = head_of(status or http_status(error), len(body), ERROR_TYPE, extra) + body
+        answer = head_of(status, len(body), ERROR_TYPE, extra) + body
         self._forget_broken()
         if self.running is None:
             self.say_last(answer)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from gateway.apart.processes import CodecProcesses
 from gateway.codecs.oip_rest import RestCodec
 from gateway.config import Config
 from gateway.facts import Facts
 from gateway.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from gateway.servers.http_call import Exchange
 
 
 class HttpState:
     """Owned by the event loop."""
 
     __slots__ = (
-        "body_bytes", "closing", "codec", "config", "facts", "limits", "pipeline", "streams",
+        "apart", "body_bytes", "closing", "codec", "config", "facts", "limits", "pipeline", "streams",
         "targets",
     )  # fmt: skip
 
@@ -24,9 +28,11 @@ class HttpState:
         self.limits = config.limits
         self.pipeline = pipeline
         self.codec = codec
+        self.apart = CodecProcesses()
+        """Where large JSON is read and written."""
         self.facts = facts
-        self.targets: dict[bytes, tuple[str, str] | None] = {}
-        """Request target → model and version, `None` for what is no inference."""
+        self.targets: dict[bytes, tuple[type[Exchange], tuple[str, str]] | None] = {}
+        """Request target → its protocol, model and version; `None` for what is no inference."""
         self.body_bytes = 0
         """Bytes of bodies received and not yet answered, over all connections."""
         self.closing = False

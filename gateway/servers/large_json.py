@@ -1,0 +1,117 @@
+"""Large JSON bodies and answers, read and written where nobody else waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any, TypeVar
+
+from gateway.codecs.large import large_answer, pack_response, unpack_request
+from gateway.errors import DeadlineExceeded, SluiceError
+from gateway.pipeline import AwaitableCall
+from gateway.servable import Servable
+from gateway.servers.http_state import HttpState
+from gateway.tensors import BYTES, InferenceRequest, InferenceResponse
+
+T = TypeVar("T")
+
+
+async def read_apart(
+    shared: HttpState,
+    deadline: float | None,
+    size: int,
+    function: Callable[..., T],
+    *arguments: Any,
+    after: Callable[[T], object] | None = None,
+) -> T:
+    """What `function` makes of `size` bytes, in a process of its own.
+
+    `deadline` is of the batcher's clock. Raises `SluiceError`, `DeadlineExceeded` for one.
+    """
+    work = shared.apart.run(size, function, *arguments, after=after)
+    if deadline is None:
+        return await work
+    try:
+        async with asyncio.timeout(deadline - perf_counter()):
+            return await work
+    except TimeoutError:
+        raise DeadlineExceeded("the deadline passed before the request was queued") from None
+
+
+async def read_for_model(
+    shared: HttpState,
+    call: AwaitableCall,
+    like: InferenceRequest,
+    size: int,
+    function: Callable[..., InferenceRequest],
+    *arguments: Any,
+) -> InferenceRequest:
+    """The request that `function` makes of the arguments and of the model's contract.
+
+    The version is chosen for `like`, and again if it was unloaded meanwhile. Raises `SluiceError`.
+    """
+    pipeline = shared.pipeline
+    while True:
+        chosen = await pipeline.when_loaded(lambda: pipeline.choose(call, like))
+        call.chosen = chosen
+        servable: Servable = chosen[0]
+        request = await read_apart(
+            shared,
+            call.deadline,
+            size,
+            function,
+            *arguments,
+            servable.contract,
+            after=unpack_request,
+        )
+        route = pipeline.router.table.get(like.model)
+        if route is not None and route.versions.get(servable.version) is servable:
+            return request
+
+
+async def infer_read(
+    shared: HttpState, call: AwaitableCall, reading: Callable[[], Any]
+) -> InferenceResponse:
+    """The answer to a call whose request is what `reading` gives. Raises `SluiceError`."""
+    if await ready(shared, call, reading):
+        return await shared.pipeline.infer(call, waited=True)
+    return await call.future
+
+
+async def ready(shared: HttpState, call: AwaitableCall, reading: Callable[[], Any]) -> bool:
+    """Whether the call has its request now; else it has ended with an error."""
+    try:
+        shared.pipeline.admission.check_room()
+        call.request = await reading()
+    except SluiceError as error:
+        shared.pipeline.refuse(call, error)
+        return False
+    return True
+
+
+async def written(
+    shared: HttpState,
+    response: InferenceResponse,
+    write: Callable[[InferenceResponse], bytes],
+) -> bytes:
+    """What `write`, which is importable, makes of an answer. Raises `SluiceError`."""
+    size = large_answer(response.outputs)
+    if not size:
+        return write(response)
+    return await write_apart(shared, size, write, response)
+
+
+async def write_apart(
+    shared: HttpState,
+    size: int,
+    function: Callable[..., T],
+    response: InferenceResponse,
+    *more: Any,
+) -> T:
+    """What `function` makes of an answer, in a process of its own. Raises `SluiceError`."""
+    if any(tensor.datatype is BYTES for tensor in response.outputs):
+        response = await asyncio.to_thread(pack_response, response)
+    return await shared.apart.run(
+        size, function, response, *more, trouble="cannot encode the answer"
+    )
