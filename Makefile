@@ -1,5 +1,5 @@
 # make run    serve examples/models, until Ctrl-C
-# make test   run the tests, two at a time; PYTEST_ARGS='-k word' for some of them
+# make test   run the tests, WORKERS=3 at a time; PYTEST_ARGS='-k word' for some of them
 # make lint   ruff, mypy, import-linter
 # make bench  compare with a Triton server; BENCH_ARGS='--list' and so on
 # make docs   write the pages that are made from the code
@@ -8,6 +8,8 @@
 SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
+# One more than CI has cores: tests wait as long as they work.
+WORKERS ?= 3
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(shell $(p) -c '$(NEW_ENOUGH)' 2>/dev/null && echo $(p))) python3)
@@ -28,10 +30,11 @@ run: $(VENV)/.run
 	@if [ -t 0 ]; then set -m; $(BIN)/sluice serve examples/models $(ARGS); \
 	else exec $(BIN)/sluice serve examples/models $(ARGS); fi
 
+test: export PYTHONDONTWRITEBYTECODE :=
 test: $(VENV)/.test
 	@$(call debian,h2load,nghttp2-client)
 	@$(call debian,promtool,prometheus)
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -62,7 +65,11 @@ $(VENV)/.run: EXTRAS = onnx,image
 $(VENV)/.test: EXTRAS = onnx,torch,image,test
 $(VENV)/.dev: EXTRAS = onnx,torch,image,test,dev
 $(VENV)/.bench: EXTRAS = onnx,bench
+# Beside it, what else the tests need: pip keeps one core busy. Most modules of these many packages
+# are never imported, and compiling all of them would take longer than anything else here.
+$(VENV)/.test: BESIDE = $(BIN)/python tests/support/environments.py
+$(VENV)/.test: PIP += --no-compile
 $(VENV)/.%: $(BIN)/python pyproject.toml constraints.txt
 	@echo "Installing sluicegate[$(EXTRAS)] into $(VENV) ..."
-	@$(PIP) --editable '.[$(EXTRAS)]'
+	@$(or $(BESIDE),:) & $(PIP) --editable '.[$(EXTRAS)]'; status=$$?; wait; exit $$status
 	@touch $@

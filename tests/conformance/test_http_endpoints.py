@@ -396,8 +396,9 @@ def test_similar_name_is_suggested(http: httpx.Client) -> None:
 
 
 def test_deadline_header_while_waiting(slow_http: SlowModel, http: httpx.Client) -> None:
-    busy = slow_http.occupy(0.4)
-    headers = {"x-request-timeout-ms": "100"}
+    limit = slow_http.limit(0.1)
+    busy = slow_http.occupy(3 * limit)
+    headers = {"x-request-timeout-ms": f"{limit * 1e3:.0f}"}
     answer = post(http, slow_http.path, slow_http.body(1), headers=headers)
     assert answer.status_code == 504
     assert "deadline" in error_of(answer)

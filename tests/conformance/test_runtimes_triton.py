@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -36,10 +36,11 @@ class Triton(RuntimeConformance):
 
     @pytest.fixture(autouse=True)
     def _alive(self) -> None:
-        # Streams that are left early have crashed this tritonserver (seen once, on a busy machine):
-        # that is one test's matter.
-        if self.server.process is None or self.server.process.poll() is not None:
+        if self._dead():
             self.server.start()
+
+    def _dead(self) -> bool:
+        return self.server.process is None or self.server.process.poll() is not None
 
     def artifact(self, folder: Path) -> Artifact:
         document = {"runtime": "triton", "url": self.server.url, "model": self.model}
@@ -60,3 +61,29 @@ class TestDecoupled(Triton):
 
     def bad_inputs(self, model: Model) -> dict[str, Array]:
         return {"times": np.array([-2], np.int32)}
+
+    # Streams that are left early have crashed this tritonserver (seen once, on a busy machine).
+
+    def test_forwards_streams(self, tmp_path: Path) -> None:
+        self._once_more_if_it_dies(super().test_forwards_streams, tmp_path)
+
+    def test_forwarding_can_be_cancelled(self, tmp_path: Path) -> None:
+        self._once_more_if_it_dies(super().test_forwarding_can_be_cancelled, tmp_path)
+
+    def test_streams_stop_when_they_are_closed(self, tmp_path: Path) -> None:
+        self._once_more_if_it_dies(super().test_streams_stop_when_they_are_closed, tmp_path)
+
+    def test_can_be_cancelled(self, tmp_path: Path) -> None:
+        self._once_more_if_it_dies(super().test_can_be_cancelled, tmp_path)
+
+    def _once_more_if_it_dies(self, test: Callable[[Path], None], folder: Path) -> None:
+        """What fails while the server lives fails, and so does what kills it each time."""
+        for turn in ("first", "second"):
+            (folder / turn).mkdir()
+            try:
+                return test(folder / turn)
+            except Exception:
+                if turn == "second" or not self._dead():
+                    raise
+                self.server.start()
+        return None

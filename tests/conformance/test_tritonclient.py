@@ -494,13 +494,14 @@ def test_lost_grpc_connection_cancels(
 @every_client
 def test_timeout_parameter(client: TritonClient) -> None:
     slow = SlowModel(client.gateway)
-    busy = slow.occupy(0.4)
+    limit = slow.limit(0.1)
+    busy = slow.occupy(2 * limit)
     x = client.tensor("loops", "INT64", np.array([1], np.int64))
     started = time.perf_counter()
     with pytest.raises(InferenceServerException, match="deadline passed") as caught:
-        client.call("infer", slow.name, [x], timeout=100_000)
+        client.call("infer", slow.name, [x], timeout=int(limit * 1e6))
     assert caught.value.status() == client.status(504, "DEADLINE_EXCEEDED")
-    assert time.perf_counter() - started > 0.08
+    assert time.perf_counter() - started > 0.8 * limit
     assert busy.is_alive()
     busy.join()
     assert slow.executions() == 1
@@ -509,10 +510,11 @@ def test_timeout_parameter(client: TritonClient) -> None:
 @grpc_client
 def test_client_timeout(client: TritonClient) -> None:
     slow = SlowModel(client.gateway)
-    busy = slow.occupy(0.4)
+    limit = slow.limit(0.15)
+    busy = slow.occupy(2 * limit)
     x = client.tensor("loops", "INT64", np.array([1], np.int64))
     with pytest.raises(InferenceServerException) as caught:
-        client.call("infer", slow.name, [x], client_timeout=0.15)
+        client.call("infer", slow.name, [x], client_timeout=limit)
     assert caught.value.status() == "StatusCode.DEADLINE_EXCEEDED"
     slow.wait_pending(1)
     busy.join()

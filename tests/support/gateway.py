@@ -16,7 +16,7 @@ from typing import Any, Self
 from tests.support import warm
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds within which a gateway starts or stops, on a machine that is busy."""
 
 _LISTENING = re.compile(r"listening: HTTP (\S+), gRPC (\S+?);")

@@ -25,7 +25,7 @@ from gateway.registries.traffic import Traffic
 from gateway.routing import Router
 from gateway.tensors import DATATYPES, InferenceRequest, InferenceResponse, Tensor
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 MIB = 2**20
 ONE = (Tensor("x", DATATYPES["FP32"], (1, 1), bytes(4)),)
 

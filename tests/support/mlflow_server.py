@@ -24,7 +24,7 @@ import numpy as np
 import runtimes.mlflow_library  # noqa: F401
 from tests.support.environments import environment, python
 
-PATIENCE = 120.0
+PATIENCE = 240.0
 URIS = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 
 with warnings.catch_warnings():

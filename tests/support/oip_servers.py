@@ -16,7 +16,7 @@ from typing import Self
 from tests.support.environments import environment, python
 from tests.support.gateway import ROOT
 
-PATIENCE = 90.0
+PATIENCE = 180.0
 
 MLSERVER_MODEL = """
 from mlserver import MLModel
