@@ -235,7 +235,7 @@ def routing_key(call: Call, request: InferenceRequest, route: Route[Servable]) -
 
 
 class AwaitableCall(Call):
-    """A call whose end is a future: for streams, for V1, for tests."""
+    """A call whose end is a future: for streams, for tests."""
 
     __slots__ = ("future", "headers")
 

@@ -1,10 +1,9 @@
-"""Everything over HTTP but inference: metadata, health, statistics, V1, documentation."""
+"""Everything over HTTP but inference: metadata, health, statistics, documentation."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from time import perf_counter
 from typing import Any, TypeVar
 
 import orjson
@@ -17,20 +16,15 @@ from starlette.routing import BaseRoute, Route
 from gateway import __version__
 from gateway.codecs import compression
 from gateway.codecs.json_data import parse_json
-from gateway.codecs.large import LARGE_BODY, read_v1, write_v1
 from gateway.codecs.statuses import http_status, retry_after
-from gateway.codecs.v1_rest import decode_v1
 from gateway.errors import Draining, InvalidRequest, RequestTooLarge, SluiceError, without_folders
 from gateway.facts import NAME, Facts, statistics_json, tensor_json
-from gateway.pipeline import AwaitableCall
 from gateway.registries.config_pbtxt_message import to_json
 from gateway.servers.http_answer import error_body
-from gateway.servers.http_call import IN_THREAD, timeout_ms
+from gateway.servers.http_call import IN_THREAD
 from gateway.servers.http_state import HttpState
-from gateway.servers.large_json import infer_read, read_for_model, written
 from gateway.servers.piecewise import answer_list
 from gateway.telemetry.logs import log
-from gateway.tensors import InferenceRequest, InferenceResponse
 
 T = TypeVar("T")
 
@@ -45,47 +39,6 @@ def error_answer(error: SluiceError) -> Response:
     seconds = retry_after(error)
     headers = {} if seconds is None else {"Retry-After": str(seconds)}
     return Response(error_body(error), http_status(error), headers, "application/json")
-
-
-class V1Call(AwaitableCall):
-    """A call that came by KServe V1."""
-
-    __slots__ = ("_body", "_model", "_shared")
-    protocol = "v1"
-
-    def __init__(self, shared: HttpState, model: str, body: bytes, headers: dict[str, str]) -> None:
-        super().__init__(None, perf_counter(), None, headers)
-        self._shared = shared
-        self._model = model
-        self._body = body
-
-    def _set_deadline(self) -> None:
-        timeout = self.headers.get("x-request-timeout-ms")
-        if timeout is not None:
-            self.deadline = self.arrived + timeout_ms(timeout.encode("latin-1")) / 1e3
-
-    async def answer(self) -> tuple[InferenceResponse, bytes]:
-        """The model's answer, and its JSON. Raises `SluiceError`."""
-        if len(self._body) < LARGE_BODY:
-            response = await self._shared.pipeline.infer(self)
-        else:
-            response = await infer_read(self._shared, self, self._read_apart)
-        return response, await written(self._shared, response, write_v1)
-
-    async def _read_apart(self) -> InferenceRequest:
-        self._set_deadline()
-        shared, body = self._shared, self._body
-        like = InferenceRequest(self._model, "", ())
-        return await read_for_model(
-            shared, self, like, len(body), read_v1, shared.limits, self._model, "", body
-        )
-
-    def decode(self) -> InferenceRequest:
-        self._set_deadline()
-        # Only the version that will answer can say how to read the values.
-        self.chosen = self._shared.pipeline.choose(self, InferenceRequest(self._model, "", ()))
-        contract = self.chosen[0].contract
-        return decode_v1(self._model, "", self._body, contract, self._shared.limits)
 
 
 class HttpApp:
@@ -108,7 +61,8 @@ class HttpApp:
             Route("/v2/models/stats", self.all_statistics),
             Route("/v2/repository/index", self.index, methods=["POST", "GET"]),
             Route("/v1/models", self.v1_models),
-            Route("/v1/models/{model}:predict", self.v1_predict, methods=["POST"]),
+            # Answered before it gets here; the route is for those who GET it.
+            Route("/v1/models/{model}:predict", self.no_inference, methods=["POST"]),
             Route("/v1/models/{model}", self.v1_model),
         ]
         for prefix in (model, versioned):
@@ -200,16 +154,6 @@ class HttpApp:
         model = request.path_params["model"]
         ready = self._facts.model_ready(model)
         return answer({"name": model, "ready": ready}, 200 if ready else 503)
-
-    async def v1_predict(self, request: Request) -> Response:
-        shared = self._shared
-        model = request.path_params["model"]
-        body = await read_body(request, shared.limits.max_message_bytes)
-        headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in request.scope["headers"]}
-        call = V1Call(shared, model, body, headers)
-        response, content = await until_disconnect(request, shared, call.answer())
-        extra = {"x-sluice-version": response.version, "x-sluice-route": response.route}
-        return Response(content, 200, extra, "application/json")
 
 
 async def until_disconnect(

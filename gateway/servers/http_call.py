@@ -162,11 +162,14 @@ class Exchange:
 
     def _serve(self, body: Buffer) -> None:
         self._body = b""
-        call = self._call = HttpCall(self, body)
+        call = self._call = self._new_call(body)
         if len(body) >= LARGE_BODY and call.json_bytes() >= LARGE_BODY:
             self.in_task(call.serve_large())
         else:
             self.protocol.shared.pipeline.serve(call)
+
+    def _new_call(self, body: Buffer) -> HttpCall:
+        return HttpCall(self, body)
 
     def in_task(self, work: Coroutine[Any, Any, None]) -> None:
         """Goes on with this request in a task, which ends when the client is gone."""
@@ -327,28 +330,35 @@ class HttpCall(Call):
         exchange = self._exchange
         shared = exchange.protocol.shared
         body, self._body = self._body, b""
-        length = exchange.headers.get(b"inference-header-content-length")
         timeout = exchange.headers.get(b"x-request-timeout-ms")
         try:
             shared.pipeline.admission.check_room()
             if timeout is not None:
                 self._set_deadline(timeout)
-            self.request, self._form = await read_apart(
-                shared,
-                self.deadline,
-                len(body),
-                read_infer,
-                shared.limits,
-                *exchange.target,
-                body,
-                None if length is None else int(length),
-                after=_unpack,
-            )
+            self.request = await self._read_apart(body)
         except SluiceError as error:
             shared.pipeline.refuse(self, error)
         else:
             del body
             shared.pipeline.serve(self, waited=True)
+
+    async def _read_apart(self, body: Buffer) -> InferenceRequest:
+        """The request in a large JSON body. Raises `SluiceError`."""
+        exchange = self._exchange
+        shared = exchange.protocol.shared
+        length = exchange.headers.get(b"inference-header-content-length")
+        request, self._form = await read_apart(
+            shared,
+            self.deadline,
+            len(body),
+            read_infer,
+            shared.limits,
+            *exchange.target,
+            body,
+            None if length is None else int(length),
+            after=_unpack,
+        )
+        return request
 
     def header(self, name: str) -> str | None:
         value = self._exchange.headers.get(name.encode("latin-1", "replace"))
@@ -356,13 +366,13 @@ class HttpCall(Call):
 
     def _replied(self, response: InferenceResponse) -> None:
         exchange = self._exchange
-        size = 0 if self._form is BINARY_ANSWER else large_answer(response.outputs)
+        size = self._large_answer(response)
         if size:
-            exchange.in_task(self._write_apart(response, size))
+            exchange.in_task(self._reply_large(response, size))
             return
         exchange.protocol.shared.pipeline.admission.in_flight -= 1
         try:
-            body, head_length = exchange.protocol.shared.codec.encode_parts(response, self._form)
+            body, head_length = self._encode(response)
         except SluiceError as error:
             exchange.fail(error)
             return
@@ -372,20 +382,31 @@ class HttpCall(Call):
             return
         exchange.send(body, head_length, response)
 
-    async def _write_apart(self, response: InferenceResponse, size: int) -> None:
-        """Writes a large JSON answer apart, and sends it."""
+    async def _reply_large(self, response: InferenceResponse, size: int) -> None:
         exchange = self._exchange
-        shared = exchange.protocol.shared
         try:
-            body, head_length = await write_apart(
-                shared, size, write_infer, response, self._form, shared.limits
-            )
+            body, head_length = await self._encode_large(response, size)
         except SluiceError as error:
             exchange.fail(error)
         else:
             exchange.send(body, head_length, response)
         finally:
-            shared.pipeline.admission.in_flight -= 1
+            exchange.protocol.shared.pipeline.admission.in_flight -= 1
+
+    def _large_answer(self, response: InferenceResponse) -> int:
+        """About how many bytes a large answer has; 0 for one that is written on the spot."""
+        return 0 if self._form is BINARY_ANSWER else large_answer(response.outputs)
+
+    def _encode(self, response: InferenceResponse) -> tuple[bytes | Parts, int | None]:
+        """The answer's body, and the length of the JSON before tensors. Raises `SluiceError`."""
+        return self._exchange.protocol.shared.codec.encode_parts(response, self._form)
+
+    async def _encode_large(
+        self, response: InferenceResponse, size: int
+    ) -> tuple[bytes | Parts, int | None]:
+        """The same for one that `_large_answer` calls large, where nobody waits for it."""
+        shared = self._exchange.protocol.shared
+        return await write_apart(shared, size, write_infer, response, self._form, shared.limits)
 
     def _failed(self, error: SluiceError) -> None:
         self._exchange.protocol.shared.pipeline.admission.in_flight -= 1

@@ -23,8 +23,9 @@ from gateway.errors import InvalidRequest, QueueFull, RequestTooLarge, SluiceErr
 from gateway.servers.http_answer import ERROR_TYPE, error_body, error_headers, head_of
 from gateway.servers.http_body import BodyReader
 from gateway.servers.http_call import Exchange
-from gateway.servers.http_state import HttpState
+from gateway.servers.http_state import HttpState, Target
 from gateway.servers.invocations_call import InvocationsExchange
+from gateway.servers.v1_call import V1Exchange
 
 _TARGET: Final = re.compile(
     rb"(?:https?://[^/?]+)?/v2/models/([^/?]+)(?:/versions/([^/?]+))?/infer/?(?:\?.*)?"
@@ -32,6 +33,9 @@ _TARGET: Final = re.compile(
 _INVOCATIONS: Final = re.compile(
     rb"(?:https?://[^/?]+)?(?:/models/([^/?]+)(?:/versions/([^/?]+))?)?/invocations/?(?:\?.*)?"
 )
+# The verb is part of a name in which anything may be percent-encoded.
+_V1: Final = re.compile(rb"(?:https?://[^/?]+)?/v1/models/([^/?]+)(?:\?.*)?")
+_PREDICT: Final = ":predict"
 _UPGRADE: Final = re.compile(rb"\r\nupgrade[ \t]*:", re.IGNORECASE)
 _MAX_TARGETS: Final = 4096
 MOST_WAITING: Final = 32
@@ -242,18 +246,8 @@ class SluiceHttpProtocol(HttpToolsProtocol):
         if self.expect_100_continue:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-    def _target(self) -> tuple[type[Exchange], tuple[str, str]] | None:
-        kind = Exchange
-        match = _TARGET.fullmatch(self.url)
-        if match is None:
-            kind = InvocationsExchange
-            match = _INVOCATIONS.fullmatch(self.url)
-        target = None
-        if match is not None:
-            model, version = (
-                unquote(part.decode("latin-1")) if part else "" for part in match.groups()
-            )
-            target = (kind, (model, version))
+    def _target(self) -> Target:
+        target = _target_of(self.url)
         targets = self.shared.targets
         if len(targets) >= _MAX_TARGETS:
             targets.clear()
@@ -410,6 +404,25 @@ class SluiceHttpProtocol(HttpToolsProtocol):
         self.running = None
         self.transport.write(answer)
         self.transport.close()
+
+
+def _target_of(url: bytes) -> Target:
+    """What is asked for by POST to a request target; `None` for what is no inference."""
+    if match := _TARGET.fullmatch(url):
+        return Exchange, _names(match)
+    if match := _INVOCATIONS.fullmatch(url):
+        return InvocationsExchange, _names(match)
+    if match := _V1.fullmatch(url):
+        model, verb, rest = _names(match)[0].rpartition(_PREDICT)
+        if model and verb and not rest:
+            return V1Exchange, (model, "")
+    return None
+
+
+def _names(match: re.Match[bytes]) -> tuple[str, str]:
+    """Model and version, empty where there are none."""
+    model, version = (*match.groups(), None)[:2]
+    return unquote((model or b"").decode("latin-1")), unquote((version or b"").decode("latin-1"))
 
 
 def without_upgrade(data: bytes) -> bytes:

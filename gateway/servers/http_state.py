@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gateway.apart.processes import CodecProcesses
 from gateway.codecs.oip_rest import RestCodec
@@ -13,6 +13,9 @@ from gateway.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from gateway.servers.http_call import Exchange
+
+Target: TypeAlias = "tuple[type[Exchange], tuple[str, str]] | None"
+"""Protocol, model and version that a request target asks; `None` for what is no inference."""
 
 
 class HttpState:
@@ -31,8 +34,8 @@ class HttpState:
         self.apart = CodecProcesses()
         """Where large JSON is read and written."""
         self.facts = facts
-        self.targets: dict[bytes, tuple[type[Exchange], tuple[str, str]] | None] = {}
-        """Request target → its protocol, model and version; `None` for what is no inference."""
+        self.targets: dict[bytes, Target] = {}
+        """What request targets ask for, as far as they are known."""
         self.body_bytes = 0
         """Bytes of bodies received and not yet answered, over all connections."""
         self.closing = False

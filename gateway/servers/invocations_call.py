@@ -21,9 +21,9 @@ from gateway.errors import (
     printable,
     text_of,
 )
-from gateway.servable import Servable
 from gateway.servers.http_answer import JSON_TYPE, error_headers
 from gateway.servers.http_call import IN_THREAD, Exchange, HttpCall
+from gateway.servers.large_json import still_there
 from gateway.telemetry.logs import log
 from gateway.tensors import Buffer, InferenceRequest, InferenceResponse
 
@@ -163,43 +163,23 @@ class InvocationsCall(HttpCall):
         return decode_invocations(*self._exchange.target, payload, self.chosen[0].contract)
 
     def _still_there(self) -> bool:
-        """Whether the version that was chosen was not unloaded meanwhile: nobody kept it."""
         assert self.chosen is not None
-        servable: Servable = self.chosen[0]
-        table = self._exchange.protocol.shared.pipeline.router.table
-        route = table.get(self._exchange.target[0])
-        return route is not None and route.versions.get(servable.version) is servable
+        exchange = self._exchange
+        return still_there(exchange.protocol.shared, exchange.target[0], self.chosen[0])
 
     # --- out
 
-    def _replied(self, response: InferenceResponse) -> None:
-        exchange = self._exchange
-        if sum(map(size_of, response.outputs)) >= IN_THREAD:
-            exchange.in_task(self._reply_large(response))
-            return
-        exchange.protocol.shared.pipeline.admission.in_flight -= 1
-        try:
-            body = self._encode(response)
-        except SluiceError as error:
-            exchange.fail(error)
-        else:
-            exchange.send(body, None, response)
+    def _large_answer(self, response: InferenceResponse) -> int:
+        size = sum(map(size_of, response.outputs))
+        return size if size >= IN_THREAD else 0
 
-    async def _reply_large(self, response: InferenceResponse) -> None:
-        exchange = self._exchange
-        try:
-            body = await asyncio.to_thread(self._encode, response)
-        except SluiceError as error:
-            exchange.fail(error)
-        else:
-            exchange.send(body, None, response)
-        finally:
-            exchange.protocol.shared.pipeline.admission.in_flight -= 1
-
-    def _encode(self, response: InferenceResponse) -> bytes:
+    def _encode(self, response: InferenceResponse) -> tuple[bytes, None]:
         assert self.chosen is not None
+        return encode_predictions(response, self.chosen[0].contract.outputs), None
+
+    async def _encode_large(self, response: InferenceResponse, size: int) -> tuple[bytes, None]:
         try:
-            return encode_predictions(response, self.chosen[0].contract.outputs)
+            return await asyncio.to_thread(self._encode, response)
         except SluiceError:
             raise
         except Exception as error:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any, TypeVar
 
+from gateway.call import Call
 from gateway.codecs.large import large_answer, pack_response, unpack_request
 from gateway.errors import DeadlineExceeded, SluiceError
 from gateway.pipeline import AwaitableCall
@@ -41,7 +42,7 @@ async def read_apart(
 
 async def read_for_model(
     shared: HttpState,
-    call: AwaitableCall,
+    call: Call,
     like: InferenceRequest,
     size: int,
     function: Callable[..., InferenceRequest],
@@ -65,18 +66,14 @@ async def read_for_model(
             servable.contract,
             after=unpack_request,
         )
-        route = pipeline.router.table.get(like.model)
-        if route is not None and route.versions.get(servable.version) is servable:
+        if still_there(shared, like.model, servable):
             return request
 
 
-async def infer_read(
-    shared: HttpState, call: AwaitableCall, reading: Callable[[], Any]
-) -> InferenceResponse:
-    """The answer to a call whose request is what `reading` gives. Raises `SluiceError`."""
-    if await ready(shared, call, reading):
-        return await shared.pipeline.infer(call, waited=True)
-    return await call.future
+def still_there(shared: HttpState, model: str, servable: Servable) -> bool:
+    """Whether a version was not unloaded since it was chosen: nobody kept it meanwhile."""
+    route = shared.pipeline.router.table.get(model)
+    return route is not None and route.versions.get(servable.version) is servable
 
 
 async def ready(shared: HttpState, call: AwaitableCall, reading: Callable[[], Any]) -> bool:
