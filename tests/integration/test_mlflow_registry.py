@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import shutil
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -291,8 +292,9 @@ def test_one_model_by_its_uri(server: MlflowServer, add: Any, tmp_path: Path) ->
 
 
 @pytest.mark.filterwarnings("ignore")  # SQLAlchemy's, about mlflow
-@pytest.mark.skipif(interpreter() != __import__("sys").executable, reason="needs all of mlflow")
 def test_a_database_itself(server: MlflowServer, add: Any, tmp_path: Path) -> None:
+    if interpreter() != sys.executable:
+        pytest.skip("needs all of mlflow")
     from mlflow import MlflowClient
 
     file = server.folder / "copy.db"
