@@ -46,13 +46,6 @@ def encode_predictions(response: InferenceResponse, specs: Sequence[TensorSpec])
     return orjson.dumps({"predictions": _arranged(values, content)})
 
 
-def size_of(tensor: Tensor) -> int:
-    """Bytes of a tensor's elements, about; for BYTES without putting them together."""
-    if tensor.datatype is not BYTES:
-        return tensor.nbytes
-    return sum(map(len, tensor.array.ravel().tolist()))
-
-
 def _arranged(values: dict[str, Any], content: dict[str, str]) -> Any:
     unnamed = len(content) == 1 and len(values) == 1 and MADE_UP.fullmatch(next(iter(values)))
     if unnamed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -28,12 +29,15 @@ _CONTAINERS = (dict, list)
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"')
 PACKED = 256
 """Longest list that is packed without numpy."""
+PACKED_NESTED = 4096
+"""Most elements of nested lists that are, for which numpy takes longer."""
 _CODES = dict(
     INT8="b", INT16="h", INT32="i", INT64="q", UINT8="B", UINT16="H", UINT32="I", UINT64="Q",
     FP32="f", FP64="d",
 )  # fmt: skip
 _INT = {int}
 _NUMBER = {int, float}
+_LIST = {list}
 _NUMPY_JSON = frozenset((*_CODES, "BOOL"))
 
 
@@ -147,7 +151,13 @@ def tensor_from_json(
         raise InvalidRequest(
             f"input '{printable(name)}': data must be a list, not {type(data).__name__}"
         )
-    if len(data) <= PACKED and (packed := _pack(kind, shape, data)) is not None:
+    packed = None
+    if data and type(data[0]) is list:
+        if element_count(shape) <= PACKED_NESTED and (flat := _flat(data, shape)):
+            packed = _pack(kind, shape, flat)
+    elif len(data) <= PACKED:
+        packed = _pack(kind, shape, data)
+    if packed is not None:
         return Tensor(name, kind, shape, packed)
     if kind is BYTES:
         array = _strings(name, data, shape)
@@ -186,8 +196,24 @@ def _add_up(data: list[Any], depth: int = 0) -> None:
         sum(data)
 
 
+def _flat(data: list[Any], shape: Shape) -> list[Any] | None:
+    """The elements of lists that are nested as `shape` says; `None` if they are not."""
+    if not shape or len(data) != shape[0]:
+        return None
+    for width in shape[1:]:
+        if len(data) == 1:
+            data = data[0]
+            if type(data) is not list or len(data) != width:
+                return None
+        elif set(map(type, data)) == _LIST and set(map(len, data)) == {width}:
+            data = [*chain.from_iterable(data)]
+        else:
+            return None
+    return data
+
+
 def _pack(kind: Datatype, shape: Shape, data: list[Any]) -> bytes | None:
-    """The bytes of a short flat list; `None` if it is anything but plainly right.
+    """The bytes of a flat list; `None` if it is anything but plainly right.
 
     A tenth of the way through numpy, which then has the say about what is wrong.
     """

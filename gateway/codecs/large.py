@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from math import prod
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import orjson
 
@@ -18,8 +18,10 @@ from gateway.codecs.generate_rest import (
     parse_generate,
     plain_values,
 )
+from gateway.codecs.invocations import decode_invocations, parse_invocations
+from gateway.codecs.invocations_answer import encode_predictions
 from gateway.codecs.json_numbers import Odd, parse_around
-from gateway.codecs.oip_rest import AnswerForm, RestCodec
+from gateway.codecs.oip_rest import AnswerForm, RestCodec, with_data
 from gateway.codecs.v1_rest import decode_v1, decode_v1_tree, encode_v1
 from gateway.config import LimitsConfig
 from gateway.contract import Contract
@@ -31,6 +33,7 @@ from gateway.tensors import (
     InferenceResponse,
     Parameter,
     Tensor,
+    TensorSpec,
     element_count,
 )
 
@@ -64,17 +67,28 @@ def _text_bytes(tensor: Tensor) -> int:
 
 
 def read_infer(
-    limits: LimitsConfig, model: str, version: str, body: Buffer, head_length: int | None
+    limits: LimitsConfig, model: str, version: str, body: Buffer
 ) -> tuple[InferenceRequest, AnswerForm]:
-    """`RestCodec.decode`."""
+    """`RestCodec.decode` of a body that is JSON."""
     codec = RestCodec(limits, remember=False)
-    if head_length is None:
-        # Where anything is odd, the whole text has the say about it.
-        with suppress(Odd, SluiceError):
-            tree = parse_around(body, limits.max_json_depth, "inputs", 0, "data")
-            return codec.decode_tree(model, version, tree)
-    request, form = codec.decode(model, version, body, head_length)
+    # Where anything is odd, the whole text has the say about it.
+    with suppress(Odd, SluiceError):
+        tree = parse_around(body, limits.max_json_depth, "inputs", 0, "data")
+        return codec.decode_tree(model, version, tree)
+    request, form = codec.decode(model, version, body, None)
     return _packed_request(request), form
+
+
+HeadRead: TypeAlias = "tuple[InferenceRequest, AnswerForm, list[int | None]]"
+
+
+def read_infer_head(
+    limits: LimitsConfig, model: str, version: str, head: Buffer, rest: int
+) -> HeadRead:
+    """`RestCodec.decode_head`."""
+    codec = RestCodec(limits, remember=False)
+    request, form, sizes = codec.decode_head(model, version, head, rest)
+    return _packed_request(request), form, sizes
 
 
 def read_v1(
@@ -101,6 +115,26 @@ def read_generate(
     return _packed_request(decode_generate(model, version, keys, contract, limits))
 
 
+def read_invocations_parameters(
+    limits: LimitsConfig, media_type: str, body: Buffer
+) -> dict[str, Parameter] | None:
+    """``params``, to choose a version by."""
+    return parse_invocations(body, media_type, limits).parameters
+
+
+def read_invocations(
+    limits: LimitsConfig,
+    media_type: str,
+    model: str,
+    version: str,
+    body: Buffer,
+    contract: Contract,
+) -> InferenceRequest:
+    """`decode_invocations`."""
+    payload = parse_invocations(body, media_type, limits)
+    return _packed_request(decode_invocations(model, version, payload, contract))
+
+
 # --- out: these run apart
 
 
@@ -109,6 +143,18 @@ def write_infer(
 ) -> tuple[bytes, int | None]:
     """`RestCodec.encode`."""
     return RestCodec(limits, remember=False).encode(response, form)
+
+
+def write_infer_head(
+    response: InferenceResponse, form: AnswerForm, sizes: Sequence[int], limits: LimitsConfig
+) -> bytes:
+    """`RestCodec.encode_head`."""
+    return RestCodec(limits, remember=False).encode_head(response, form, sizes)
+
+
+def write_invocations(response: InferenceResponse, specs: Sequence[TensorSpec]) -> bytes:
+    """`encode_predictions`."""
+    return encode_predictions(response, specs)
 
 
 def write_v1(response: InferenceResponse) -> bytes:
@@ -126,9 +172,34 @@ def unpack_request(request: InferenceRequest) -> None:
             _ = tensor.array
 
 
+def join_request(rest: memoryview, found: HeadRead) -> None:
+    """Gives the binary inputs of a head their data. Raises `InvalidRequest`."""
+    request, _, sizes = found
+    request.inputs = with_data(request.inputs, sizes, rest)
+    unpack_request(request)
+
+
+def split_response(
+    response: InferenceResponse, form: AnswerForm
+) -> tuple[InferenceResponse, list[Buffer]]:
+    """The answer without the data of its binary outputs, and that."""
+    outputs: list[Tensor] = []
+    binary: list[Buffer] = []
+    for tensor in response.outputs:
+        if form.is_binary(tensor.name):
+            data = tensor.data
+            binary.append(data if response.fresh else bytes(data))
+            tensor = Tensor(tensor.name, tensor.datatype, tensor.shape, b"")
+        outputs.append(tensor)
+    return _with_outputs(response, outputs), binary
+
+
 def pack_response(response: InferenceResponse) -> InferenceResponse:
     """The answer with its strings in buffers."""
-    outputs = [_packed(tensor) for tensor in response.outputs]
+    return _with_outputs(response, [_packed(tensor) for tensor in response.outputs])
+
+
+def _with_outputs(response: InferenceResponse, outputs: Sequence[Tensor]) -> InferenceResponse:
     return InferenceResponse(
         response.model,
         response.version,
@@ -145,7 +216,7 @@ def _packed_request(request: InferenceRequest) -> InferenceRequest:
 
 
 def _packed(tensor: Tensor) -> Tensor:
-    if tensor.datatype is not BYTES or not _all_bytes(tensor.array):
+    if tensor.datatype is not BYTES or not (tensor.packed or _all_bytes(tensor.array)):
         return tensor
     return Tensor(tensor.name, BYTES, tensor.shape, tensor.data)
 

@@ -7,6 +7,7 @@ those seen before are looked up instead of parsed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import orjson
@@ -106,6 +107,21 @@ class Parts:
         return b"".join(self.pieces)
 
 
+class Elsewhere:
+    """Stands for the bytes behind a JSON part that is read without them."""
+
+    __slots__ = ("_size",)
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, part: slice) -> Elsewhere:
+        return Elsewhere(len(range(*part.indices(self._size))))
+
+
 class RestCodec:
     """Decodes and encodes ``/infer`` bodies; keeps the heads it has seen unless told not to
     `remember` them. One thread."""
@@ -136,17 +152,11 @@ class RestCodec:
             if self._remember:
                 self._frames.remember(body, tree, request, answer)
             return request, answer
-        if head_length > len(body):
-            raise InvalidRequest(
-                f"Inference-Header-Content-Length is {head_length}, but the body has only "
-                f"{len(body)} bytes"
-            )
-        text = bytes(body[:head_length])
+        text, rest = split_body(body, head_length)
         head = self._heads.get((model, version, text))
         if head is not None and len(body) - head_length == sum(head.sizes):
             return self._filled(head, body, head_length), head.answer
         tree = parse_json(text, self._limits.max_json_depth)
-        rest = memoryview(body)[head_length:]
         request, answer, sizes = self._request(model, version, tree, rest)
         if sizes is not None and not request.id and len(model) + head_length <= MAX_HEAD:
             if len(self._heads) >= MAX_HEADS:
@@ -160,6 +170,16 @@ class RestCodec:
         """The request in a body that was parsed, without binary tensors. Raises `RequestError`."""
         request, answer, _ = self._request(model, version, tree, memoryview(b""))
         return request, answer
+
+    def decode_head(
+        self, model: str, version: str, text: Buffer, rest: int
+    ) -> tuple[InferenceRequest, AnswerForm, list[int | None]]:
+        """As `decode`, from the JSON part alone, which `rest` bytes follow: binary inputs have no
+        data yet. And each input's size in bytes, `None` for one in JSON. Raises `RequestError`."""
+        tree = parse_json(text, self._limits.max_json_depth)
+        request, answer, _ = self._request(model, version, tree, Elsewhere(rest))
+        given = [each.get("parameters") or {} for each in tree.get("inputs") or ()]
+        return request, answer, [each.get("binary_data_size") for each in given]
 
     def _filled(self, head: Head, body: Buffer, at: int) -> InferenceRequest:
         """The request of a known head over this body's tensors."""
@@ -203,7 +223,7 @@ class RestCodec:
         model: str,
         version: str,
         tree: dict[str, Any],
-        binary: memoryview,
+        binary: memoryview | Elsewhere,
         booleans: bool = True,
     ) -> tuple[InferenceRequest, AnswerForm, tuple[int, ...] | None]:
         """The request of a parsed body, and the tensors' sizes if all are binary."""
@@ -297,8 +317,19 @@ class RestCodec:
             return self._encode_binary(response)
         if form is JSON_ANSWER and response.outputs and not (response.id or response.parameters):
             return self._encode_json(response), None
+        binary = [t.data for t in response.outputs if form.is_binary(t.name)]
+        head = self.encode_head(response, form, [len(each) for each in binary])
+        if not binary:
+            return head, None
+        return b"".join([head, *binary]), len(head)
+
+    def encode_head(
+        self, response: InferenceResponse, form: AnswerForm, sizes: Sequence[int]
+    ) -> bytes:
+        """The JSON part of an answer whose binary outputs have these `sizes`, in bytes; their data
+        is not looked at. Raises `Unsupported`."""
         outputs: list[dict[str, Any]] = []
-        binary: list[Buffer] = []
+        binary = iter(sizes)
         for tensor in response.outputs:
             output: dict[str, Any] = {
                 "name": tensor.name,
@@ -306,15 +337,11 @@ class RestCodec:
                 "shape": tensor.shape,
             }
             if form.is_binary(tensor.name):
-                output["parameters"] = {"binary_data_size": len(tensor.data)}
-                binary.append(tensor.data)
+                output["parameters"] = {"binary_data_size": next(binary)}
             else:
                 output["data"] = json_data(tensor)
             outputs.append(output)
-        head = self._head(response, outputs)
-        if not binary:
-            return head, None
-        return b"".join([head, *binary]), len(head)
+        return self._head(response, outputs)
 
     def encode_parts(
         self, response: InferenceResponse, form: AnswerForm
@@ -406,6 +433,31 @@ class RestCodec:
         return orjson.dumps(tree, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
+def split_body(body: Buffer, head_length: int) -> tuple[bytes, memoryview]:
+    """The JSON part of a body, and the tensors behind it. Raises `InvalidRequest`."""
+    if head_length > len(body):
+        raise InvalidRequest(
+            f"Inference-Header-Content-Length is {head_length}, but the body has only "
+            f"{len(body)} bytes"
+        )
+    return bytes(body[:head_length]), memoryview(body)[head_length:]
+
+
+def with_data(
+    inputs: Sequence[Tensor], sizes: Sequence[int | None], data: memoryview
+) -> tuple[Tensor, ...]:
+    """The inputs that `decode_head` gave, with their bytes. Raises `InvalidRequest`."""
+    found = []
+    at = 0
+    for tensor, size in zip(inputs, sizes, strict=True):
+        if size is not None:
+            part = data[at : at + size]
+            tensor = _binary(tensor.name, tensor.datatype, tensor.shape, part)
+            at += size
+        found.append(tensor)
+    return tuple(found)
+
+
 def refuse_unknown(
     tree: dict[str, Any], known: frozenset[str], what: str, whose: str | None = None
 ) -> None:
@@ -458,7 +510,9 @@ def _parameters(tree: dict[str, Any], what: str, whose: str | None = None) -> di
     return parameters
 
 
-def _input(tree: dict[str, Any], binary: memoryview, booleans: bool) -> tuple[Tensor, int | None]:
+def _input(
+    tree: dict[str, Any], binary: memoryview | Elsewhere, booleans: bool
+) -> tuple[Tensor, int | None]:
     """One input, and its size in bytes if it is binary."""
     name = _name(tree, "input")
     refuse_unknown(tree, _INPUT_KEYS, "input", name)
@@ -493,7 +547,9 @@ def _input(tree: dict[str, Any], binary: memoryview, booleans: bool) -> tuple[Te
     return _binary(name, kind, shape, binary[:size]), size
 
 
-def _binary(name: str, kind: Datatype, shape: Shape, data: memoryview) -> Tensor:
+def _binary(name: str, kind: Datatype, shape: Shape, data: memoryview | Elsewhere) -> Tensor:
+    if isinstance(data, Elsewhere):
+        return Tensor(name, kind, shape, b"")
     tensor = Tensor(name, kind, shape, data if len(data) >= VIEW else bytes(data))
     tensor.check_size()
     return tensor

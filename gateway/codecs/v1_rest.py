@@ -126,11 +126,11 @@ def encode_v1(response: InferenceResponse) -> dict[str, Any]:
 
 
 def _nested(tensor: Tensor) -> Any:
-    import numpy as np
-
     flat: Any = json_data(tensor)
-    if len(tensor.shape) == 1:
-        return flat if type(flat) is list else flat.tolist()
     if type(flat) is not list:
         return flat.reshape(tensor.shape).tolist()
-    return np.array(flat, dtype=object).reshape(tensor.shape).tolist()
+    if 0 in tensor.shape:
+        return tensor.array.tolist()
+    for width in tensor.shape[:0:-1]:
+        flat = [flat[at : at + width] for at in range(0, len(flat), width)]
+    return flat if tensor.shape else flat[0]

@@ -10,6 +10,8 @@ from contextlib import suppress
 from stat import S_ISSOCK
 from typing import Any, Final
 
+from gateway.telemetry.logs import log
+
 BACKLOG: Final = 2048
 """Connections that may wait to be taken. What comes while the line is full tries again a second
 later, by itself and unseen, and then after two, four, ..."""
@@ -62,22 +64,31 @@ class Acceptor:
             task.add_done_callback(self._tasks.discard)
 
     async def _open(self, connection: socket.socket, settings: dict[str, Any]) -> None:
-        connection.setblocking(False)
         try:
+            connection.setblocking(False)
             await self._loop.connect_accepted_socket(lambda: self.protocol(**settings), connection)
         except OSError:  # it is gone already
             connection.close()
+        except BaseException:
+            connection.close()
+            raise
 
     async def close(self) -> None:
         """Takes no more; those that were taken have their protocols then."""
         self._closed = True
-        await asyncio.gather(*self._tasks)
+        for failure in await asyncio.gather(*self._tasks, return_exceptions=True):
+            if isinstance(failure, Exception):
+                log.error("cannot take a connection", exc_info=failure)
 
 
 def lengthen(port: int) -> None:
     """Gives the sockets of this process that listen on `port` our `BACKLOG`: for servers whose
-    own is shorter and no setting."""
-    for name in os.listdir("/dev/fd"):
+    own is shorter and no setting. Does nothing where the system does not tell what is open."""
+    try:
+        names = os.listdir("/dev/fd")
+    except OSError:
+        return
+    for name in names:
         with suppress(OSError):
             if not S_ISSOCK(os.fstat(int(name)).st_mode):
                 continue

@@ -130,8 +130,12 @@ class HttpServer:
             self._sweeper.cancel()
         for stream in list(self._shared.streams):
             stream.cancel()
+        if self._server is not None:
+            for connection in list(self._server.server_state.connections):
+                if isinstance(connection, SluiceHttpProtocol):
+                    connection.give_up()
         await stop_server(self._server, self._task)
-        self._shared.apart.close()
+        await self._shared.apart.close()
 
 
 class MetricsServer:

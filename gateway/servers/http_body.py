@@ -25,7 +25,8 @@ LARGE: Final = 262_144
 ALIGNED: Final = 64
 """The first tensor's address is a multiple of this, as in memory that numpy or a runtime took."""
 MOST_AT_ONCE: Final = 1 << 20
-"""Bytes read before others have their turn."""
+"""Bytes of one read. uvloop reads on in the same turn, up to 32 times, for as long as each read is
+full: others wait for so many at most, while a sender is as fast as we are."""
 MAPPED: Final = 1 << 23
 """Bytes from which a room is mapped by itself."""
 _PAGE: Final = 1 << 21

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
-from gateway.call import Call
+from gateway.call import ENDED, Call
 from gateway.codecs import compression
 from gateway.codecs.large import (
     LARGE_BODY,
+    join_request,
     large_answer,
     read_infer,
+    read_infer_head,
+    split_response,
     unpack_request,
     write_infer,
+    write_infer_head,
 )
-from gateway.codecs.oip_rest import BINARY_ANSWER, JSON_ANSWER, AnswerForm, Parts
+from gateway.codecs.oip_rest import BINARY_ANSWER, JSON_ANSWER, AnswerForm, Parts, split_body
 from gateway.codecs.statuses import http_status
-from gateway.errors import InferenceFailed, InvalidRequest, QueueFull, RequestTooLarge, SluiceError
+from gateway.errors import (
+    Draining,
+    InferenceFailed,
+    InvalidRequest,
+    QueueFull,
+    RequestTooLarge,
+    SluiceError,
+)
 from gateway.servers.http_answer import (
     BINARY_TYPE,
     ERROR_TYPE,
@@ -51,7 +63,7 @@ class Exchange:
     """A request and its answer on one connection; takes the place of uvicorn's ASGI cycle."""
 
     __slots__ = (
-        "_body", "_call", "_counted", "_task", "disconnected", "headers", "keep_alive",
+        "_body", "_call", "_counted", "_held", "_task", "disconnected", "headers", "keep_alive",
         "message_event", "protocol", "response_complete", "room", "since", "target",
     )  # fmt: skip
 
@@ -76,6 +88,7 @@ class Exchange:
         """Where the body goes, if it is large."""
         self._call: Call | None = None
         self._counted = 0
+        self._held = 0
 
     # --- in
 
@@ -84,10 +97,16 @@ class Exchange:
         head = self.headers.get(b"inference-header-content-length")
         if length < LARGE or head is None or not head.isdigit() or len(head) > 18:
             return
+        shared = self.protocol.shared
+        # Where memory is taken with the promise of it, headers alone must not take all of it.
+        if shared.room_bytes + length > shared.limits.max_bytes_in_flight:
+            return
         if self.headers.get(b"content-encoding", b"identity") == b"identity":
             # Should there be no memory for it, it comes in pieces, and is refused at some point.
             with suppress(MemoryError):
                 self.room = Room(length, int(head))
+                shared.room_bytes += length
+                self._held = length
 
     def received(self, chunk: bytes) -> None:
         """A piece of the body. Raises `RequestTooLarge` or `QueueFull`."""
@@ -164,25 +183,34 @@ class Exchange:
         self._body = b""
         call = self._call = self._new_call(body)
         if len(body) >= LARGE_BODY and call.json_bytes() >= LARGE_BODY:
-            self.in_task(call.serve_large())
+            self.in_task(call, call.serve_large)
         else:
             self.protocol.shared.pipeline.serve(call)
 
     def _new_call(self, body: Buffer) -> HttpCall:
         return HttpCall(self, body)
 
-    def in_task(self, work: Coroutine[Any, Any, None]) -> None:
-        """Goes on with this request in a task, which ends when the client is gone."""
-        task = self._task = asyncio.get_running_loop().create_task(self._without_fail(work))
+    def in_task(
+        self, call: HttpCall, work: Callable[[], Coroutine[Any, Any, None]]
+    ) -> asyncio.Task[None]:
+        """Goes on with this request's call in a task, which ends when the client is gone."""
+        task = self._task = asyncio.get_running_loop().create_task(self._without_fail(call, work))
         self.protocol.tasks.add(task)
         task.add_done_callback(self.protocol.tasks.discard)
+        return task
 
-    async def _without_fail(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _without_fail(
+        self, call: HttpCall, work: Callable[[], Coroutine[Any, Any, None]]
+    ) -> None:
         try:
-            await work
+            await work()
         except Exception as error:
             log.exception("unexpected error over a large body or answer")
-            self.fail(InferenceFailed(f"internal error: {type(error).__name__}"))
+            failure = InferenceFailed(f"internal error: {type(error).__name__}")
+            if call.state == ENDED:  # it has its answer, which cannot be written
+                self.fail(failure)
+            else:
+                self.protocol.shared.pipeline.refuse(call, failure)
 
     def disconnect(self) -> None:
         """The client is gone: what it asked for need not run."""
@@ -193,10 +221,21 @@ class Exchange:
         task = getattr(self, "_task", None)
         if task is not None:
             task.cancel()
+        self._call = None
+
+    def give_up(self) -> None:
+        """The port closes: whoever waits for this answer is told that there will be none."""
+        call = self._call
+        self.keep_alive = False
+        self.fail(Draining())
+        self._call = call
+        self.disconnect()
 
     def _release(self) -> None:
-        self.protocol.shared.body_bytes -= self._counted
-        self._counted = 0
+        shared = self.protocol.shared
+        shared.body_bytes -= self._counted
+        shared.room_bytes -= self._held
+        self._counted = self._held = 0
 
     # --- out
 
@@ -251,7 +290,7 @@ class Exchange:
         # whose pauses all connections would feel.
         self._call = None
         self._release()
-        if self.disconnected:
+        if self.disconnected or self.response_complete:
             return
         request_id = self.headers.get(b"x-request-id")
         if request_id is not None:
@@ -265,15 +304,16 @@ class Exchange:
         elif len(body) < IN_THREAD:
             transport.write(head + bytes(body))
         else:
+            whole = bytes(body)  # before the head: there may be no memory for it
             transport.write(head)
-            transport.write(bytes(body))
+            transport.write(whole)
         self.protocol.answered(self)
 
 
 class HttpCall(Call):
     """The call of an `Exchange`."""
 
-    __slots__ = ("_body", "_exchange", "_form")
+    __slots__ = ("_body", "_exchange", "_form", "_inside")
 
     protocol = "http"
 
@@ -283,7 +323,14 @@ class HttpCall(Call):
         self._exchange = exchange
         self._body = body
         self._form: AnswerForm = JSON_ANSWER
+        self._inside = True
         exchange.protocol.shared.pipeline.admission.in_flight += 1
+
+    def _leave(self) -> None:
+        """It is in flight no more; may be said more than once."""
+        if self._inside:
+            self._inside = False
+            self._exchange.protocol.shared.pipeline.admission.in_flight -= 1
 
     def decode(self) -> InferenceRequest:
         shared = self._exchange.protocol.shared
@@ -347,16 +394,16 @@ class HttpCall(Call):
         exchange = self._exchange
         shared = exchange.protocol.shared
         length = exchange.headers.get(b"inference-header-content-length")
-        request, self._form = await read_apart(
-            shared,
-            self.deadline,
-            len(body),
-            read_infer,
-            shared.limits,
-            *exchange.target,
-            body,
-            None if length is None else int(length),
-            after=_unpack,
+        apart = partial(read_apart, shared, self.deadline)
+        named = (shared.limits, *exchange.target)
+        request: InferenceRequest
+        if length is None:
+            request, self._form = await apart(len(body), read_infer, *named, body, after=_unpack)
+            return request
+        head, rest = split_body(body, int(length))  # the tensors stay here
+        join = partial(join_request, rest)
+        request, self._form, _ = await apart(
+            len(head), read_infer_head, *named, head, len(rest), after=join
         )
         return request
 
@@ -368,9 +415,11 @@ class HttpCall(Call):
         exchange = self._exchange
         size = self._large_answer(response)
         if size:
-            exchange.in_task(self._reply_large(response, size))
+            task = exchange.in_task(self, partial(self._reply_large, response, size))
+            # Not at the end of the task: it may be cancelled before it begins.
+            task.add_done_callback(lambda _: self._leave())
             return
-        exchange.protocol.shared.pipeline.admission.in_flight -= 1
+        self._leave()
         try:
             body, head_length = self._encode(response)
         except SluiceError as error:
@@ -390,12 +439,15 @@ class HttpCall(Call):
             exchange.fail(error)
         else:
             exchange.send(body, head_length, response)
-        finally:
-            exchange.protocol.shared.pipeline.admission.in_flight -= 1
 
     def _large_answer(self, response: InferenceResponse) -> int:
         """About how many bytes a large answer has; 0 for one that is written on the spot."""
-        return 0 if self._form is BINARY_ANSWER else large_answer(response.outputs)
+        form = self._form
+        if form is BINARY_ANSWER:
+            return 0
+        if form is JSON_ANSWER:
+            return large_answer(response.outputs)
+        return large_answer([each for each in response.outputs if not form.is_binary(each.name)])
 
     def _encode(self, response: InferenceResponse) -> tuple[bytes | Parts, int | None]:
         """The answer's body, and the length of the JSON before tensors. Raises `SluiceError`."""
@@ -406,14 +458,22 @@ class HttpCall(Call):
     ) -> tuple[bytes | Parts, int | None]:
         """The same for one that `_large_answer` calls large, where nobody waits for it."""
         shared = self._exchange.protocol.shared
-        return await write_apart(shared, size, write_infer, response, self._form, shared.limits)
+        form = self._form
+        if form is JSON_ANSWER:
+            return await write_apart(shared, size, write_infer, response, form, shared.limits)
+        left, binary = await asyncio.to_thread(split_response, response, form)
+        sizes = list(map(len, binary))
+        head = await write_apart(shared, size, write_infer_head, left, form, sizes, shared.limits)
+        if not binary:
+            return head, None
+        return Parts([head, *binary], len(head) + sum(sizes)), len(head)
 
     def _failed(self, error: SluiceError) -> None:
-        self._exchange.protocol.shared.pipeline.admission.in_flight -= 1
+        self._leave()
         self._exchange.fail(error)
 
     def _cancelled(self) -> None:
-        self._exchange.protocol.shared.pipeline.admission.in_flight -= 1
+        self._leave()
 
 
 def _unpack(found: tuple[InferenceRequest, AnswerForm]) -> None:

@@ -365,6 +365,11 @@ class SluiceHttpProtocol(HttpToolsProtocol):
         elif self.pipeline:
             self._next()
 
+    def give_up(self) -> None:
+        """The port closes: who waits for inference is told so, instead of nothing at all."""
+        if isinstance(self.running, Exchange):
+            self.running.give_up()
+
     def refuse(self, error: SluiceError, status: int | None = None) -> None:
         """Answers what is no request, with our JSON shape, once the requests before it are
         answered; then the connection is closed."""

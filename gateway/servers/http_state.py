@@ -22,8 +22,8 @@ class HttpState:
     """Owned by the event loop."""
 
     __slots__ = (
-        "apart", "body_bytes", "closing", "codec", "config", "facts", "limits", "pipeline", "streams",
-        "targets",
+        "apart", "body_bytes", "closing", "codec", "config", "facts", "limits", "pipeline",
+        "room_bytes", "streams", "targets",
     )  # fmt: skip
 
     def __init__(self, config: Config, pipeline: Pipeline, codec: RestCodec, facts: Facts) -> None:
@@ -38,6 +38,8 @@ class HttpState:
         """What request targets ask for, as far as they are known."""
         self.body_bytes = 0
         """Bytes of bodies received and not yet answered, over all connections."""
+        self.room_bytes = 0
+        """Bytes for which bodies that are being received have memory, whether it is used or not."""
         self.closing = False
         self.streams: set[asyncio.Task[Any]] = set()
         """What waits for a model; being cancelled, it tells its caller and ends."""

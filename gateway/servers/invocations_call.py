@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Final
 
 from gateway.codecs.invocations import Payload, decode_invocations, parse_invocations
@@ -10,22 +9,17 @@ from gateway.codecs.invocations_answer import (
     encode_predictions,
     error_json,
     mlflow_error,
-    size_of,
 )
-from gateway.errors import (
-    InferenceFailed,
-    InvalidRequest,
-    ModelNotReady,
-    NotLoaded,
-    SluiceError,
-    printable,
-    text_of,
+from gateway.codecs.large import (
+    read_invocations,
+    read_invocations_parameters,
+    write_invocations,
 )
+from gateway.errors import InvalidRequest, ModelNotReady, SluiceError, printable, text_of
 from gateway.servers.http_answer import JSON_TYPE, error_headers
-from gateway.servers.http_call import IN_THREAD, Exchange, HttpCall
-from gateway.servers.large_json import still_there
-from gateway.telemetry.logs import log
-from gateway.tensors import Buffer, InferenceRequest, InferenceResponse
+from gateway.servers.http_call import Exchange, HttpCall
+from gateway.servers.large_json import read_apart, read_for_model, write_apart
+from gateway.tensors import Buffer, InferenceRequest, InferenceResponse, Parameter
 
 MODEL_HEADER: Final = b"x-sluice-model"
 MEDIA_TYPES: Final = ("application/json", "text/csv")
@@ -78,19 +72,8 @@ class InvocationsExchange(Exchange):
             f"{MODEL_HEADER.decode()}, or POST to /models/<model>/invocations"
         )
 
-    def _serve(self, body: Buffer) -> None:
-        self._body = b""
-        call = InvocationsCall(self, body, self._media_type)
-        self._call = call
-        if len(body) < IN_THREAD:
-            self.protocol.shared.pipeline.serve(call)
-        else:
-            self.in_task(self._serve_large(call))
-
-    async def _serve_large(self, call: InvocationsCall) -> None:
-        await call.prepare()
-        if not self.disconnected:
-            self.protocol.shared.pipeline.serve(call)
+    def _new_call(self, body: Buffer) -> HttpCall:
+        return InvocationsCall(self, body, self._media_type)
 
     def fail(self, error: SluiceError) -> None:
         """Writes an error."""
@@ -105,7 +88,7 @@ class InvocationsExchange(Exchange):
 class InvocationsCall(HttpCall):
     """The call of an `InvocationsExchange`."""
 
-    __slots__ = ("_error", "_media_type", "_payload", "_ready")
+    __slots__ = ("_media_type", "_payload")
 
     protocol = "mlflow"
 
@@ -113,78 +96,68 @@ class InvocationsCall(HttpCall):
         super().__init__(exchange, body)
         self._media_type = media_type
         self._payload: Payload | None = None
-        self._ready: InferenceRequest | None = None
-        self._error: SluiceError | None = None
 
     # --- in
-
-    async def prepare(self) -> None:
-        """Reads a large body in a thread; what is wrong with it is said by `decode`."""
-        try:
-            self._payload = await asyncio.to_thread(self._parse)
-            self._choose(self._payload)
-            self._ready = await asyncio.to_thread(self._convert, self._payload)
-        except NotLoaded:
-            pass  # `decode` says it again, and is asked once more when it is loaded
-        except SluiceError as error:
-            self._error = error
-        except Exception as error:
-            log.exception("cannot read a body")
-            self._error = InferenceFailed(f"internal error: {type(error).__name__}")
 
     def decode(self) -> InferenceRequest:
         timeout = self._exchange.headers.get(b"x-request-timeout-ms")
         if timeout is not None:
             self._set_deadline(timeout)
-        if self._error is not None:
-            raise self._error
-        if self._ready is not None and self._still_there():
-            return self._ready
-        if self._payload is None:
-            self._payload = self._parse()
-        self._choose(self._payload)
-        return self._convert(self._payload)
-
-    def _parse(self) -> Payload:
-        limits = self._exchange.protocol.shared.limits
-        payload = parse_invocations(self._body, self._media_type, limits)
-        self._body = b""
-        return payload
-
-    def _choose(self, payload: Payload) -> None:
+        shared, target = self._exchange.protocol.shared, self._exchange.target
+        payload = self._payload
+        if payload is None:
+            payload = parse_invocations(self._body, self._media_type, shared.limits)
+            self._payload, self._body = payload, b""
         # Only the version that will answer can say what the values are.
-        like = InferenceRequest(
-            *self._exchange.target, (), parameters=payload.parameters, signature=()
+        self.chosen = shared.pipeline.choose(self, self._like(payload.parameters))
+        return decode_invocations(*target, payload, self.chosen[0].contract)
+
+    def _like(self, parameters: dict[str, Parameter] | None) -> InferenceRequest:
+        """What a version is chosen for."""
+        return InferenceRequest(*self._exchange.target, (), parameters=parameters, signature=())
+
+    def json_bytes(self) -> int:
+        """See `HttpCall.json_bytes`; CSV is as slow."""
+        return len(self._body)
+
+    async def _read_apart(self, body: Buffer) -> InferenceRequest:
+        shared, target = self._exchange.protocol.shared, self._exchange.target
+        parameters = None
+        route = shared.pipeline.router.table.get(target[0])
+        if route is None or route.sticky.parameter is not None:
+            # Only then do they say which version it is: the body is read once more for them.
+            parameters = await read_apart(
+                shared,
+                self.deadline,
+                len(body),
+                read_invocations_parameters,
+                shared.limits,
+                self._media_type,
+                body,
+            )
+        return await read_for_model(
+            shared,
+            self,
+            self._like(parameters),
+            len(body),
+            read_invocations,
+            shared.limits,
+            self._media_type,
+            *target,
+            body,
         )
-        self.chosen = self._exchange.protocol.shared.pipeline.choose(self, like)
-
-    def _convert(self, payload: Payload) -> InferenceRequest:
-        assert self.chosen is not None
-        return decode_invocations(*self._exchange.target, payload, self.chosen[0].contract)
-
-    def _still_there(self) -> bool:
-        assert self.chosen is not None
-        exchange = self._exchange
-        return still_there(exchange.protocol.shared, exchange.target[0], self.chosen[0])
 
     # --- out
-
-    def _large_answer(self, response: InferenceResponse) -> int:
-        size = sum(map(size_of, response.outputs))
-        return size if size >= IN_THREAD else 0
 
     def _encode(self, response: InferenceResponse) -> tuple[bytes, None]:
         assert self.chosen is not None
         return encode_predictions(response, self.chosen[0].contract.outputs), None
 
     async def _encode_large(self, response: InferenceResponse, size: int) -> tuple[bytes, None]:
-        try:
-            return await asyncio.to_thread(self._encode, response)
-        except SluiceError:
-            raise
-        except Exception as error:
-            log.exception("cannot encode an answer")
-            raise InferenceFailed(f"cannot encode the answer: {type(error).__name__}") from None
+        assert self.chosen is not None
+        outputs = self.chosen[0].contract.outputs
+        shared = self._exchange.protocol.shared
+        return await write_apart(shared, size, write_invocations, response, outputs), None
 
 
 def media_type_of(header: str) -> str:

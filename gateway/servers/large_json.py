@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -30,12 +31,16 @@ async def read_apart(
 
     `deadline` is of the batcher's clock. Raises `SluiceError`, `DeadlineExceeded` for one.
     """
-    work = shared.apart.run(size, function, *arguments, after=after)
-    if deadline is None:
-        return await work
+    async with _until(deadline):
+        return await shared.apart.run(size, function, *arguments, after=after)
+
+
+@asynccontextmanager
+async def _until(deadline: float | None) -> AsyncGenerator[None]:
+    """Raises `DeadlineExceeded` when the time is over."""
     try:
-        async with asyncio.timeout(deadline - perf_counter()):
-            return await work
+        async with asyncio.timeout(None if deadline is None else deadline - perf_counter()):
+            yield
     except TimeoutError:
         raise DeadlineExceeded("the deadline passed before the request was queued") from None
 
@@ -54,7 +59,8 @@ async def read_for_model(
     """
     pipeline = shared.pipeline
     while True:
-        chosen = await pipeline.when_loaded(lambda: pipeline.choose(call, like))
+        async with _until(call.deadline):
+            chosen = await pipeline.when_loaded(lambda: pipeline.choose(call, like))
         call.chosen = chosen
         servable: Servable = chosen[0]
         request = await read_apart(

@@ -25,6 +25,9 @@ GOOD = json.dumps({"inputs": [tensor()]}).encode()
 BAD = b'{"inputs":[]}'
 V1 = "/v1/models/add:predict"
 V1_BODY = b'{"instances":[[1,2,3,4]]}'
+GENERATE = "/v2/models/add/generate"
+GENERATE_BODY = b'{"x":[[1,2,3,4]]}'
+TARGETS = [ADD, V1, GENERATE]
 
 
 @pytest.mark.parametrize(
@@ -41,7 +44,7 @@ V1_BODY = b'{"instances":[[1,2,3,4]]}'
     ],
     ids=str,
 )
-@pytest.mark.parametrize("target", [ADD, V1])
+@pytest.mark.parametrize("target", TARGETS)
 def test_bi10o_framing_said_twice(
     gateway: Served, target: str, headers: list[tuple[str, str]]
 ) -> None:
@@ -53,7 +56,7 @@ def test_bi10o_framing_said_twice(
 
 
 @pytest.mark.parametrize("length", ["-1", "+5", "abc", "1e2", "0x5", "9" * 30, "5 5", "", "5;"])
-@pytest.mark.parametrize("target", [ADD, V1])
+@pytest.mark.parametrize("target", TARGETS)
 def test_bi10p_content_length_that_is_none(gateway: Served, target: str, length: str) -> None:
     data = http_bytes(target, headers={"content-length": length}, length=False) + GOOD
     refused(raw(gateway, data)[0], 400)
@@ -74,7 +77,9 @@ def test_bi10r_giant_heads(gateway: Served) -> None:
         [("a", "")] * 3000,
     ):
         refused(raw(gateway, http_bytes(ADD, GOOD, headers))[0], 413, "max_header_bytes")
-        refused(raw(gateway, http_bytes(V1, V1_BODY, headers))[0], 413, "max_header_bytes")
+        refused(
+            raw(gateway, http_bytes(GENERATE, GENERATE_BODY, headers))[0], 413, "max_header_bytes"
+        )
 
 
 POST = b"POST " + ADD.encode() + b" HTTP/1.1\r\n"
@@ -128,7 +133,7 @@ def test_bi10t_other_protocols_and_nonsense(gateway: Served, data: bytes) -> Non
 
 
 @pytest.mark.parametrize("protocol", ["h2c", "websocket"])
-@pytest.mark.parametrize(("target", "body"), [(ADD, GOOD), (V1, V1_BODY)])
+@pytest.mark.parametrize(("target", "body"), [(ADD, GOOD), (GENERATE, GENERATE_BODY)])
 def test_bi10u_upgrades(gateway: Served, target: str, body: bytes, protocol: str) -> None:
     """Ignored, as a server may; Java's client sends one with its first request."""
     headers = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": protocol, "HTTP2-Settings": ""}
@@ -155,6 +160,7 @@ def test_bi10w_pipelining_keeps_the_order(gateway: Served) -> None:
         (http_bytes("/v2/models/slow/infer", slow), 200),
         (http_bytes(ADD, BAD), 400),
         (http_bytes(V1, V1_BODY), 200),
+        (http_bytes(GENERATE, GENERATE_BODY), 200),
         (http_bytes("/nowhere", method="GET"), 404),
         (http_bytes(ADD, GOOD), 200),
         (http_bytes(ADD, b"{"), 400),
@@ -183,7 +189,7 @@ def test_bi10x_pipelining_with_a_broken_request_in_the_middle(gateway: Served) -
         b"NONSENSE\r\n\r\n",
         http_bytes(ADD, headers={"content-length": "x"}, length=False),
     ):
-        for first in (slow, http_bytes("/v1/models/slow:predict", b'{"instances":[[0.2,0,0,0]]}')):
+        for first in (slow, http_bytes("/v2/models/slow/generate", b'{"x":[[0.2,0,0,0]]}')):
             with connected(gateway) as sock:
                 send(sock, first + good + broken + good * 3)
                 replies = Answers(sock).all()
@@ -218,9 +224,10 @@ def test_bi10z_pipelined_requests_of_a_client_that_leaves(gateway: Served) -> No
 
 
 def test_bi10aa_reset_in_the_middle_of_a_body(gateway: Served) -> None:
-    data = http_bytes(V1, headers={"content-length": str(len(V1_BODY))}, length=False)
+    length = {"content-length": str(len(GENERATE_BODY))}
+    data = http_bytes(GENERATE, headers=length, length=False)
     with connected(gateway) as sock:
-        send(sock, data + V1_BODY[:-3])
+        send(sock, data + GENERATE_BODY[:-3])
         sock.setsockopt(1, 13, struct.pack("ii", 1, 0))  # SO_LINGER: close with a reset
 
 

@@ -23,7 +23,7 @@ from tests.bad_inputs.attack import (
 )
 
 GOOD = json.dumps({"inputs": [tensor()]}).encode()
-V1 = "/v1/models/add:predict"
+GENERATE = "/v2/models/add/generate"
 
 
 def drip(served: Served, start: bytes, piece: Callable[[int], bytes]) -> tuple[float, list[int]]:
@@ -46,7 +46,7 @@ def drip(served: Served, start: bytes, piece: Callable[[int], bytes]) -> tuple[f
     return time.monotonic() - began, [reply.status for reply in replies]
 
 
-@pytest.mark.parametrize("target", [ADD, V1])
+@pytest.mark.parametrize("target", [ADD, GENERATE])
 def test_bi10ba_slow_heads(hasty: Served, target: str) -> None:
     start = b"POST " + target.encode() + b" HTTP/1.1\r\nhost: a\r\n"
     seconds, statuses = drip(hasty, start, lambda n: b"x-%d: 1\r\n" % n)
@@ -54,7 +54,7 @@ def test_bi10ba_slow_heads(hasty: Served, target: str) -> None:
     assert statuses == [408]
 
 
-@pytest.mark.parametrize("target", [ADD, V1])
+@pytest.mark.parametrize("target", [ADD, GENERATE])
 @pytest.mark.parametrize("chunked", [False, True])
 def test_bi10bb_slow_bodies(hasty: Served, target: str, chunked: bool) -> None:
     headers = {"transfer-encoding": "chunked"} if chunked else {"content-length": "1000"}

@@ -162,15 +162,15 @@ def test_expect_100_continue(connection: Connection) -> None:
 
 
 def test_expect_100_continue_elsewhere(connection: Connection) -> None:
-    body = b'{"instances": [[1, 2, 3, 4]]}'
+    body = b'{"x": [[1, 2, 3, 4]]}'
     connection.send(
-        b"POST /v1/models/add:predict HTTP/1.1\r\nHost: here\r\nExpect: 100-continue\r\n"
+        b"POST /v2/models/add/generate HTTP/1.1\r\nHost: here\r\nExpect: 100-continue\r\n"
         b"Content-Length: %d\r\n\r\n" % len(body)
     )
     assert connection.file.readline() == b"HTTP/1.1 100 Continue\r\n"
     assert connection.file.readline() == b"\r\n"
     connection.send(body)
-    assert connection.read()[2] == {"predictions": [[2, 3, 4, 5]]}
+    assert connection.read()[2]["y"] == [2, 3, 4, 5]
 
 
 def chunked(body: bytes, size: int, path: str = "/v2/models/add/infer", *headers: str) -> bytes:
@@ -187,6 +187,8 @@ def test_chunked_body(connection: Connection, size: int) -> None:
     check(connection.read(), 5, "me")
     connection.send(chunked(b'{"instances": [[1, 2, 3, 4]]}', size, "/v1/models/add:predict"))
     assert connection.read()[2] == {"predictions": [[2, 3, 4, 5]]}
+    connection.send(chunked(b'{"x": [[1, 2, 3, 4]]}', size, "/v2/models/add/generate"))
+    assert connection.read()[2]["y"] == [2, 3, 4, 5]
 
 
 def test_chunked_binary_body(connection: Connection) -> None:
@@ -313,12 +315,12 @@ def test_pipelined_requests_of_a_lost_connection_are_not_executed(
     assert slow_http.executions() == 1
 
 
-def test_v1_request_of_a_lost_connection_is_not_executed(slow_http: SlowModel) -> None:
+def test_generate_request_of_a_lost_connection_is_not_executed(slow_http: SlowModel) -> None:
     busy = slow_http.occupy(0.4)
-    body = b'{"inputs": [1]}'
+    body = b'{"loops": [1]}'
     connection = Connection(slow_http.gateway)
     connection.send(
-        f"POST /v1/models/{slow_http.name}:predict HTTP/1.1\r\nHost: here\r\n".encode()
+        f"POST /v2/models/{slow_http.name}/generate HTTP/1.1\r\nHost: here\r\n".encode()
         + b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
     )
     slow_http.wait_pending(2)

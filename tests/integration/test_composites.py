@@ -179,13 +179,16 @@ def test_who_waits_when_the_time_is_up_is_told(tmp_path: Path, number: signal.Si
     ways: dict[str, Any] = {
         "/v2/models/held/generate": {"x": HELD},
         "/v2/models/held/generate_stream": {"x": HELD},
+        "/v2/models/held/infer": {
+            "inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [HELD]}]
+        },
         "/v1/models/held:predict": {"instances": [HELD]},
     }
     if number == signal.SIGINT:
         ways.popitem()
     settings = {"drain__grace": 0, "drain__timeout": 0.2}
     with started(tmp_path, {"held": HOLDING}, **settings) as gateway:
-        with ThreadPoolExecutor(3) as pool:
+        with ThreadPoolExecutor(len(ways)) as pool:
             asked = [pool.submit(post, gateway, path, body) for path, body in ways.items()]
             wait_until(lambda: in_flight(gateway) == len(ways), "the requests to be in flight")
             gateway.process.send_signal(number)

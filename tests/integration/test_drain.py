@@ -96,9 +96,12 @@ def test_a_second_signal_cuts_the_grace_short(tmp_path: Path) -> None:
 
 def infer(gateway: GatewayProcess, loops: int) -> Any:
     tensor = {"name": "loops", "datatype": "INT64", "shape": [1], "data": [loops]}
-    body = json.dumps({"inputs": [tensor]}).encode()
-    url = gateway.http + "/v2/models/slow/infer"
-    with urllib.request.urlopen(urllib.request.Request(url, body), timeout=PATIENCE) as answer:
+    return asked(gateway, "/v2/models/slow/infer", {"inputs": [tensor]})
+
+
+def asked(gateway: GatewayProcess, path: str, body: Any) -> Any:
+    request = urllib.request.Request(gateway.http + path, json.dumps(body).encode())
+    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
         return json.loads(answer.read())
 
 
@@ -108,14 +111,26 @@ def test_requests_in_flight_are_answered(tmp_path: Path, number: signal.Signals)
     settings = {"drain.grace": 0, "batching.inline_us": 0}
     with GatewayProcess(tmp_path, [tmp_path / "models"], settings=settings) as gateway:
         answers: list[Any] = []
-        asking = threading.Thread(target=lambda: answers.append(infer(gateway, LOOPS)))
-        asking.start()
-        wait_until(
-            lambda: gateway.get("/admin/v1/status")["in_flight"] == 1, "the request to be in flight"
-        )
+        v1: list[Any] = []
+        asking = [
+            threading.Thread(target=lambda: answers.append(infer(gateway, LOOPS))),
+            threading.Thread(
+                target=lambda: v1.append(
+                    asked(gateway, "/v1/models/slow:predict", {"instances": [1]})
+                )
+            ),
+        ]
+        for count, each in enumerate(asking, 1):
+            each.start()
+            wait_until(
+                lambda now=count: gateway.get("/admin/v1/status")["in_flight"] == now,
+                "the request to be in flight",
+            )
         gateway.process.send_signal(number)
-        asking.join(PATIENCE)
+        for each in asking:
+            each.join(PATIENCE)
         assert answers[0]["outputs"][0]["data"] == [LOOPS]
+        assert v1[0] == {"predictions": [1]}
         assert gateway.process.wait(PATIENCE) == 0
 
 

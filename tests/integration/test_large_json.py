@@ -7,7 +7,7 @@ import json
 import os
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,6 +73,14 @@ def oip(array: Any, kind: str = "FP32") -> bytes:
     return orjson.dumps({"inputs": [spec]}, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
+def instances(array: Any) -> bytes:
+    return orjson.dumps({"instances": array}, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+V1 = "/v1/models/FP32:predict"
+BOTH = [(PATH.format("FP32"), oip), (V1, instances)]
+
+
 def in_flight(gateway: GatewayProcess) -> int:
     match = IN_FLIGHT.search(gateway.get("/metrics"))
     assert match is not None
@@ -100,8 +108,7 @@ def test_numbers_come_back_over_every_protocol(gateway: GatewayProcess) -> None:
     output = orjson.loads(answer)["outputs"][0]
     assert (status, output["shape"]) == (200, [5_000, 8])
     assert np.array_equal(np.array(output["data"], np.float32), array.ravel())
-    v1 = orjson.dumps({"instances": array}, option=orjson.OPT_SERIALIZE_NUMPY)
-    status, answer = post(gateway, "/v1/models/FP32:predict", v1)
+    status, answer = post(gateway, V1, instances(array))
     assert status == 200
     assert np.array_equal(np.array(orjson.loads(answer)["predictions"], np.float32), array)
     flat = orjson.dumps({"x": array, "id": "7"}, option=orjson.OPT_SERIALIZE_NUMPY)
@@ -139,12 +146,13 @@ def test_refusals_are_those_of_the_codec(gateway: GatewayProcess, body: bytes) -
     assert (status, json.loads(answer)) == (400, {"error": str(refusal.value)})
 
 
-def test_nobody_waits_and_a_deadline_ends_the_wait(gateway: GatewayProcess) -> None:
-    body, small = oip(numbers(5_000)), oip(numbers(1))
-    with stopped(gateway, body), ThreadPoolExecutor(1) as thread:
-        waiting = thread.submit(
-            post, gateway, PATH.format("FP32"), body, {"x-request-timeout-ms": "700"}
-        )
+@pytest.mark.parametrize(("path", "make"), BOTH, ids=["infer", "v1"])
+def test_nobody_waits_and_a_deadline_ends_the_wait(
+    gateway: GatewayProcess, path: str, make: Callable[[Any], bytes]
+) -> None:
+    body, small = make(numbers(5_000)), oip(numbers(1))
+    with stopped(gateway, oip(numbers(5_000))), ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(post, gateway, path, body, {"x-request-timeout-ms": "700"})
         wait_until(lambda: in_flight(gateway) or waiting.done(), "the large request to be in")
         assert post(gateway, PATH.format("FP32"), small)[0] == 200
         status, answer = waiting.result()
@@ -161,12 +169,15 @@ def test_a_process_that_is_killed_costs_nobody_an_answer(gateway: GatewayProcess
         assert waiting.result()[0] == 200
 
 
-def test_nobody_reads_on_for_a_client_that_is_gone(gateway: GatewayProcess) -> None:
-    body = oip(numbers(60_000))
+@pytest.mark.parametrize(("path", "make"), BOTH, ids=["infer", "v1"])
+def test_nobody_reads_on_for_a_client_that_is_gone(
+    gateway: GatewayProcess, path: str, make: Callable[[Any], bytes]
+) -> None:
+    body = make(numbers(60_000))
     assert len(body) > 4 * 2**20
-    with stopped(gateway, body) as pids:
+    with stopped(gateway, oip(numbers(60_000))) as pids:
         connection = http.client.HTTPConnection(gateway.http_address, timeout=PATIENCE)
-        connection.request("POST", PATH.format("FP32"), body)
+        connection.request("POST", path, body)
         wait_until(lambda: in_flight(gateway), "the large request to be in")
         connection.close()
         wait_until(lambda: not in_flight(gateway), "the request to be given up")
