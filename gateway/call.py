@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Final, Protocol
 
-from gateway.errors import SluiceError
+from gateway.errors import InferenceFailed, SluiceError
+from gateway.telemetry.logs import log
 from gateway.tensors import InferenceRequest, InferenceResponse
 
 NEW: Final = 0
@@ -27,8 +28,8 @@ class Call:
 
     Owned by the event loop. `arrived` and `deadline` are seconds of the batcher's clock;
     `order` is the place in the waiting line (smaller goes first). A subclass says how to
-    `decode` and what to do in `_replied` and `_failed`; they are called once at most, and
-    never after `cancel`.
+    `decode` and what to do in `_replied` and `_failed`; they are called once at most (but
+    `_failed` after a `_replied` that raised), and never after `cancel`.
     """
 
     __slots__ = (
@@ -67,10 +68,15 @@ class Call:
         return None
 
     def reply(self, response: InferenceResponse) -> None:
-        """Ends the call with an answer; does nothing if it has ended."""
+        """Ends the call with an answer, or with an error where that cannot be given; does nothing
+        if it has ended."""
         if self.state != ENDED:
             self.state = ENDED
-            self._replied(response)
+            try:
+                self._replied(response)
+            except Exception as error:
+                log.exception("unexpected error while answering")
+                self._failed(InferenceFailed(f"cannot answer: {type(error).__name__}"))
 
     def fail(self, error: SluiceError) -> None:
         """Ends the call with an error; does nothing if it has ended."""

@@ -174,6 +174,11 @@ class Tensor:
         return array
 
     @property
+    def packed(self) -> bool:
+        """Whether `data` is there already."""
+        return self._data is not None
+
+    @property
     def data(self) -> Buffer:
         """The tensor's bytes as on the wire."""
         data = self._data

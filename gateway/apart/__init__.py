@@ -2,7 +2,8 @@
 
 | module | is |
 |---|---|
-| `wire` | how Python objects go over the socket between the two, large buffers beside them |
+| `wire` | what goes over the socket between the two, large buffers beside the rest |
 | `child` | the process: calls one function after the other |
-| `processes` | the gateway's side: starts them, hands out the work, ends them |
+| `process` | the gateway's side of one: starts it, calls it, ends it |
+| `processes` | all of them: hands out the work |
 """

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from gateway import __version__, errors
 from gateway.apart import wire
 from gateway.errors import SluiceError
 
@@ -23,7 +24,7 @@ OOM_SCORE: Final = "500"
 
 
 def main() -> None:
-    """Until the gateway closes its end."""
+    """Until the gateway closes its end. Arguments: socket, number of the first frame, package."""
     # Those are for the gateway, which may have requests to finish.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -32,16 +33,28 @@ def main() -> None:
     # JSON has no circles, and a million rows would be looked through again and again.
     gc.disable()
     gc.freeze()
-    with contextlib.suppress(EOFError, OSError), socket.socket(fileno=int(sys.argv[1])) as sock:
+    fileno, number, package = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    with contextlib.suppress(EOFError, OSError), socket.socket(fileno=fileno) as sock:
+        wire.send(sock, wire.packed(number, __version__))
         while True:
-            serve_one(sock)
+            number += 1
+            serve_one(sock, number, package)
             gc.collect()
 
 
-def serve_one(sock: socket.socket) -> None:
-    """Receives a call and sends what came of it. Raises `EOFError` and `OSError`."""
-    function, arguments = wire.receive(sock)
-    wire.send(sock, outcome(function, arguments))
+def serve_one(sock: socket.socket, number: int, package: str) -> None:
+    """Receives a call and sends what came of it.
+
+    Raises `EOFError` and `OSError`, and `wire.OutOfStep` where there is nothing to be answered.
+    """
+    frame = wire.receive(sock, number)
+    try:
+        function, arguments = wire.load(frame, package)
+        del frame
+        pieces = wire.packed(number, outcome(function, arguments))
+    except Exception as error:  # something that cannot be sent; what was, has been read
+        pieces = wire.packed(number, _broken(error))
+    wire.send(sock, pieces)
 
 
 def outcome(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -49,9 +62,14 @@ def outcome(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[A
     try:
         return DONE, function(*arguments)
     except SluiceError as error:
-        return REFUSED, type(error), str(error)
+        known = next(each for each in type(error).__mro__ if each.__module__ == errors.__name__)
+        return REFUSED, known.__name__, str(error)
     except Exception as error:
-        return BROKEN, type(error).__name__, traceback.format_exc()
+        return _broken(error)
+
+
+def _broken(error: Exception) -> tuple[str, str, str]:
+    return BROKEN, type(error).__name__, traceback.format_exc()
 
 
 if __name__ == "__main__":

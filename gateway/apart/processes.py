@@ -8,16 +8,22 @@ for a while.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import socket
-import subprocess
-import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
-from gateway.apart import child, wire
+from gateway.apart import child
+from gateway.apart.process import (
+    PACKAGE,
+    Broken,
+    CannotStart,
+    CodecProcess,
+    ProcessEnded,
+    Unwanted,
+    result,
+)
 from gateway.errors import InferenceFailed, SluiceError
 from gateway.telemetry.logs import log
 
@@ -25,101 +31,12 @@ T = TypeVar("T")
 LONG: Final = 4 * 1024 * 1024
 """Bytes from which work goes into the lane of long work, and is not worth finishing for nobody."""
 IDLE_SECONDS: Final = 60.0
+MOST_SECONDS: Final = 60.0
+MOST_SECONDS_A_BYTE: Final = 4e-6
+"""Work that has taken so long hangs. It is twenty times what a free processor needs."""
+UNWANTED_SECONDS: Final = 5.0
+"""Short work that nobody waits for has so long until it is ended."""
 TRIES: Final = 2
-_START: Final = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv.pop()); "
-    "from gateway.apart.child import main; main()"
-)
-
-
-class ProcessEnded(Exception):
-    """The process is gone, or was told to go, before it had answered."""
-
-
-class Broken(Exception):
-    """An error that is none of ours came out of a function; its text is the error's type."""
-
-
-class CodecProcess:
-    """One process, started with the first call. All but `end` is for one thread at a time."""
-
-    def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
-        self._sock: socket.socket | None = None
-        self._over = False
-
-    @property
-    def pid(self) -> int | None:
-        """`None` before the start."""
-        return None if self._process is None else self._process.pid
-
-    @property
-    def usable(self) -> bool:
-        """Whether it may be called again."""
-        return not self._over
-
-    def call(self, function: Callable[..., T], arguments: tuple[Any, ...]) -> T:
-        """What the function gives over there; waits for it.
-
-        Raises `SluiceError` as the function does, `Broken` for its other errors, `ProcessEnded`,
-        and `OSError` where no process can be started.
-        """
-        sock = self._sock or self._start()
-        try:
-            wire.send(sock, (function, arguments))
-            told = wire.receive(sock)
-        except (EOFError, OSError):
-            self.close()
-            raise ProcessEnded from None
-        found: T = _result(told)
-        return found
-
-    def _start(self) -> socket.socket:
-        ours, theirs = socket.socketpair()
-        try:
-            with theirs:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-c", _START, str(theirs.fileno()), json.dumps(sys.path)],
-                    stdin=subprocess.DEVNULL,
-                    # It computes nothing for which more than one thread would be of use.
-                    env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
-                    pass_fds=(theirs.fileno(),),
-                )
-        except BaseException:
-            ours.close()
-            raise
-        self._sock = ours
-        if self._over:  # told so while it was started
-            self._process.kill()
-        return ours
-
-    def end(self) -> None:
-        """Ends the process at once, from whatever thread; a call that waits for it raises."""
-        self._over = True
-        if self._process is not None:
-            self._process.kill()
-
-    def close(self) -> None:
-        """Ends the process and waits for its end."""
-        self.end()
-        if self._sock is not None:
-            self._sock.close()
-        if self._process is not None:
-            self._process.wait()
-
-
-def _result(told: tuple[Any, ...]) -> Any:
-    """What was told, or raises the error that was."""
-    kind, *rest = told
-    if kind == child.DONE:
-        return rest[0]
-    if kind == child.REFUSED:
-        error_type, text = rest
-        error: SluiceError = error_type.__new__(error_type, text)
-        raise error
-    name, trace = rest
-    log.error("unexpected error in the process that reads and writes JSON: %s", trace)
-    raise Broken(name)
 
 
 class _Lane:
@@ -132,9 +49,20 @@ class _Lane:
 class CodecProcesses:
     """Runs functions in processes of their own. Owned by the event loop."""
 
-    def __init__(self, width: int | None = None, idle_seconds: float = IDLE_SECONDS) -> None:
-        """`width`: processes a lane at most."""
+    def __init__(
+        self,
+        width: int | None = None,
+        idle_seconds: float = IDLE_SECONDS,
+        *,
+        most_seconds: float = MOST_SECONDS,
+        unwanted_seconds: float = UNWANTED_SECONDS,
+        package: str = PACKAGE,
+    ) -> None:
+        """`width`: processes a lane at most. The others are the constants above."""
         width = width or max(1, (os.cpu_count() or 1) // 4)
+        self.most_seconds = most_seconds
+        self._unwanted_seconds = unwanted_seconds
+        self._package = package
         self._lanes = (_Lane(width), _Lane(width))
         self._idle_seconds = idle_seconds
         self._threads = ThreadPoolExecutor(2 * width, "json")
@@ -155,19 +83,25 @@ class CodecProcesses:
         after: Callable[[T], object] | None = None,
         trouble: str = "internal error",
     ) -> T:
-        """What `function` gives for the arguments. It is importable, and can be run twice.
+        """What `function` gives for the arguments. It can be run twice.
 
-        `size`: about how many bytes there are to read or write. `after` is called with the result,
-        in a thread. Being cancelled stops the work. Raises `SluiceError` as the function does;
-        its other errors are logged, and are an `InferenceFailed` that begins with `trouble`.
+        `function` is of a module in `PACKAGE`, and takes and gives `wire.TYPES`. `size`: about how
+        many bytes there are to read or write. `after` is called with the result, in a thread. Being
+        cancelled stops the work. Raises `SluiceError` as the function does; other errors are
+        logged, and are an `InferenceFailed` that begins with `trouble`.
         """
         for _ in range(TRIES):
             try:
                 return await self._once(size, function, arguments, after)
             except ProcessEnded:
                 pass  # killed by somebody, perhaps for the memory that another request took
+            except SluiceError:
+                raise
             except Broken as error:
                 raise InferenceFailed(f"{trouble}: {error}") from None
+            except Exception as error:
+                log.exception("unexpected error on the way of large JSON")
+                raise InferenceFailed(f"{trouble}: {type(error).__name__}") from None
         raise InferenceFailed(
             f"the process that reads and writes large JSON ended {TRIES} times while it had this "
             "request; send large tensors as binary data, or give the gateway more memory"
@@ -185,36 +119,71 @@ class CodecProcesses:
         if self._closed:
             lane.places.release()
             raise InferenceFailed("the gateway is closing")
-        process = lane.idle.pop() if lane.idle else CodecProcess()
-        self._at_work.add(process)
+        process = self._take(lane)
+        unwanted = threading.Event()
 
         def work() -> T:
             try:
-                found = process.call(function, arguments)
-            except OSError as error:
-                log.error("cannot start a process for large JSON, others wait: %s", error.strerror)
-                found = _result(child.outcome(function, arguments))
+                process.start()
+            except CannotStart as error:
+                log.error("cannot start a process for large JSON, others wait: %s", error)
+                if unwanted.is_set():
+                    raise Unwanted from None
+                found: T = result(child.outcome(function, arguments))
+            else:
+                found = process.call(unwanted, function, arguments)
             if after is not None:
                 after(found)
             return found
 
-        working = asyncio.get_running_loop().run_in_executor(self._threads, work)
-        working.add_done_callback(lambda _: self._back(lane, process))
+        loop = asyncio.get_running_loop()
+        working = loop.run_in_executor(self._threads, work)
+        seconds = self.most_seconds + size * MOST_SECONDS_A_BYTE
+        late = loop.call_later(seconds, process.end)
+        working.add_done_callback(lambda _: self._back(lane, process, late))
         try:
             return await asyncio.shield(working)
+        except ProcessEnded:
+            if loop.time() < late.when():
+                raise
+            raise InferenceFailed(
+                f"the JSON of this request took more than {seconds:.0f} s to read or write; send "
+                "large tensors as binary data"
+            ) from None
         except asyncio.CancelledError:
+            unwanted.set()  # one that is being started is for whoever comes next
             working.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+            def give_up() -> None:
+                if process.computing and not working.done():
+                    process.end()
+
             if size >= LONG:
-                process.end()
+                give_up()
+            else:
+                overdue = loop.call_later(self._unwanted_seconds, give_up)
+                working.add_done_callback(lambda _: overdue.cancel())
             raise
 
-    def _back(self, lane: _Lane, process: CodecProcess) -> None:
+    def _take(self, lane: _Lane) -> CodecProcess:
+        """One that lives, or one that is not started yet."""
+        process = CodecProcess(self._package)
+        while lane.idle:
+            idle = lane.idle.pop()
+            if idle.usable:
+                process = idle
+                break
+            self._threads.submit(idle.close)
+        self._at_work.add(process)
+        return process
+
+    def _back(self, lane: _Lane, process: CodecProcess, late: asyncio.TimerHandle) -> None:
         """The process has nothing to do any more, or is no more."""
-        self._at_work.discard(process)
+        late.cancel()
         lane.places.release()
         if self._closed:
-            process.close()
             return
+        self._at_work.discard(process)
         if process.usable:
             lane.idle.append(process)
         else:
@@ -228,7 +197,7 @@ class CodecProcesses:
             # Giving back the memory of a large one takes a while.
             self._threads.submit(lane.idle.pop().close)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Ends all processes, and what they are at."""
         self._closed = True
         for process in self._at_work:
@@ -237,4 +206,6 @@ class CodecProcesses:
             if lane.retire is not None:
                 lane.retire.cancel()
             self._retire(lane)
-        self._threads.shutdown(wait=True)
+        await asyncio.to_thread(self._threads.shutdown)
+        while self._at_work:
+            await asyncio.to_thread(self._at_work.pop().close)

@@ -1,6 +1,7 @@
-"""Python objects over a socket, large buffers beside them so that nobody copies those.
+"""Frames between the gateway and its processes: a small pickle, and large buffers beside it.
 
-Both ends are the same program, of which one has started the other.
+One end parses what strangers send. So neither takes more than data of the types that are listed
+here, and a frame that does not bear the number that is next ends the connection.
 """
 
 from __future__ import annotations
@@ -10,17 +11,52 @@ import pickle
 import socket
 import struct
 from functools import partial
-from typing import Any, Final
+from types import FunctionType
+from typing import Any, Final, NamedTuple
 
+import msgspec
 import numpy as np
 
-from gateway.tensors import Buffer
+from gateway.tensors import BYTES, Array, Buffer, Shape, datatype, datatype_of, objects
 
 BESIDE: Final = 65536
 """Bytes from which a buffer is not part of the pickle."""
-_HEAD: Final = struct.Struct("<QI")
+TYPES: Final = frozenset(
+    (
+        ("gateway.apart.wire", "_array"),
+        ("gateway.apart.wire", "_strings"),
+        ("gateway.apart.wire", "_settings"),
+        ("gateway.codecs.oip_rest", "BINARY_ANSWER"),
+        ("gateway.codecs.oip_rest", "JSON_ANSWER"),
+        ("gateway.codecs.oip_rest", "_answer_form"),
+        ("gateway.config", "LimitsConfig"),
+        ("gateway.contract", "Contract"),
+        ("gateway.tensors", "InferenceRequest"),
+        ("gateway.tensors", "InferenceResponse"),
+        ("gateway.tensors", "Tensor"),
+        ("gateway.tensors", "TensorSpec"),
+        ("gateway.tensors", "datatype"),
+    )
+)
+"""What may be sent, beside numbers, strings, bytes, tuples, lists and dicts."""
+_HEAD: Final = struct.Struct("<QQQI")
+"""The frame's number, its bytes behind the head, those of the pickle, the number of buffers."""
 _SIZE: Final = struct.Struct("<Q?")
 _BUFFERS: Final = (bytes, bytearray, memoryview)
+
+
+class OutOfStep(Exception):
+    """What came is no frame, or not the next one."""
+
+
+class Frame(NamedTuple):
+    """What was received, as yet unread."""
+
+    text: bytes
+    beside: list[tuple[Any, bool]]
+
+
+# --- out
 
 
 class _Pickler(pickle.Pickler):
@@ -28,7 +64,7 @@ class _Pickler(pickle.Pickler):
         self.beside: list[tuple[Buffer, bool]] = []
         """Buffers, and whether the other side may write into its copy."""
         # A method of ours would make a circle, which keeps the buffers until somebody collects.
-        super().__init__(file, protocol=5, buffer_callback=partial(_array_beside, self.beside))
+        super().__init__(file, protocol=5, buffer_callback=partial(_buffer_beside, self.beside))
 
     def persistent_id(self, thing: Any) -> int | None:
         """Bytes beside the pickle; they arrive as `bytes`."""
@@ -37,8 +73,15 @@ class _Pickler(pickle.Pickler):
         self.beside.append((thing, False))
         return len(self.beside) - 1
 
+    def reducer_override(self, thing: Any) -> Any:
+        if type(thing) is np.ndarray:
+            return _reduced(thing)
+        if isinstance(thing, msgspec.Struct):
+            return _settings, (type(thing), msgspec.structs.asdict(thing))
+        return NotImplemented
 
-def _array_beside(beside: list[tuple[Buffer, bool]], buffer: pickle.PickleBuffer) -> bool:
+
+def _buffer_beside(beside: list[tuple[Buffer, bool]], buffer: pickle.PickleBuffer) -> bool:
     """Whether the array's bytes stay in the pickle."""
     raw = buffer.raw()
     if len(raw) < BESIDE:
@@ -47,37 +90,84 @@ def _array_beside(beside: list[tuple[Buffer, bool]], buffer: pickle.PickleBuffer
     return False
 
 
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, text: bytes, beside: list[tuple[Any, bool]]) -> None:
-        writable = [buffer for buffer, may_write in beside if may_write]
-        super().__init__(io.BytesIO(text), buffers=writable)
-        self._beside = beside
+def _reduced(array: Array) -> tuple[Any, ...]:
+    """An array as its datatype, shape and bytes; numpy's own way takes any type there is."""
+    kind = datatype_of(array)
+    if kind is BYTES:  # whatever a model put there: it is written as its text
+        elements = [
+            bytes(each) if isinstance(each, bytes) else str(each) for each in array.ravel().tolist()
+        ]
+        return _strings, (elements, array.shape)
+    plain = np.ascontiguousarray(array, kind.dtype).reshape(-1).view(np.uint8)
+    return _array, (kind.name, array.shape, pickle.PickleBuffer(plain.data))
 
-    def persistent_load(self, place: int) -> Any:
-        return self._beside[place][0]
 
-
-def send(sock: socket.socket, thing: object) -> None:
-    """Raises `OSError`, and whatever pickling raises before anything is sent."""
+def packed(number: int, thing: object) -> list[Buffer]:
+    """A frame in pieces. Raises whatever pickling raises."""
     file = io.BytesIO()
     pickler = _Pickler(file)
     pickler.dump(thing)
     text = file.getbuffer()
-    sizes = [_SIZE.pack(memoryview(each).nbytes, writes) for each, writes in pickler.beside]
-    sock.sendall(b"".join([_HEAD.pack(len(text), len(sizes)), *sizes]))
-    sock.sendall(text)
-    for each, _ in pickler.beside:
+    sizes = [(memoryview(each).nbytes, writes) for each, writes in pickler.beside]
+    rest = len(sizes) * _SIZE.size + len(text) + sum(size for size, _ in sizes)
+    head = _HEAD.pack(number, rest, len(text), len(sizes))
+    table = [_SIZE.pack(*each) for each in sizes]
+    return [b"".join([head, *table]), text, *(each for each, _ in pickler.beside)]
+
+
+def send(sock: socket.socket, pieces: list[Buffer]) -> None:
+    """Raises `OSError`."""
+    for each in pieces:
         sock.sendall(each)
 
 
-def receive(sock: socket.socket) -> Any:
-    """What the other side sent; waits for it. Raises `EOFError` if it has ended, or `OSError`."""
-    length, count = _HEAD.unpack(_bytes(sock, _HEAD.size))
+# --- in
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, frame: Frame, package: str | None) -> None:
+        writable = [buffer for buffer, may_write in frame.beside if may_write]
+        super().__init__(io.BytesIO(frame.text), buffers=writable)
+        self._beside = frame.beside
+        self._package = package
+
+    def persistent_load(self, place: int) -> Any:
+        return self._beside[place][0]
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in TYPES:
+            return super().find_class(module, name)
+        if self._package is not None and module.startswith(self._package) and name.isidentifier():
+            found = super().find_class(module, name)
+            if type(found) is FunctionType and found.__module__ == module:
+                return found
+        raise pickle.UnpicklingError(f"{module}.{name} cannot be sent")
+
+
+def receive(sock: socket.socket, number: int) -> Frame:
+    """The frame `number`; waits for it, and reads all of it.
+
+    Raises `EOFError` if the other side has ended, `OSError` and `OutOfStep`; whatever it raises,
+    nothing may be read from the socket any more.
+    """
+    got, rest, length, count = _HEAD.unpack(_bytes(sock, _HEAD.size))
+    if got != number or length + count * _SIZE.size > rest:
+        raise OutOfStep
     sizes = list(_SIZE.iter_unpack(_bytes(sock, count * _SIZE.size)))
+    if length + count * _SIZE.size + sum(size for size, _ in sizes) != rest:
+        raise OutOfStep
     text = _bytes(sock, length)
-    return _Unpickler(
-        text, [(_array(sock, n) if writes else _bytes(sock, n), writes) for n, writes in sizes]
-    ).load()
+    return Frame(
+        text, [(_room(sock, n) if writes else _bytes(sock, n), writes) for n, writes in sizes]
+    )
+
+
+def load(frame: Frame, package: str | None = None) -> Any:
+    """What is in a frame. Functions are taken from the modules that begin with `package` alone.
+
+    Raises `pickle.UnpicklingError` for all that is not listed, and anything for nonsense.
+    """
+    return _Unpickler(frame, package).load()
 
 
 def _bytes(sock: socket.socket, size: int) -> bytes:
@@ -93,7 +183,8 @@ def _bytes(sock: socket.socket, size: int) -> bytes:
     return b"".join(parts)
 
 
-def _array(sock: socket.socket, size: int) -> Any:
+def _room(sock: socket.socket, size: int) -> Any:
+    """The same where it may be written to."""
     data = np.empty(size, np.uint8)  # a bytearray would be filled with zeros first
     left = data.data
     while left:
@@ -102,3 +193,15 @@ def _array(sock: socket.socket, size: int) -> Any:
             raise EOFError
         left = left[count:]
     return data
+
+
+def _array(kind: str, shape: Shape, buffer: Any) -> Array:
+    return np.frombuffer(buffer, datatype(kind).dtype).reshape(shape)
+
+
+def _strings(elements: list[bytes], shape: Shape) -> Array:
+    return objects(elements, shape)
+
+
+def _settings(section: type, values: dict[str, Any]) -> Any:
+    return section(**values)

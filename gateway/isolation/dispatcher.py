@@ -313,8 +313,9 @@ class ChildDispatcher:
                     access_log.record(call, self._version, "ok", took)
             try:
                 call.reply(self._response(call, view, told, parameters))
-            except Exception:  # the others of the batch have nothing to do with it
+            except Exception as error:  # the others of the batch have nothing to do with it
                 log.exception("unexpected error while answering")
+                call.fail(InferenceFailed(f"cannot answer: {type(error).__name__}"))
         stats.success.add(answered, seconds)
 
     def _response(

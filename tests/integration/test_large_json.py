@@ -78,7 +78,8 @@ def instances(array: Any) -> bytes:
 
 
 V1 = "/v1/models/FP32:predict"
-BOTH = [(PATH.format("FP32"), oip), (V1, instances)]
+INVOCATIONS = "/models/FP32/invocations"
+ALL = [(PATH.format("FP32"), oip), (V1, instances), (INVOCATIONS, instances)]
 
 
 def in_flight(gateway: GatewayProcess) -> int:
@@ -111,6 +112,12 @@ def test_numbers_come_back_over_every_protocol(gateway: GatewayProcess) -> None:
     status, answer = post(gateway, V1, instances(array))
     assert status == 200
     assert np.array_equal(np.array(orjson.loads(answer)["predictions"], np.float32), array)
+    status, answer = post(gateway, INVOCATIONS, instances(array))
+    assert status == 200
+    assert np.array_equal(np.array(orjson.loads(answer)["predictions"]["y"], np.float32), array)
+    rows = "\n".join(",".join(map(repr, row)) for row in array.tolist())
+    text = f"{','.join('abcdefgh')}\n{rows}\n".encode()
+    assert post(gateway, INVOCATIONS, text, {"content-type": "text/csv"}) == (200, answer)
     flat = orjson.dumps({"x": array, "id": "7"}, option=orjson.OPT_SERIALIZE_NUMPY)
     status, answer = post(gateway, "/v2/models/FP32/generate", flat)
     found = orjson.loads(answer)
@@ -146,7 +153,7 @@ def test_refusals_are_those_of_the_codec(gateway: GatewayProcess, body: bytes) -
     assert (status, json.loads(answer)) == (400, {"error": str(refusal.value)})
 
 
-@pytest.mark.parametrize(("path", "make"), BOTH, ids=["infer", "v1"])
+@pytest.mark.parametrize(("path", "make"), ALL, ids=["infer", "v1", "invocations"])
 def test_nobody_waits_and_a_deadline_ends_the_wait(
     gateway: GatewayProcess, path: str, make: Callable[[Any], bytes]
 ) -> None:
@@ -169,7 +176,7 @@ def test_a_process_that_is_killed_costs_nobody_an_answer(gateway: GatewayProcess
         assert waiting.result()[0] == 200
 
 
-@pytest.mark.parametrize(("path", "make"), BOTH, ids=["infer", "v1"])
+@pytest.mark.parametrize(("path", "make"), ALL, ids=["infer", "v1", "invocations"])
 def test_nobody_reads_on_for_a_client_that_is_gone(
     gateway: GatewayProcess, path: str, make: Callable[[Any], bytes]
 ) -> None:

@@ -10,6 +10,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from gateway.batching.policy import HORIZON
+from gateway.call import ENDED
 from gateway.errors import (
     DeadlineExceeded,
     DeadlineUnmeetable,
@@ -343,15 +344,23 @@ def test_a_call_whose_deadline_passes_between_retries_is_not_executed() -> None:
 def test_a_caller_that_breaks_while_it_is_answered_harms_nobody_else(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    sim = Simulation(max_rows=8)
-    first, broken, last = (sim.arrive() for _ in range(3))
+    sim = Simulation(max_rows=4)
+    # One of them has so many rows that it is cut up.
+    first, broken, large, deaf, last = (sim.call(rows) for rows in (1, 1, 9, 1, 1))
 
-    def fails() -> None:
+    def fails(_: object) -> None:
         raise RuntimeError("the socket is on fire")
 
-    broken.at_end = fails
-    sim.run()
+    for each in (broken, large, deaf):
+        each._replied = fails  # type: ignore[method-assign]
+    deaf._failed = fails  # type: ignore[method-assign]
+    for each in (first, broken, large, deaf, last):
+        sim.submit(each)
+    sim.clock.run()
     assert first.ends == last.ends == ["reply"]
+    assert broken.ends == large.ends == ["InferenceFailed"]
+    assert deaf.state == ENDED
+    assert sim.batcher.pending == sim.batcher.waiting == sim.batcher.waiting_bytes == 0
     assert "the socket is on fire" in caplog.text
 
 

@@ -111,7 +111,7 @@ def test_oip(body: bytes) -> None:
         return RestCodec(LIMITS, remember=False).decode("m", "", body, None)[0]
 
     def pieces() -> InferenceRequest:
-        return large.read_infer(LIMITS, "m", "", body, None)[0]
+        return large.read_infer(LIMITS, "m", "", body)[0]
 
     assert outcome(pieces) == outcome(whole)
 

@@ -159,6 +159,35 @@ def test_no_more_are_taken_in_a_turn_than_are_open() -> None:
     run(main())
 
 
+def test_a_connection_that_cannot_be_served_is_closed_and_keeps_nobody(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        sock = http.listen("127.0.0.1", 0)
+        waiting = [socket.create_connection(sock.getsockname()) for _ in range(3)]
+        made: list[asyncio.Protocol] = []
+
+        def protocol() -> asyncio.Protocol:
+            made.append(asyncio.Protocol())
+            if len(made) > 1:
+                raise RuntimeError("no protocol")
+            return made[-1]
+
+        acceptor = Acceptor(sock, protocol, ())
+        acceptor.protocol()
+        await asyncio.sleep(0)
+        await acceptor.close()
+        assert len(made) == 4
+        for each in waiting:
+            each.settimeout(PATIENCE_S)
+            assert each.recv(1) == b""
+            each.close()
+        sock.close()
+
+    run(main())
+    assert caplog.text.count("RuntimeError: no protocol") == 3
+
+
 def room(sock: socket.socket) -> int:
     """Connections that may wait, as the kernel has it."""
     info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
@@ -178,3 +207,14 @@ def test_a_short_line_of_another_library_is_lengthened() -> None:
         client = socket.create_connection(sock.getsockname())
         sock.accept()[0].close()
         client.close()
+
+
+def test_lines_stay_as_they_are_where_the_system_does_not_tell_what_is_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def unknown(path: str) -> list[str]:
+        raise FileNotFoundError(2, "No such file or directory", path)
+
+    monkeypatch.setattr("gateway.servers.backlog.os.listdir", unknown)
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        lengthen(sock.getsockname()[1])
