@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Final
@@ -19,6 +20,15 @@ def quantity(text: str, units: Mapping[str, float]) -> float | None:
     if match is None or match[2] not in units:
         return None
     return float(match[1]) * units[match[2]]
+
+
+def finite(text: str) -> float:
+    """A number, of an option of ``argparse``. Raises `ValueError` for what is none, ``nan`` and
+    ``inf`` among it: no comparison refuses those."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no number")
+    return value
 
 
 def share(text: str) -> float | None:

@@ -69,17 +69,16 @@ def measure(typed: Typed) -> int:
     """Measures, prints, writes; returns the exit code."""
     from gateway.cli.bench_output import mention_histograms, renderer, show, write
     from gateway.cli.bench_progress import watch
-    from loadtests.bench.facts import Unreachable
     from loadtests.bench.machine import without_secrets
     from loadtests.bench.run import Interrupted, Unfit
     from loadtests.bench.run import bench as run
-    from loadtests.errors import BenchError
+    from loadtests.errors import BenchError, Unreachable
 
     command = shlex.join(["sluice", *without_secrets(sys.argv[1:])])
     order, slo = order_of(typed, command), slo_of(typed)
     render = renderer(typed, "loadtests.report.bench")
     mention_histograms(typed)
-    interrupted = False
+    interrupted: Interrupted | None = None
     try:
         with interruptible(), watch() as progress:
             result = run(order, progress)
@@ -91,16 +90,20 @@ def measure(typed: Typed) -> int:
         raise Failure(str(error)) from None
     except Interrupted as stop:
         if stop.result is None:
-            raise KeyboardInterrupt from None
-        result, interrupted = stop.result, True
+            click.echo("interrupted before a level was finished: nothing was measured", err=True)
+            return INTERRUPTED
+        result, interrupted = stop.result, stop
     write(typed, result, render)
     missed = missed_by(result, slo)
     if typed.json_out != "-":
         show(result)
     for line in missed:
         click.echo(f"missed: {line}", err=typed.json_out == "-")
-    if interrupted:
-        return INTERRUPTED
+    if interrupted is not None:
+        if interrupted.cause is None:
+            return INTERRUPTED
+        code = UNREACHABLE if isinstance(interrupted.cause, Unreachable) else FAILED
+        raise Failure(str(interrupted.cause), code)
     return FAILED if missed or fruitless(result) else OK
 
 

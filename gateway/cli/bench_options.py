@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -144,6 +145,8 @@ def check_level(typed: Typed) -> None:
             )
     if "order" in typed.given and (typed.search or said not in (["rates"], ["concurrencies"])):
         raise click.UsageError("--order is for several levels; give --rates or --concurrencies")
+    if typed.rate is not None and not math.isfinite(typed.rate):
+        raise click.UsageError(f"--rate {typed.rate:g} is no number of requests; give --rate 500")
 
 
 def check_shares(typed: Typed, values: Sequence[float], seek: Seek | None) -> None:
@@ -298,8 +301,13 @@ def tolerance_of(typed: Typed) -> float:
     from loadtests.units import share
 
     value = share(typed.tolerance)
+    if value is not None and value > 1 and "%" not in typed.tolerance:
+        raise click.UsageError(
+            f"--tolerance: '{typed.tolerance}' is {value * 100:g} %; type --tolerance "
+            f"{typed.tolerance.strip()}%"
+        )
     if value is None or value > 10:
         raise click.UsageError(
-            f"--tolerance: '{typed.tolerance}' must be a share, as --tolerance 5%"
+            f"--tolerance: '{typed.tolerance}' must be a share of at most 1000%, as --tolerance 5%"
         )
     return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Final
 from urllib.parse import urlsplit
@@ -62,7 +63,7 @@ def limits(text: str) -> tuple[str, tuple[float, float]]:
         low, high = (float(word) for word in rest.split(":"))
     except ValueError:
         low, high = 0.0, -1.0
-    if not equals or not name or not low <= high:
+    if not equals or not name or not -math.inf < low <= high < math.inf:
         raise click.UsageError(f"--range: '{text}' must be NAME=LOW:HIGH, as --range ids=0:30000")
     return name, (low, high)
 

@@ -8,14 +8,15 @@ from typing import Final
 from gateway.codecs import client_grpc, client_rest
 from gateway.errors import InferenceFailed, printable
 from loadtests.bench.plan import Protocol, Target
-from loadtests.errors import BenchError
+from loadtests.bench.results import CONNECTION
+from loadtests.errors import BenchError, Unreachable
 
 REFUSED: Final = frozenset(
     {
         "400", "401", "403", "404", "405", "406", "410", "411", "413", "414", "415", "422", "426",
         "431", "501",
         "INVALID_ARGUMENT", "NOT_FOUND", "PERMISSION_DENIED", "UNAUTHENTICATED", "UNIMPLEMENTED",
-        "OUT_OF_RANGE", "FAILED_PRECONDITION", "protocol", "error", "connection",
+        "OUT_OF_RANGE", "FAILED_PRECONDITION", "protocol", "error", CONNECTION,
     }
 )  # fmt: skip
 """Outcomes of the first request that mean that none will fare better."""
@@ -23,9 +24,12 @@ REFUSED: Final = frozenset(
 
 def check_first(target: Target, outcome: str, body: bytes) -> None:
     """Raises `BenchError` if the first request was refused for what it is, or was answered with
-    something else than an inference. Errors that time or load may bring are let pass."""
+    something else than an inference, and `Unreachable` if it lost its connection. Errors that time
+    or load may bring are let pass."""
     if outcome in REFUSED:
         text = printable(_message(body), 300)
+        if outcome == CONNECTION:
+            raise Unreachable(f"the first request lost its connection: {text or 'no text'}")
         raise BenchError(f"the first request was answered with {outcome}: {text or 'no text'}")
     if outcome:
         return

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -39,26 +40,25 @@ T_975: Final = (
 """Student's t for 95 %, by degrees of freedom from 1."""
 
 
-def grouped(count: int, about: int = BATCHES) -> list[slice]:
-    """`count` ticks in order, in about `about` batches of equally many; the last may lack some."""
-    size = max(round(count / about), 1)
-    return [slice(at, at + size) for at in range(0, count, size) if at + size <= count]
+def grouped(count: int, most: int = BATCHES) -> list[slice]:
+    """All of `count` ticks in order, in `most` batches or fewer that differ by a tick at most."""
+    parts = min(count, most)
+    edges = [part * count // parts for part in range(parts + 1)] if parts else []
+    return [slice(first, last) for first, last in pairwise(edges)]
 
 
-def mean_interval(values: Sequence[float]) -> Interval | None:
-    """Of the mean of batches; ``None`` below `FEWEST` of them."""
-    count = len(values)
-    if count < FEWEST:
+def mean_interval(values: Sequence[float], centre: float) -> Interval | None:
+    """Of a mean, from those of batches in order, around `centre`, that of the whole; ``None`` below
+    `FEWEST` batches."""
+    if len(values) < FEWEST:
         return None
-    array = np.asarray(values, np.float64)
-    mean = float(array.mean())
-    half = _half(values, mean)
-    return Interval(max(mean - half, 0.0), mean + half)
+    half = _half(values, centre)
+    return Interval(max(centre - half, 0.0), centre + half)
 
 
 def percentile_interval(batches: Sequence[Counts], percent: float) -> Interval | None:
-    """Of a percentile of all values, in µs; ``None`` where batches, or values beyond the
-    percentile, are too few to say."""
+    """Of a percentile of all values, in µs, which it contains; ``None`` where batches, or values
+    beyond the percentile, are too few to say."""
     filled = [each for each in batches if len(each)]
     values = sum(len(each) for each in filled)
     if len(filled) < FEWEST or values * min(percent, 100 - percent) / 100 < FEWEST_BEYOND:

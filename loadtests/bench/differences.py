@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from loadtests.bench.confidence import wilson
-from loadtests.bench.objective import silent
+from loadtests.bench.objective import limits, silent
 from loadtests.bench.results import Interval, Known, Point, Result
 from loadtests.errors import BenchError
 
@@ -64,7 +64,7 @@ CONTEXT: Final[tuple[tuple[str, Callable[[Result], str]], ...]] = (
 
 
 class Incomparable(BenchError):
-    """Measurements of different things."""
+    """Measurements of different things, or of different loads."""
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,8 @@ class Differences:
 
 def compare(a: Result, b: Result, tolerance: float = 0.05, *, force: bool = False) -> Differences:
     """B against A, level by level. ``tolerance``: a share of A's figure. Raises `Incomparable` for
-    different models or protocols, unless it is to be done by ``force``, and `BenchError` where they
-    have no level in common."""
+    different models or protocols, unless it is to be done by ``force``, and where they have no
+    level in common."""
     for what, of in KIND:
         if of(a) != of(b) and not force:
             raise Incomparable(
@@ -152,7 +152,7 @@ def compare(a: Result, b: Result, tolerance: float = 0.05, *, force: bool = Fals
     )
     best, notes = _searched(a, b, tolerance)
     if not levels and best is None:
-        raise BenchError(
+        raise Incomparable(
             f"no level is in both (A has {_listed(ours)}, B has {_listed(theirs)}); measure both "
             "with the same levels"
         )
@@ -160,6 +160,8 @@ def compare(a: Result, b: Result, tolerance: float = 0.05, *, force: bool = Fals
         alone = {name: point for name, point in mine.items() if name not in others}
         if alone:
             notes.append(f"only in {label}: {_listed(alone)}")
+    for label, result in (("A", a), ("B", b)):
+        notes += [f"{label}: {line}" for line in limits(result.points)]
     for what, of in CONTEXT:
         if of(a) != of(b):
             notes.append(f"{what} differ: {of(a) or 'none'} in A, {of(b) or 'none'} in B")
@@ -185,14 +187,7 @@ def tree(found: Differences) -> dict[str, Any]:
 
 
 def _level(name: str, a: Point, b: Point, tolerance: float) -> Level:
-    notes = [
-        f"{label}: the client was the limit: {point.client.bottleneck}"
-        for label, point in (("A", a), ("B", b))
-        if point.client.bottleneck
-    ]
-    notes += [
-        f"{label}: {silent(point)}" for label, point in (("A", a), ("B", b)) if point.silent_s
-    ]
+    notes = [f"{label}: {silent(point)}" for label, point in (("A", a), ("B", b)) if point.silent_s]
     notes += [
         f"{label}: latencies had not settled when the measurement began"
         for label, point in (("A", a), ("B", b))
@@ -203,7 +198,7 @@ def _level(name: str, a: Point, b: Point, tolerance: float) -> Level:
         for metric, at in (("p50", 50.0), ("p99", 99.0)):
             first, second = getattr(a.latency, metric), getattr(b.latency, metric)
             change = _change(metric, a.latency.at(at), b.latency.at(at), first, second, tolerance)
-            changes.append(_bounded(change, a.known(at), b.known(at)))
+            changes.append(_bounded(change, a.known(at), b.known(at), first, second))
     else:
         notes.append("nothing was answered well: no latencies to compare")
     # Any rise that chance does not explain: there is no share of errors that is tolerated.
@@ -233,14 +228,24 @@ def _change(
     return Change(metric, a, b, BETTER if (b > a) == more else WORSE, beyond, sure)
 
 
-def _bounded(change: Change, a: Known, b: Known) -> Change:
-    """A latency's change, with what its two figures are worth."""
-    verdict = change.verdict
-    smaller = b if change.b < change.a else a
-    # What is larger may be larger still; all else could be either way.
-    if "at least" in (a, b) and (verdict == SAME or smaller == "at least"):
-        verdict = UNKNOWN
-    return replace(change, verdict=verdict, a_known=a, b_known=b)
+def _bounded(
+    change: Change, a: Known, b: Known, first: Interval | None, second: Interval | None
+) -> Change:
+    """A latency's change, with what its two figures are worth. What is only known from below has no
+    interval that says anything: it differs from a figure that lies, with its own, below that."""
+    change = replace(change, a_known=a, b_known=b)
+    if not change.bounded:
+        return change
+    if a == b:
+        return replace(change, verdict=UNKNOWN)
+    worse = b == "at least"
+    less, bound, known = (change.a, change.b, first) if worse else (change.b, change.a, second)
+    sure = known is not None
+    high = less if known is None else max(less, known.high)
+    verdict = UNKNOWN
+    if high < bound and (sure or change.beyond):
+        verdict = WORSE if worse else BETTER
+    return replace(change, verdict=verdict, sure=sure)
 
 
 def _share(point: Point) -> Interval:
@@ -254,6 +259,13 @@ def _searched(a: Result, b: Result, tolerance: float) -> tuple[Change | None, li
     if a.search.objective != b.search.objective:
         words = f"{a.search.objective} in A, {b.search.objective} in B"
         return None, [f"the searches had different objectives: {words}"]
+    unfinished = [
+        f"the search of {label} was not finished: what it would have found is not known"
+        for label, search in (("A", a.search), ("B", b.search))
+        if not search.finished
+    ]
+    if unfinished:
+        return None, unfinished
     ours, theirs = a.search.best, b.search.best
     if ours is None and theirs is None:
         return None, [f"neither met {a.search.objective}"]

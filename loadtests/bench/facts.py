@@ -16,7 +16,7 @@ from gateway.errors import SluiceError, printable
 from loadtests.bench.calls import GrpcCalls
 from loadtests.bench.plan import Protocol, Target
 from loadtests.bench.server import http_client
-from loadtests.errors import BenchError
+from loadtests.errors import BenchError, Unreachable
 
 OURS: Final = "sluicegate"
 BINARY: Final = "binary_tensor_data"
@@ -24,10 +24,6 @@ OLDER: Final = (Protocol.V1, Protocol.INVOCATIONS)
 LOADING: Final = 60.0
 """Seconds for the first question: a model may be loaded for it."""
 GONE: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
-
-
-class Unreachable(BenchError):
-    """Nobody answers at the address."""
 
 
 @dataclass(frozen=True)

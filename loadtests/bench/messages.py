@@ -58,6 +58,8 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     """From a process: nothing can be sent."""
 
     message: str
+    unreachable: bool = False
+    """Whether that is because nobody answers."""
 
 
 class Slice(msgspec.Struct, frozen=True, tag="slice"):

@@ -117,6 +117,17 @@ def silent(point: Point) -> str:
     return f"nothing was answered for {point.silent_s:.1f} of {point.seconds:g} s"
 
 
+def limits(points: Sequence[Point]) -> list[str]:
+    """The levels whose figures say more about the client, and why the last of them does: a line, or
+    none."""
+    limited = [point for point in points if point.client.bottleneck]
+    if not limited:
+        return []
+    names = ", ".join(point.load.name for point in limited)
+    of = f" (of {limited[-1].load.name})" if len(limited) > 1 else ""
+    return [f"at {names} the client was the limit{of}: {limited[-1].client.bottleneck}"]
+
+
 def caveats(points: Sequence[Point]) -> list[str]:
     """What must be known of the levels before their figures are believed, a line each."""
     found = [f"{point.load.name}: {silent(point)}" for point in points if point.silent_s]
@@ -124,8 +135,9 @@ def caveats(points: Sequence[Point]) -> list[str]:
     if lossy:
         names = ", ".join(point.load.name for point in lossy)
         found.append(
-            f"{names}: requests that were not answered (timeout, overrun) count in the latencies "
-            f"with the timeout of {lossy[0].load.timeout_s:g} s: they took at least that"
+            f"{names}: requests that were not answered (timeout, overrun, connection) count in the "
+            f"latencies with the timeout of {lossy[0].load.timeout_s:g} s, as the least that an "
+            "answer would have taken"
         )
     return found
 

@@ -27,7 +27,7 @@ from loadtests.bench.messages import (
     write,
 )
 from loadtests.bench.plan import Load, Target
-from loadtests.errors import BenchError
+from loadtests.errors import BenchError, Unreachable
 from loadtests.payloads.base import Wire
 
 START_S: Final = 60.0
@@ -139,7 +139,7 @@ class Senders:
                 )
             part, report = said
             if isinstance(report, Failed):
-                raise BenchError(report.message)
+                raise (Unreachable if report.unreachable else BenchError)(report.message)
             if not isinstance(report, Ready):
                 raise self.ended(part)
             waiting.discard(part)

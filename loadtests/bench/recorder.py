@@ -16,10 +16,8 @@ import numpy.typing as npt
 
 from loadtests.bench.histogram import Counts, Ints
 from loadtests.bench.messages import LIMIT, RECORD, RECORD_FORMAT, Slice
-from loadtests.bench.results import OVERRUN, TIMEOUT
+from loadtests.bench.results import UNANSWERED
 
-UNANSWERED: Final = (OVERRUN, TIMEOUT)
-"""What took longer than the timeout, nobody knows how much longer."""
 MAX_NAMES: Final = 1000
 """Versions and kinds of errors that are told apart."""
 OTHERS: Final = "others"
@@ -82,7 +80,7 @@ class Cell:
         self.service: list[Counts] = []
         self.failed: list[Counts] = []
         self.unanswered: list[Counts] = []
-        """The timeout, as often as there was no answer by then."""
+        """The timeout, as often as there was no answer."""
         self.errors: Counter[str] = Counter()
         self.versions: Counter[str] = Counter()
 
@@ -106,8 +104,8 @@ class Cell:
 
 class Recorder:
     """Counts the records of all processes by ticks of `tick` ns; `closed` loops count latency from
-    when a request was issued. What has no answer counts as having taken `timeout_s`: it took at
-    least that, and percentiles without it would be those of the fortunate.
+    when a request was issued. What has no answer counts as having taken `timeout_s`, as the least
+    that one would have taken: percentiles without it would be those of the fortunate.
 
     Until `begin` says when the measurement began, records are only kept.
     """

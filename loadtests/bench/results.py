@@ -30,6 +30,10 @@ there were not answered."""
 
 OVERRUN: Final = "overrun"
 TIMEOUT: Final = "timeout"
+CONNECTION: Final = "connection"
+"""It was lost, or there was none: a server that is dead must not look better than a slow one."""
+UNANSWERED: Final = (OVERRUN, TIMEOUT, CONNECTION)
+"""What had no answer; nobody knows when there would have been one."""
 
 
 class Interval(msgspec.Struct, frozen=True):
@@ -113,6 +117,13 @@ class Tick(msgspec.Struct, frozen=True):
     queue_us: float | None = None
     execute_us: float | None = None
     client_cpu: float = 0.0
+    unanswered: int = 0
+    """Of those that failed, requests without an answer: they are in the percentiles, with the
+    timeout. In those of the progress they are not."""
+
+    def at_least(self, percentile: float) -> bool:
+        """Whether a latency is only known from below."""
+        return _unanswered_at(percentile, self.ok + self.unanswered, self.unanswered)
 
 
 class Point(msgspec.Struct, frozen=True):
@@ -149,15 +160,13 @@ class Point(msgspec.Struct, frozen=True):
 
     @property
     def unanswered(self) -> int:
-        """Requests without an answer: timeouts, and those that were not even sent (overruns)."""
-        return self.errors.get(TIMEOUT, 0) + self.errors.get(OVERRUN, 0)
+        """Requests without an answer: timeouts, lost connections, and those that were not even sent
+        (overruns)."""
+        return sum(self.errors.get(kind, 0) for kind in UNANSWERED)
 
     def at_least(self, percentile: float) -> bool:
         """Whether the latency at a percentile is only known to be the timeout or more."""
-        count = self.latency.count
-        # Less than the error of the product.
-        rank = percentile * count / 100 - 1e-9 * count
-        return self.unanswered > 0 and rank > count - self.unanswered
+        return _unanswered_at(percentile, self.latency.count, self.unanswered)
 
     def known(self, percentile: float) -> Known:
         """What the latency at a percentile is worth."""
@@ -176,14 +185,24 @@ class Point(msgspec.Struct, frozen=True):
         return self.failed / max(self.sent, 1)
 
 
+def _unanswered_at(percentile: float, count: int, unanswered: int) -> bool:
+    """Whether a percentile of so many latencies is that of a request without an answer."""
+    # Less than the error of the product.
+    rank = percentile * count / 100 - 1e-9 * count
+    return unanswered > 0 and rank > count - unanswered
+
+
 class Search(msgspec.Struct, frozen=True):
     """The highest load that meets an objective, and the loads that were tried."""
 
     objective: str
     """As given: ``p99<=20ms``."""
     best: float | None
-    """Requests/s (or concurrency); ``None``: even the lowest did not meet it."""
+    """Requests/s (or concurrency); ``None``: even the lowest did not meet it, or the search was not
+    `finished`."""
     tried: list[tuple[float, bool]]
+    finished: bool = True
+    """Whether it was not interrupted."""
 
 
 class Result(msgspec.Struct, frozen=True):

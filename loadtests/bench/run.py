@@ -32,6 +32,7 @@ SAMPLE_BYTES: Final = 64 << 20
 KEY: Final = "x-sluice-key"
 CALIBRATION: Final = 2.0
 """Seconds of the closed loop that tells where a search for a rate begins."""
+FEWER: Final = "there are fewer levels than were asked for"
 CONFIRM: Final = 3
 """A confirmation is this many times as long as a step of the search."""
 
@@ -100,15 +101,18 @@ class Unfit(BenchError):
 
 
 class Interrupted(Exception):
-    """Ctrl-C; ``result`` has what was measured until then (`None`: nothing)."""
+    """It ended early: by Ctrl-C, or by ``cause``. ``result`` has the levels that were finished
+    until then (`None`: none)."""
 
-    def __init__(self, result: Result | None) -> None:
+    def __init__(self, result: Result | None, cause: BenchError | None = None) -> None:
         super().__init__("interrupted")
         self.result = result
+        self.cause = cause
 
 
 def bench(order: Order, watch: Watch, measure: Measure = run_point) -> Result:
-    """Measures. Raises `BenchError` (`Unreachable`, `Unfit`), or `Interrupted`."""
+    """Measures. Raises `BenchError` (`Unreachable`, `Unfit`), or `Interrupted` with what there is,
+    where it was stopped or could not go on."""
     started = datetime.now(UTC).isoformat(timespec="seconds")
     facts = look(order.target)
     if order.any_encoding and not facts.binary:
@@ -122,6 +126,7 @@ def bench(order: Order, watch: Watch, measure: Measure = run_point) -> Result:
     with ServerStats(order.target) as stats:
         run = Run(order, watch, measure, wires, stats)
         interrupted = False
+        cause: BenchError | None = None
         try:
             if order.seek is None:
                 run.sweep()
@@ -129,7 +134,12 @@ def bench(order: Order, watch: Watch, measure: Measure = run_point) -> Result:
                 run.search(order.seek)
         except KeyboardInterrupt:
             interrupted = True
-            run.notes.append("interrupted: there are fewer levels than were asked for")
+            run.notes.append(f"interrupted: {FEWER}")
+        except BenchError as error:
+            if not run.points:
+                raise
+            interrupted, cause = True, error
+            run.notes.append(f"it could not go on ({error}): {FEWER}")
     result = Result(
         started=started,
         command=order.command,
@@ -145,7 +155,7 @@ def bench(order: Order, watch: Watch, measure: Measure = run_point) -> Result:
         or (f"{order.requests.keys} in turn" if order.requests.keys else ""),
     )
     if interrupted:
-        raise Interrupted(result if run.points else None) from None
+        raise Interrupted(result if run.points else None, cause) from None
     return result
 
 
@@ -237,7 +247,7 @@ class Run:
         objective = seek.objective.with_errors()
         tried: list[tuple[float, bool]] = []
         kept: dict[float, Point] = {}
-        self.found = Search(objective.text, None, tried)
+        self.found = Search(objective.text, None, tried, finished=False)
 
         def meets(value: float, confirm: bool) -> bool:
             load = self._load(value, seek.opened, CONFIRM if confirm else 1)

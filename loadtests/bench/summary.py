@@ -22,7 +22,7 @@ from loadtests.bench.histogram import Counts, Ints
 from loadtests.bench.messages import Slice
 from loadtests.bench.plan import Load
 from loadtests.bench.recorder import Cell, Recorder
-from loadtests.bench.results import OVERRUN, Interval, Point, Server, Tick
+from loadtests.bench.results import OVERRUN, UNANSWERED, Interval, Point, Server, Tick
 from loadtests.bench.watch import Watch
 
 MOST_TICKS: Final = 1200
@@ -127,6 +127,7 @@ class Live:
             p99_us=p99,
             versions=dict(self._versions),
             client_cpu=max(cpu - self._cpu_before, 0.0) / seconds,
+            unanswered=0,  # `ok` alone is in the percentiles
             **_of_server(server),
         )
         self._sent_before, self._cpu_before = sent, cpu
@@ -170,6 +171,7 @@ def point_of(
     whole = Counts.merged(cell.latencies for cell in cells)
     whole_service = Counts.merged(each for cell in cells for each in cell.service)
     seconds = load.seconds
+    rate = sum(answers) / seconds
     return Point(
         load=load,
         warmup_s=(start - go) / 1e9,
@@ -178,8 +180,8 @@ def point_of(
         sent=sum(cell.sent for cell in cells),
         ok=sum(cell.ok for cell in cells),
         errors=dict(errors.most_common()),
-        rate=sum(answers) / seconds,
-        rate_ci=_rate_interval(answers, batches, tick, seconds),
+        rate=rate,
+        rate_ci=_rate_interval(answers, batches, tick, rate),
         latency=whole.latency(*_intervals(latency)),
         service=whole_service.latency(*_intervals(service)),
         error_latency=failed.latency() if len(failed) else None,
@@ -226,12 +228,13 @@ def _intervals(batches: list[Counts]) -> tuple[Interval | None, Interval | None]
 
 
 def _rate_interval(
-    answers: list[int], batches: list[slice], tick: int, seconds: float
+    answers: list[int], batches: list[slice], tick: int, rate: float
 ) -> Interval | None:
-    if len(batches) < FEWEST or seconds / len(batches) < SHORTEST_S * 0.99:
+    lengths = [(part.stop - part.start) * tick / 1e9 for part in batches]
+    if len(batches) < FEWEST or min(lengths) < SHORTEST_S * 0.99:
         return None
-    size = batches[0].stop - batches[0].start
-    return mean_interval([sum(answers[part]) / (size * tick / 1e9) for part in batches])
+    found = [sum(answers[part]) / length for part, length in zip(batches, lengths, strict=True)]
+    return mean_interval(found, rate)
 
 
 def _ticks(
@@ -255,6 +258,7 @@ def _ticks(
                 p99_us=None if p99 is None else float(p99),
                 versions=dict(cell.versions),
                 client_cpu=sum((e.cpu_s / e.wall_s for e in usages.between(begin, end)), 0.0),
+                unanswered=sum(cell.errors[kind] for kind in UNANSWERED),
                 **_of_server(watch.around(begin, end)),
             )
         )

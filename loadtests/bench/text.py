@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from loadtests.bench.differences import SAME, UNKNOWN, Change, Differences
+from loadtests.bench.objective import limits
 from loadtests.bench.results import FEWEST_BEYOND, Interval, Known, Latency, Point, Result, Tick
 
 LEVELS = (
@@ -13,6 +14,9 @@ LEVELS = (
 )  # fmt: skip
 """Columns of `level_row`; QUEUE, EXECUTE and BATCH are the server's word."""
 CHANGES = ("LEVEL", "", "A", "B", "RATIO", "")
+WIDE: Final = 0.3
+"""Share of a figure beyond which an interval is not shown as a share: latencies vary by factors, so
+it is not the same to both sides."""
 MARKS: Final[dict[Known, str]] = {"well": "", "few": "~", "at least": ">= "}
 """Before a latency that is not what it seems."""
 
@@ -40,11 +44,14 @@ def share(value: float) -> str:
     return f"{value * 100:.2g} %" if value < 0.1 else f"{value * 100:.1f} %"
 
 
-def within(interval: Interval | None) -> str:
-    """`` ±4 %`` of an interval, roughly; empty without one."""
-    if interval is None or interval.low + interval.high <= 0:
+def within(interval: Interval | None, value: float, say: Callable[[float], str]) -> str:
+    """`` ±4%`` of a figure, to the farther end of its interval, and where that says little both
+    ends: `` (110 ms to 1.4 s)``; empty without an interval."""
+    if interval is None or value <= 0:
         return ""
-    half = (interval.high - interval.low) / (interval.high + interval.low)
+    half = max(interval.high - value, value - interval.low) / value
+    if half > WIDE:
+        return f" ({say(interval.low)} to {say(interval.high)})"
     return f" ±{half * 100:.2g}%" if half < 0.1 else f" ±{half * 100:.0f}%"
 
 
@@ -55,7 +62,7 @@ def level_row(point: Point) -> list[str]:
     timed = server is not None and server.executions > 0
     return [
         point.load.name,
-        rate(point.rate) + within(point.rate_ci),
+        rate(point.rate) + within(point.rate_ci, point.rate, rate),
         shown(point, 50) + sure(point, 50, latency.p50),
         shown(point, 99) + sure(point, 99, latency.p99),
         shown(point, 99.9) if point.known(99.9) != "few" else "",
@@ -81,7 +88,9 @@ def shown(point: Point, percentile: float) -> str:
 
 def sure(point: Point, percentile: float, interval: Interval | None) -> str:
     """`within`, of a latency that is known from both sides."""
-    return within(interval) if point.latency.count and not point.at_least(percentile) else ""
+    if not point.latency.count or point.at_least(percentile):
+        return ""
+    return within(interval, point.latency.at(percentile), duration)
 
 
 def head(result: Result) -> str:
@@ -106,7 +115,7 @@ def remarks(result: Result) -> list[str]:
                 f"{point.load.name}: latencies had not settled when the measurement began; "
                 "give a longer --warmup"
             )
-    lines += [*limits(result), *shares(result)]
+    lines += [*(f"! {line}" for line in limits(result.points)), *shares(result)]
     if result.search is not None:
         lines.append(found(result))
     return lines + result.notes + few(result)
@@ -122,16 +131,6 @@ def few(result: Result) -> list[str]:
     if not marked:
         return []
     return [f"~: fewer than {FEWEST_BEYOND} requests lie beyond it; give a longer --duration"]
-
-
-def limits(result: Result) -> list[str]:
-    """The levels whose figures say more about the client, and why the last of them does."""
-    limited = [point for point in result.points if point.client.bottleneck]
-    if not limited:
-        return []
-    names = ", ".join(point.load.name for point in limited)
-    of = f" (of {limited[-1].load.name})" if len(limited) > 1 else ""
-    return [f"! at {names} the client was the limit{of}: {limited[-1].client.bottleneck}"]
 
 
 def shares(result: Result) -> list[str]:
@@ -156,6 +155,11 @@ def found(result: Result) -> str:
     """What a search came to."""
     search = result.search
     assert search is not None
+    if not search.finished:
+        loads = f"{len(search.tried)} load{'' if len(search.tried) == 1 else 's'}"
+        return (
+            f"search not finished; {loads} tried: the highest with {search.objective} is not known"
+        )
     if search.best is None:
         return f"no load meets {search.objective}"
     points = [

@@ -29,7 +29,7 @@ from loadtests.bench.plan import Load, Protocol
 from loadtests.bench.recorder import Notebook
 from loadtests.bench.results import OVERRUN, TIMEOUT
 from loadtests.bench.timer import Timer
-from loadtests.errors import BenchError
+from loadtests.errors import BenchError, Unreachable
 
 PROBE: Final = 10_000_000
 """ns between two looks at how late timers are."""
@@ -264,7 +264,7 @@ async def serve(plan: Plan) -> None:
         threading.Thread(target=_listen, args=(loop, sender), daemon=True).start()
         await sender.prepare()
     except BenchError as error:
-        write(output, Failed(str(error)))
+        write(output, Failed(str(error), isinstance(error, Unreachable)))
         return
     write(output, Ready())
     # What was made so far is not looked at by the collector of garbage again, and what comes

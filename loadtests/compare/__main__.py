@@ -12,6 +12,7 @@ from pathlib import Path
 
 from loadtests.commands import add_sluice_option, add_triton_option, command
 from loadtests.errors import BenchError
+from loadtests.units import finite
 
 from . import figures, load, machine, sluice, summary, triton
 from .cells import Cell, all_cells
@@ -31,7 +32,7 @@ def arguments() -> argparse.ArgumentParser:
         prog="python -m loadtests.compare", description=__doc__, epilog=EPILOG
     )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--duration", type=float, default=5.0, help="seconds a run, about")
+    parser.add_argument("--duration", type=finite, default=5.0, help="seconds a run, about")
     parser.add_argument(
         "--cells",
         default="*",

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from loadtests.errors import BenchError
+from loadtests.units import finite
 
 from .processes import ROOT, inherited
 from .session import open_session
@@ -126,7 +127,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--batch", type=int, required=True)
-    parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--seconds", type=finite, required=True)
     args = parser.parse_args()
     session = open_session(args.model, args.threads)
     (given,) = session.get_inputs()

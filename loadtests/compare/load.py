@@ -176,9 +176,10 @@ def _seconds(number: str, unit: str) -> float:
 def percentiles(log: Path, result: Result, first: int = 0) -> None:
     """Mean, p50 and p99 from h2load's log of every request's time.
 
-    With ``first``, the number of requests in flight, they and the rate are of what began when so
-    many had been answered: until then connections are made, which is another thing than using
-    them. It needs as many requests after that as before, and is a problem of the result otherwise.
+    With ``first``, the number of requests in flight, they are of what began when so many had been
+    answered, and the rate of what was answered from then on: until then connections are made, which
+    is another thing than using them. It needs as many requests after that as before, and is a
+    problem of the result otherwise.
     """
     with log.open("rb") as lines:
         fields = [line.split(b"\t") for line in lines]
@@ -198,7 +199,9 @@ def percentiles(log: Path, result: Result, first: int = 0) -> None:
             result.problem = "h2load was done before all connections had been answered once"
             return
         times = times[inside]
-        result.per_second = len(times) / (max(ended.max() - settled, 1) / 1e6)
+        # What was in flight at that moment is answered in the same time as the rest.
+        answered = int((ended > settled).sum())
+        result.per_second = answered / (max(ended.max() - settled, 1) / 1e6)
     result.mean_us = float(times.mean())
     result.p50_us, result.p99_us = (float(value) for value in np.percentile(times, [50, 99]))
 

@@ -22,6 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
+from loadtests.units import finite
+
 from . import peers, wire
 from .peers import oip
 from .peers.base import Route
@@ -127,7 +129,7 @@ def main() -> None:
     parser.add_argument("--address", required=True)
     parser.add_argument("--model", required=True)
     parser.add_argument("--pool", required=True, help="file with arrays rows and answers")
-    parser.add_argument("--rate", type=float, required=True, help="requests a second")
+    parser.add_argument("--rate", type=finite, required=True, help="requests a second")
     parser.add_argument("--max-rows", type=int, required=True)
     parser.add_argument("--exact", action="store_true")
     args = parser.parse_args()

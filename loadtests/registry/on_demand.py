@@ -28,6 +28,7 @@ from loadtests.compare.cells import Goal
 from loadtests.compare.processes import Server, get, resident_bytes
 from loadtests.compare.summary import Figure
 from loadtests.errors import BenchError
+from loadtests.units import finite
 
 RATIO_GOAL: Final = Goal(0.95, 1.0)
 SHAPE: Final = load.Shape(64)
@@ -38,7 +39,7 @@ def arguments() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m loadtests.registry.on_demand")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--duration", type=float, default=5.0, help="seconds a run, about")
+    parser.add_argument("--duration", type=finite, default=5.0, help="seconds a run, about")
     parser.add_argument("--registered", type=int, default=2000)
     parser.add_argument("--loaded", type=int, default=50)
     parser.add_argument("--sluice", default=sluice.default_command(), metavar="CMD")

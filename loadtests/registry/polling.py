@@ -20,6 +20,7 @@ from loadtests.commands import command
 from loadtests.compare.processes import ROOT, free_port, get, started
 from loadtests.errors import BenchError
 from loadtests.registry import mlflow
+from loadtests.units import finite
 
 GOAL = 0.02
 SERVED = "served"
@@ -99,8 +100,8 @@ def main() -> int:
     """Parses the command line and runs."""
     parser = argparse.ArgumentParser(prog="python -m loadtests.registry.polling")
     parser.add_argument("--models", type=int, default=1000)
-    parser.add_argument("--poll", type=float, default=5.0, help="registry.poll_seconds")
-    parser.add_argument("--duration", type=float, default=60.0, help="seconds of each half")
+    parser.add_argument("--poll", type=finite, default=5.0, help="registry.poll_seconds")
+    parser.add_argument("--duration", type=finite, default=60.0, help="seconds of each half")
     parser.add_argument("--mlflow", help="the command of MLflow, such as 'PYTHON -m mlflow'")
     args = parser.parse_args()
     if args.models < 1 or min(args.poll, args.duration) <= 0:

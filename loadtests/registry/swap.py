@@ -24,6 +24,7 @@ from loadtests.commands import command
 from loadtests.compare.processes import ROOT, Server, free_port, started, wait_models
 from loadtests.errors import BenchError
 from loadtests.registry import mlflow
+from loadtests.units import finite
 
 MODEL = "slow"
 LONGEST_S = 60.0
@@ -201,10 +202,10 @@ def main() -> int:
     """Parses the command line and runs."""
     parser = argparse.ArgumentParser(prog="python -m loadtests.registry.swap")
     parser.add_argument("--swaps", type=int, default=10)
-    parser.add_argument("--poll", type=float, default=2.0, help="registry.poll_seconds")
-    parser.add_argument("--load-s", type=float, default=1.0, help="seconds that loading takes")
-    parser.add_argument("--before", type=float, default=10.0, help="seconds of load before")
-    parser.add_argument("--rest", type=float, default=2.0, help="seconds between swaps")
+    parser.add_argument("--poll", type=finite, default=2.0, help="registry.poll_seconds")
+    parser.add_argument("--load-s", type=finite, default=1.0, help="seconds that loading takes")
+    parser.add_argument("--before", type=finite, default=10.0, help="seconds of load before")
+    parser.add_argument("--rest", type=finite, default=2.0, help="seconds between swaps")
     parser.add_argument("--workers", type=int, default=8, help="connections")
     parser.add_argument(
         "--isolation",

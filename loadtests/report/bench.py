@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from loadtests.bench.plan import Protocol
 from loadtests.bench.results import Interval, Point, Result, dump
 
-from . import bench_curves, bench_load, bench_parts, bench_splits, bench_time, page, verdict
+from . import (
+    bench_curves,
+    bench_load,
+    bench_parts,
+    bench_splits,
+    bench_time,
+    marks,
+    page,
+    verdict,
+)
 from .levels import (
     MARKS,
     Level,
@@ -92,7 +101,10 @@ def _sections(result: Result) -> list[Section]:
                 (
                     "Latency (p50 and p99)",
                     bench_time.latency_over_time(found, ticks),
-                    "Grey: warm-up, which counts in no figure." + merged + _slowest(ticks),
+                    "Grey: warm-up, which counts in no figure."
+                    + merged
+                    + _slowest(ticks)
+                    + _unanswered(ticks),
                 ),
                 (
                     "Requests answered each second",
@@ -115,6 +127,12 @@ def _slowest(ticks: Sequence[Second]) -> str:
     if not any(0 < second.tick.ok < FEW_A_TICK for second in ticks):
         return ""
     return f" Of fewer than {FEW_A_TICK} answers, p99 is the slowest."
+
+
+def _unanswered(ticks: Sequence[Second]) -> str:
+    """What arrows mean, where there are any."""
+    known = marks.worth(second.known(name) for second in ticks for name in ("p50", "p99"))
+    return f" {known}" if known else ""
 
 
 def _figures(*wanted: tuple[str, Spec | None, str]) -> list[Block]:
@@ -156,11 +174,13 @@ def _cards(result: Result, point: Point) -> list[Card]:
     cards = []
     if result.search:
         best = result.search.best
-        unit = rate(best) if all_open(result) else f"{best:g} in flight" if best else "none"
+        unit = rate(best) if all_open(result) else f"{best:g} in flight" if best else ""
         tone: Tone = "bad" if best is None else "good"
-        cards.append(
-            Card(f"highest load with {result.search.objective}", unit if best else "none", "", tone)
-        )
+        if not result.search.finished:
+            unit, tone = "not known", "warn"
+        elif not best:
+            unit = "none"
+        cards.append(Card(f"highest load with {result.search.objective}", unit, "", tone))
     failed: Tone = "bad" if point.failed else "good"
     cards += [
         Card("answered", rate(point.rate), f"95 %: {sure.replace(' to ', '–')}" if sure else where),
@@ -202,7 +222,7 @@ def _against_load(result: Result) -> list[Block]:
             " ".join(
                 (
                     "Counted from when each request was due, so that a late one is not flattered."
-                    if opened else "Counted from when each request left.",
+                    if opened else "Counted from when each request could have been sent.",
                     "Vertical lines: 95 % confidence.",
                     bench_load.pale(result),
                 )
@@ -219,15 +239,17 @@ def _against_load(result: Result) -> list[Block]:
 def _curves(result: Result) -> list[Block]:
     spec, left_out = bench_curves.curves_of(result)
     caption = "Faint: fewer than ten requests lie beyond."
-    if any(point.unanswered for point in result.points):
+    lost = any(point.unanswered for point in result.points)
+    if lost:
         caption = (
             "Faint: fewer than ten requests lie beyond, or they had no answer and count with their "
             "timeout."
         )
     if any(point.load.open for point in result.points):
+        fewer = ", without the requests that had no answer" if lost else ""
         caption = (
             "Full line: from when a request was due. Dashed: from when it left, as a client that "
-            f"waits for answers would see it. {caption}"
+            f"waits for answers would see it{fewer}. {caption}"
         )
     if left_out:
         caption += f" {left_out} level{'' if left_out == 1 else 's'} in between left out."

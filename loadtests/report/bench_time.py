@@ -34,7 +34,7 @@ def span(found: Sequence[Level]) -> tuple[Spec, list[Spec]]:
 
 
 def latency_over_time(found: Sequence[Level], seconds: Sequence[Second]) -> Spec | None:
-    """p50 and p99 of every second or so; warm-up in grey."""
+    """p50 and p99 of every second or so; warm-up in grey, arrows where requests had no answer."""
     rows = [second.row() for second in seconds]
     if not any(row["p50"] for row in rows):
         return None
@@ -43,10 +43,17 @@ def latency_over_time(found: Sequence[Level], seconds: Sequence[Second]) -> Spec
     across = {**x, "field": "at"}
     names = ("p50", "p99")
     lines: list[Row] = [
-        {"at": row["at"], "level": row["level"], "what": name, "us": row[name]}
-        for row in rows
+        {
+            "at": row["at"],
+            "level": row["level"],
+            "what": name,
+            "us": row[name],
+            "known": second.known(name),
+        }
+        for row, second in zip(rows, seconds, strict=True)
         for name in names
     ]
+    tint = marks.coloured("what", names, line=True)
     layers: list[Spec] = [
         *behind,
         {
@@ -55,10 +62,11 @@ def latency_over_time(found: Sequence[Level], seconds: Sequence[Second]) -> Spec
             "encoding": {
                 "x": across,
                 "y": {**y, "field": "us"},
-                "color": marks.coloured("what", names, line=True),
+                "color": tint,
                 "detail": {"field": "level"},
             },
         },
+        *marks.arrows(lines, {"x": across, "y": {**y, "field": "us"}, "color": tint}),
         marks.hover(rows, across, ["Level", "Second", "p50 ", "p99 ", "Answered", "Failed"]),
     ]
     return marks.frame(layers)

@@ -142,6 +142,12 @@ class Second:
     level: Level
     at: float
     tick: Tick
+    bounded: frozenset[str] = frozenset()
+    """Of ``p50`` and ``p99``, what is only known from below."""
+
+    def known(self, name: str) -> Known:
+        """What ``p50`` or ``p99`` is worth."""
+        return "at least" if name in self.bounded else "well"
 
     def row(self) -> Row:
         """What every chart over time wants to know, in numbers and in words."""
@@ -155,8 +161,8 @@ class Second:
             "failed": tick.failed / tick.seconds,
             "Level": self.level.name,
             "Second": f"{tick.at_s:.1f}" + (" (warm-up)" if tick.at_s < 0 else ""),
-            "p50 ": duration(tick.p50_us),
-            "p99 ": duration(tick.p99_us),
+            "p50 ": MARKS[self.known("p50")] + duration(tick.p50_us),
+            "p99 ": MARKS[self.known("p99")] + duration(tick.p99_us),
             "Answered": rate(tick.ok / tick.seconds),
             "Failed": rate(tick.failed / tick.seconds),
         }
@@ -176,8 +182,11 @@ def timeline(found: Sequence[Level]) -> tuple[list[Second], int]:
         warm = [tick for tick in ticks if tick.at_s < 0]
         for part in (warm, ticks[len(warm) :]):
             for i in range(0, len(part), together):
-                tick = _merged(part[i : i + together])
-                seconds.append(Second(level, level.starts + tick.at_s, tick))
+                joined = part[i : i + together]
+                tick = _merged(joined)
+                seconds.append(
+                    Second(level, level.starts + tick.at_s, tick, _bounded(joined, tick))
+                )
     return seconds, together
 
 
@@ -203,7 +212,19 @@ def _merged(ticks: Sequence[Tick]) -> Tick:
         queue_us=_mean([tick.queue_us for tick in ticks]),
         execute_us=_mean([tick.execute_us for tick in ticks]),
         client_cpu=_mean([tick.client_cpu for tick in ticks]) or 0.0,
+        unanswered=sum(tick.unanswered for tick in ticks),
     )
+
+
+def _bounded(ticks: Sequence[Tick], merged: Tick) -> frozenset[str]:
+    """Percentiles of what was merged that requests without an answer have decided."""
+    found = set()
+    for name, percentile in (("p50", 50), ("p99", 99)):
+        shown = getattr(merged, f"{name}_us")
+        of = [getattr(each, f"{name}_us") for each in ticks if each.at_least(percentile)]
+        if shown is not None and any(us is not None and us <= shown for us in of):
+            found.add(name)
+    return frozenset(found)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -71,6 +71,11 @@ def sentences(result: Result) -> list[str]:
 def _search(result: Result) -> str:
     search = result.search
     assert search is not None
+    if not search.finished:
+        return (
+            "The search was not finished: the highest load that meets "
+            f"{search.objective} is not known."
+        )
     if search.best is None:
         lowest = min((load for load, _ in search.tried), default=None)
         at = f", not even {_load(result, lowest)}" if lowest is not None else ""

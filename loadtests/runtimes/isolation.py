@@ -37,6 +37,7 @@ from loadtests.compare.processes import Server
 from loadtests.compare.summary import Figure
 from loadtests.errors import BenchError
 from loadtests.runtimes.torch_cnn import import_torch
+from loadtests.units import finite
 
 WIDE: Final = 2**20
 """Elements of one row of 4 MB."""
@@ -59,7 +60,7 @@ def arguments() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m loadtests.runtimes.isolation")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--duration", type=float, default=3.0, help="seconds a run")
+    parser.add_argument("--duration", type=finite, default=3.0, help="seconds a run")
     add_sluice_option(parser)
     return parser
 

@@ -31,6 +31,7 @@ from loadtests.compare.measure import Contender, Subject, measure
 from loadtests.compare.models import SEED, Model
 from loadtests.compare.processes import ROOT, Server
 from loadtests.errors import BenchError
+from loadtests.units import finite
 
 BATCHES = (1, 2, 4, 8, 16)
 GOAL = Goal(0.95, 0.99)
@@ -174,7 +175,7 @@ def main() -> int:
     """Parses the command line and runs."""
     parser = argparse.ArgumentParser(prog="python -m loadtests.runtimes.torch_cnn")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--duration", type=float, default=5.0, help="seconds a run, about")
+    parser.add_argument("--duration", type=finite, default=5.0, help="seconds a run, about")
     parser.add_argument("--threads", type=int, default=1, help="threads on both sides")
     parser.add_argument("--bare", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--batch", type=int, default=1, help=argparse.SUPPRESS)

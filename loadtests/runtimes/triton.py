@@ -25,6 +25,7 @@ from loadtests.compare.processes import Server
 from loadtests.compare.runner import Plan, Runner, make_subjects
 from loadtests.compare.summary import Figure
 from loadtests.errors import BenchError
+from loadtests.units import finite
 
 DIRECT: Final = "triton"
 PASSED_ON: Final = "passed on"
@@ -46,7 +47,7 @@ def arguments() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m loadtests.runtimes.triton")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--duration", type=float, default=5.0, help="seconds a run, about")
+    parser.add_argument("--duration", type=finite, default=5.0, help="seconds a run, about")
     add_sluice_option(parser)
     add_triton_option(parser)
     return parser

@@ -46,7 +46,7 @@ def arguments() -> argparse.ArgumentParser:
         "studies",
         nargs="*",
         metavar="STUDY",
-        help=f"of {', '.join(STUDIES)} (default: all of these, 9 minutes at most on a quiet "
+        help=f"of {', '.join(STUDIES)} (default: all of these, 10 minutes at most on a quiet "
         f"machine), or {OVERLOAD} (5 minutes at most)",
     )
     parser.add_argument(

@@ -22,6 +22,7 @@ from loadtests.report.draw import available
 from loadtests.soak.models import SETTINGS, Directory
 from loadtests.soak.results import Soak
 from loadtests.soak.session import Plan, soak
+from loadtests.units import finite
 
 EPILOG = """\
 exit codes: 0 everything held, 1 something did not, 2 the soak could not start.
@@ -33,12 +34,12 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m loadtests.soak", description=__doc__, epilog=EPILOG
     )
-    parser.add_argument("--minutes", type=float, default=20.0)
-    parser.add_argument("--pace", type=float, default=1.0, help="trouble, more (2) or less (0.5)")
-    parser.add_argument("--load", type=float, default=1.0, help="requests/s, as a factor")
+    parser.add_argument("--minutes", type=finite, default=20.0)
+    parser.add_argument("--pace", type=finite, default=1.0, help="trouble, more (2) or less (0.5)")
+    parser.add_argument("--load", type=finite, default=1.0, help="requests/s, as a factor")
     parser.add_argument(
         "--rest",
-        type=float,
+        type=finite,
         default=12.0,
         help="seconds without requests before each look at what is held at rest",
     )

@@ -16,6 +16,7 @@ import pytest
 from gateway.cli.commands import run
 from loadtests.bench.histogram import Counts
 from loadtests.bench.results import Result, Search, dump, load
+from loadtests.errors import BenchError, Unreachable
 from loadtests.tests.bench_pages import serving
 from loadtests.tests.bench_points import point, result
 from tests.support.gateway import ROOT, GatewayProcess
@@ -67,6 +68,11 @@ from tests.support.onnx_models import write_adding
         ("--compare a.json b.json --rate 5", "--compare measures nothing; leave out --rate"),
         ("--compare a.json b.json --header a:b", "leave out --header"),
         ("--compare a.json b.json --tolerance x", "as --tolerance 5%"),
+        ("--compare a.json b.json --tolerance 5", "'5' is 500 %; type --tolerance 5%"),
+        ("--compare a.json b.json --tolerance 2000%", "a share of at most 1000%"),
+        ("add --rate nan", "--rate nan is no number of requests; give --rate 500"),
+        ("add --range x=0:inf", "as --range ids=0:30000"),
+        ("add --range x=nan:1", "as --range ids=0:30000"),
         ("--compare a.json b.json", "a.json: no such file"),
         ("add --json no/such/a.json", "there is no directory such"),
         ("add --json same --html same", "--json and --html name the same file"),
@@ -92,6 +98,54 @@ def test_nobody_there_has_a_code_of_its_own(capsys: pytest.CaptureFixture[str]) 
     with serving({}) as url:
         assert run(["bench", "add", "--url", url]) == 1  # somebody there, but without the model
     assert "status 404" in capsys.readouterr().err
+
+
+def test_what_was_measured_is_kept_when_the_server_dies(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import loadtests.bench.run as engine
+
+    out = tmp_path / "out.json"
+    one = result([point(100)], notes=["it could not go on"])
+    for cause, code in ((Unreachable("nobody answers"), 3), (BenchError("killed"), 1)):
+
+        def dies(*_: object, cause: BenchError = cause) -> object:
+            raise engine.Interrupted(one, cause)
+
+        monkeypatch.setattr(engine, "bench", dies)
+        assert run(["bench", "add", "--json", str(out)]) == code
+        said = capsys.readouterr()
+        assert "100/s" in said.out and "it could not go on" in said.out
+        assert f"sluice: {cause}\n" in said.err
+        assert load(out.read_bytes()).points == one.points
+        out.unlink()
+
+
+def test_ctrl_c_in_the_first_level_says_that_nothing_was_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import loadtests.bench.run as engine
+
+    def stops(*_: object) -> object:
+        raise engine.Interrupted(None)
+
+    monkeypatch.setattr(engine, "bench", stops)
+    out = tmp_path / "out.json"
+    assert run(["bench", "add", "--json", str(out)]) == 130
+    said = capsys.readouterr()
+    assert not said.out and "interrupted before a level was finished" in said.err
+    assert not out.exists()
+
+
+def test_results_without_a_level_in_common_are_of_different_things(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = tmp_path / "a.json", tmp_path / "b.json"
+    a.write_bytes(dump(result([point(100)])))
+    b.write_bytes(dump(result([point(200)])))
+    for more in ([], ["--force"]):
+        assert run(["bench", "--compare", str(a), str(b), *more]) == 2
+        assert "no level is in both" in capsys.readouterr().err
 
 
 def test_two_results_beside_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

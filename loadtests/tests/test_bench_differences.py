@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,7 +18,7 @@ from loadtests.bench.differences import (
     compare,
 )
 from loadtests.bench.plan import Protocol, Target
-from loadtests.bench.results import Search, Tick
+from loadtests.bench.results import Interval, Result, Search, Tick
 from loadtests.errors import BenchError
 from loadtests.tests.bench_points import point, result
 
@@ -49,6 +50,8 @@ def test_a_difference_beyond_them_has_a_direction_and_a_ratio() -> None:
         (5000, 50, 50_000, 0, UNKNOWN, ">= 10 ms", "100 ms"),
         (5000, 50, 5000, 50, UNKNOWN, ">= 10 ms", ">= 10 ms"),
         (5000, 0, 5000, 50, UNKNOWN, "10 ms", ">= 10 ms"),
+        (19_700, 0, 500_000, 50, WORSE, "39.4 ms", ">= 1 s"),
+        (500_000, 50, 19_700, 0, BETTER, ">= 1 s", "39.4 ms"),
     ],
 )
 def test_what_is_only_known_from_below_is_larger_and_nothing_else(
@@ -62,6 +65,36 @@ def test_what_is_only_known_from_below_is_larger_and_nothing_else(
     change = found.levels[0].changes[2]
     assert (change.metric, change.verdict, change.ratio) == ("p99", verdict, None)
     assert text.change_cells(change)[1:3] == [a_shown, b_shown]
+
+
+def bounds(us: float, known: Interval | None, *, lost: bool) -> Result:
+    """One level, whose p99 is twice `us`, has that interval and, with `lost`, is a timeout."""
+    one = point(100, us=us, errors={"timeout": 50} if lost else {})
+    return result(
+        [msgspec.structs.replace(one, latency=msgspec.structs.replace(one.latency, p99=known))]
+    )
+
+
+@pytest.mark.parametrize(
+    ("interval", "verdict"),
+    [
+        (Interval(20_000, 900_000), WORSE),
+        (Interval(20_000, 1_000_000), UNKNOWN),
+        (Interval(20_000, 1_100_000), UNKNOWN),
+        (None, WORSE),
+    ],
+)
+@pytest.mark.parametrize("bounded", [Interval(30_000, 2e6), Interval(9e5, 11e5), None])
+def test_a_bound_has_no_interval(
+    interval: Interval | None, verdict: str, bounded: Interval | None
+) -> None:
+    """That of a p99 of some ms in one half of the run, and of a timeout in the other, is wide, and
+    says nothing of how long what has no answer would have taken."""
+    a, b = bounds(19_700, interval, lost=False), bounds(500_000, bounded, lost=True)
+    opposite = {WORSE: BETTER, UNKNOWN: UNKNOWN}
+    for first, second, expected in ((a, b, verdict), (b, a, opposite[verdict])):
+        change = compare(first, second).levels[0].changes[2]
+        assert (change.verdict, change.sure) == (expected, interval is not None)
 
 
 def test_a_difference_within_the_tolerance_does_not_fail() -> None:
@@ -131,11 +164,28 @@ def test_searches_are_compared_by_what_they_found() -> None:
     assert of(searched(None), searched(500.0)) == (BETTER, False)
     other = compare(searched(1.0), searched(1.0, "p99<=5ms"))  # type: ignore[arg-type]
     assert other.best is None and "different objectives" in other.notes[0]
+    unfinished = result([point(1.0)], search=Search("p99<=20ms", None, [], finished=False))
+    other = compare(searched(1.0), unfinished)  # type: ignore[arg-type]
+    assert other.best is None and not other.worse
+    assert other.notes[0].startswith("the search of B was not finished")
+
+
+def test_a_search_that_was_interrupted_claims_nothing() -> None:
+    search = Search("p99<=20ms", None, [(1.0, True)], finished=False)
+    said = text.remarks(result([point(1.0)], search=search))
+    assert said == ["search not finished; 1 load tried: the highest with p99<=20ms is not known"]
+    over = Search("p99<=20ms", None, [(1.0, False)])
+    assert text.remarks(result([point(1.0)], search=over)) == ["no load meets p99<=20ms"]
 
 
 def test_a_limit_of_the_client_is_said() -> None:
     found = compare(result([point(100)]), result([point(100, bottleneck="its loop lags")]))
-    assert text.change_remarks(found) == ["100/s: B: the client was the limit: its loop lags"]
+    assert text.change_remarks(found) == ["B: at 100/s the client was the limit: its loop lags"]
+    many = result([point(rate, bottleneck=f"its loop lags {rate} ms") for rate in (100, 200, 300)])
+    assert text.change_remarks(compare(many, many)) == [
+        f"{side}: at 100/s, 200/s, 300/s the client was the limit (of 300/s): its loop lags 300 ms"
+        for side in "AB"
+    ]
 
 
 measured = st.builds(
@@ -182,6 +232,10 @@ def test_durations(us: float | None, shown: str) -> None:
 def test_a_level_is_a_row_of_the_table() -> None:
     row = dict(zip(text.LEVELS, text.level_row(point(500, us=5000)), strict=True))
     assert row["LEVEL"] == "500/s" and row["RATE"] == "500/s ±2%"
+    wide = dict(zip(text.LEVELS, text.level_row(point(500, us=5000, spread=0.5)), strict=True))
+    assert (wide["RATE"], wide["P99"]) == ("500/s (250/s to 750/s)", "10 ms (5 ms to 15 ms)")
+    assert text.within(Interval(100, 9000), 1000, text.duration) == " (100 µs to 9 ms)"
+    assert text.within(Interval(980, 1250), 1000, text.duration) == " ±25%"
     assert row["P99"] == "10 ms ±2%" and row["QUEUE"] == "100 µs" and row["BATCH"] == "2"
     bare = dict(zip(text.LEVELS, text.level_row(point(5, ok=0, server=None)), strict=True))
     assert bare["P99"] == bare["QUEUE"] == ""

@@ -28,7 +28,7 @@ from loadtests.bench.plan import Load, Protocol, Target
 from loadtests.bench.point import run_point
 from loadtests.bench.processes import shares
 from loadtests.bench.results import Latency, Point, Tick
-from loadtests.errors import BenchError
+from loadtests.errors import BenchError, Unreachable
 from loadtests.payloads.base import Sample, Wire
 from loadtests.payloads.encode import encode
 from loadtests.tests.bench_servers import GOOD, Http, serving
@@ -160,7 +160,7 @@ def test_nobody_there() -> None:
         port = taken.getsockname()[1]
         for protocol in (Protocol.BINARY, Protocol.GRPC):
             target = Target("m", protocol, f"http://127.0.0.1:{port}", f"127.0.0.1:{port}")
-            with pytest.raises(BenchError, match=f"nobody answers at 127.0.0.1:{port}"):
+            with pytest.raises(Unreachable, match=f"nobody answers at 127.0.0.1:{port}"):
                 run_point(target, Load(rate=1), [WIRE], server_statistics=False)
 
 

@@ -10,7 +10,6 @@ import orjson
 import pytest
 
 from loadtests.bench import sweep
-from loadtests.bench.facts import Unreachable
 from loadtests.bench.machine import without_secrets
 from loadtests.bench.objective import parse
 from loadtests.bench.plan import Load, Protocol, Target
@@ -18,7 +17,7 @@ from loadtests.bench.results import Point, Tick, dump, load
 from loadtests.bench.run import Interrupted, Order, Requests, Seek, Unfit, bench
 from loadtests.bench.server import ServerStats, Snapshot
 from loadtests.bench.sustained import backlog
-from loadtests.errors import BenchError
+from loadtests.errors import BenchError, Unreachable
 from loadtests.payloads.base import Wire
 from loadtests.tests.bench_pages import serving
 from loadtests.tests.bench_points import point
@@ -227,6 +226,42 @@ def test_ctrl_c_keeps_what_was_measured(url: str) -> None:
     assert caught.value.result is not None
     assert len(caught.value.result.points) == 1
     assert caught.value.result.notes == ["interrupted: there are fewer levels than were asked for"]
+
+
+def test_a_search_that_is_interrupted_is_not_finished(url: str) -> None:
+    def stops(*args: Any, **more: Any) -> Point:
+        if len(made.loads) == 2:
+            raise KeyboardInterrupt
+        return made(*args, **more)
+
+    made = Made()
+    seek = Seek(parse("p99<=20ms"), 1.0, 10_000.0, opened=True)
+    with pytest.raises(Interrupted) as caught:
+        bench(order(url, seek=seek), Quiet(), stops)
+    assert caught.value.result is not None and caught.value.cause is None
+    search = caught.value.result.search
+    assert search is not None and not search.finished and len(search.tried) == 1
+    assert load(dump(caught.value.result)).search == search
+    whole = bench(order(url, seek=seek), Quiet(), Made())
+    assert whole.search is not None and whole.search.finished
+
+
+def test_a_server_that_dies_between_levels_leaves_what_was_measured(url: str) -> None:
+    def dies(*args: Any, **more: Any) -> Point:
+        if made.loads:
+            raise Unreachable("nobody answers at host:1")
+        return made(*args, **more)
+
+    made = Made()
+    with pytest.raises(Interrupted) as caught:
+        bench(order(url, 1, 2, 3), Quiet(), dies)
+    assert caught.value.result is not None and isinstance(caught.value.cause, Unreachable)
+    assert [each.load.name for each in caught.value.result.points] == ["c1"]
+    assert caught.value.result.notes == [
+        "it could not go on (nobody answers at host:1): there are fewer levels than were asked for"
+    ]
+    with pytest.raises(Unreachable):  # nothing was measured
+        bench(order(url, 1, 2, 3), Quiet(), dies)
 
 
 def test_routing_keys_are_dealt_over_the_requests(url: str) -> None:

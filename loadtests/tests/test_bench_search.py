@@ -88,6 +88,16 @@ def test_percentiles_of_survivors_meet_nothing() -> None:
     assert not parse("mean<=60s").met(lossy) and not parse("max<=60s").met(lossy)
 
 
+@pytest.mark.parametrize("kind", ["timeout", "overrun", "connection"])
+def test_what_was_not_answered_is_not_forgotten(kind: str) -> None:
+    """A crash must not look better than a stall."""
+    lossy = point(100, us=500, ok=900, errors={kind: 100})
+    assert lossy.unanswered == 100 and lossy.known(99) == "at least"
+    assert not parse("p99<=60s,error<=50%").met(lossy)
+    refused = point(100, us=500, ok=900, errors={"429": 100})
+    assert not refused.unanswered and parse("p99<=60s,error<=50%").met(refused)
+
+
 def test_a_server_that_fell_silent_meets_nothing() -> None:
     silent = point(0, 4, us=500, silent_s=3.0)
     assert not parse("p99<=1s").met(silent)

@@ -112,6 +112,17 @@ def test_what_was_before_all_connections_were_answered_is_left_out(tmp_path: Pat
     assert result.per_second == pytest.approx(4 / 353e-6)
 
 
+def test_what_was_in_flight_then_counts_in_the_rate(tmp_path: Path) -> None:
+    """Ten connections, each answered 10 ms after it asked: a thousand a second, all the time."""
+    log = tmp_path / "log"
+    lines = [(10_000 * turn + at, 10_000) for at in range(10) for turn in range(4)]
+    log.write_text("".join(f"{1000 * (at % 10_000) + at}\t200\t{took}\n" for at, took in lines))
+    result = load.Result(len(lines))
+    load.percentiles(log, result, 10)
+    assert not result.problem and result.p50_us == 10_000
+    assert result.per_second == pytest.approx(1000, rel=0.01)
+
+
 def test_a_run_that_hardly_outlasts_its_connections_does_not_count(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("".join(f"{at}\t200\t10\n" for at in (0, 1, 2, 20, 21)))

@@ -294,6 +294,19 @@ def told(*words: str) -> argparse.Namespace:
     return command.arguments().parse_args(list(words))
 
 
+def test_help_lists_the_names_that_can_be_chosen() -> None:
+    said = " ".join(command.arguments().format_help().split())
+    for names in (command.EVERYTHING, MODELS):
+        assert f"of {', '.join(names)} (default: all)" in said
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_duration_is_a_number(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        told("--duration", value)
+    assert ended.value.code == 2 and f"'{value}'" in capsys.readouterr().err
+
+
 FAKE = f"{sys.executable} {Path(__file__).parent / 'fake_gateway.py'} --fault "
 
 

@@ -26,6 +26,7 @@ from loadtests.report import (
     bench_load,
     bench_parts,
     bench_splits,
+    bench_time,
     compare,
     curves,
     differences,
@@ -638,6 +639,57 @@ def test_a_percentile_of_few_or_of_unanswered_requests_does_not_look_known(
     assert {row["level"] for row in spec["data"]["values"]} == {"100/s"}
     page = checked(differences.render(found, found, differ(found, found))).text
     assert "not known: requests had no answer" in page
+
+
+def test_seconds_without_an_answer_do_not_look_known(undrawn: None) -> None:
+    """A flat line at the timeout would read as if somebody had been answered then."""
+
+    def ticks(*lost: int) -> list[Tick]:
+        return [
+            Tick(float(at), 1.0, 100, 100 - count, count, 4000.0 if count < 50 else 1e6,
+                 1e6 if count else 9000.0, unanswered=count)
+            for at, count in enumerate(lost)
+        ]  # fmt: skip
+
+    point = msgspec.structs.replace(
+        samples.point(200, samples=4000), ticks=ticks(0, 2, 60), errors={"timeout": 62}
+    )
+    found, _ = timeline(levels(samples.result([point])))
+    assert [each.bounded for each in found] == [set(), {"p99"}, {"p50", "p99"}]
+    assert found[1].row()["p99 "] == "≥ 1 s" and found[1].row()["p50 "] == "4 ms"
+    spec = bench_time.latency_over_time(levels(samples.result([point])), found)
+    assert spec is not None
+    arrows = [each for each in spec["layer"] if each["mark"].get("shape") == "triangle-up"]
+    assert [(row["at"], row["what"]) for row in arrows[0]["data"]["values"]] == [
+        (row["at"], row["what"]) for row in (
+            {"at": found[1].row()["at"], "what": "p99"},
+            {"at": found[2].row()["at"], "what": "p50"},
+            {"at": found[2].row()["at"], "what": "p99"},
+        )
+    ]  # fmt: skip
+    said = checked(bench.render(samples.result([point]))).text
+    assert said.count("Arrows: that much at least") == 1  # one level: no other chart has any
+    assert "would see it, without the requests that had no answer." in said
+    calm = msgspec.structs.replace(point, ticks=ticks(0, 0), errors={})
+    said = checked(bench.render(samples.result([calm]))).text
+    assert "Arrows" not in said and "would see it. Faint" in said
+    # Drawn together, the largest p99 is still the one of the second without answers.
+    many = msgspec.structs.replace(point, ticks=ticks(*[0] * 4000, 3, *[0] * 4000))
+    found, together = timeline(levels(samples.result([many])))
+    assert together > 1 and [each.bounded for each in found if each.bounded] == [{"p99"}]
+
+
+def test_a_closed_loop_says_from_when_it_counts(undrawn: None) -> None:
+    closed = samples.result([samples.point(concurrency=at) for at in (1, 4)])
+    said = checked(bench.render(closed)).text
+    assert "Counted from when each request could have been sent." in said
+
+
+def test_a_search_that_was_not_finished_claims_nothing(undrawn: None) -> None:
+    search = Search("p99<=20ms", None, [(100.0, True)], finished=False)
+    said = checked(bench.render(samples.result([samples.point(100)], search=search))).text
+    assert "The search was not finished" in said and "No load that was tried" not in said
+    assert "not known" in said
 
 
 def test_without_vl_convert_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
@@ -525,3 +526,14 @@ def test_a_gateway_that_does_not_start_is_an_error(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert scale.main(["batch", "--quick", "--sluice", f"{sys.executable} -c raise"]) == 2
     assert "scale: sluicegate ended with 1 before it was ready" in capsys.readouterr().err
+
+
+def test_the_time_that_is_promised_is_that_of_the_budgets() -> None:
+    budgets = [
+        importlib.import_module(f"loadtests.scale.{name}").BUDGET_S for name in scale.STUDIES
+    ]
+    minutes = math.ceil(sum(budgets) / 60)
+    said = " ".join(scale.arguments().format_help().split())
+    assert f"all of these, {minutes} minutes at most on a quiet machine" in said
+    readme = (Path(str(scale.__file__)).parents[1] / "README.md").read_text()
+    assert f"all studies but overload: {minutes} minutes at most" in readme

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loadtests.bench.facts import Facts, Unreachable, look
+from loadtests.bench.facts import Facts, look
 from loadtests.bench.plan import Protocol, Target
-from loadtests.errors import BenchError
+from loadtests.errors import BenchError, Unreachable
 from loadtests.payloads.base import Wire
 from loadtests.payloads.encode import encode
 from loadtests.payloads.sources import open_payloads

@@ -9,13 +9,12 @@ from typing import Final, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from loadtests.bench.plan import Target
-from loadtests.errors import BenchError
+from loadtests.bench.results import CONNECTION as CONNECTION
+from loadtests.errors import BenchError, Unreachable
 from loadtests.payloads.base import Wire
 
 CONNECT_S: Final = 10.0
 """Seconds within which a connection must be made."""
-CONNECTION: Final = "connection"
-"""The outcome of a request whose connection could not be made, or was lost."""
 PROTOCOL: Final = "protocol"
 """The outcome of a request whose answer broke the protocol."""
 BEGINNING: Final = 4096
@@ -60,7 +59,7 @@ class Client(Protocol):
     """Sends calls; each is reported to `Done` once, or taken back by `cancel`."""
 
     async def open(self) -> None:
-        """Connects. Raises `BenchError` where nobody answers."""
+        """Connects. Raises `Unreachable` where nobody answers."""
 
     def send(self, call: Call) -> None:
         """Writes it, or keeps it until it can be written. Sets `Call.left` then."""
@@ -143,10 +142,10 @@ def shared(lists: Sequence[tuple[tuple[str, str], ...]]) -> frozenset[tuple[str,
     return first.intersection(*others)
 
 
-def nobody(address: Address, error: object) -> BenchError:
+def nobody(address: Address, error: object) -> Unreachable:
     """The error where no connection can be made."""
     what = str(error) or type(error).__name__
-    return BenchError(
+    return Unreachable(
         f"nobody answers at {address.authority} ({what}); is the server running, and is this its "
         "address?"
     )

@@ -25,6 +25,7 @@ from loadtests.compare.peers.table import lines
 from loadtests.compare.processes import ROOT, guarded
 from loadtests.errors import BenchError
 from loadtests.report import draw
+from loadtests.units import finite
 
 EPILOG = """\
 exit codes: 0 every run that was made counts (what is not installed is in the table with its
@@ -52,13 +53,19 @@ def arguments() -> argparse.ArgumentParser:
     )
     install.add_argument("--environments", type=Path, default=argparse.SUPPRESS, metavar="DIR")
     parser.add_argument(
-        "--servers", default=",".join(EVERYTHING), help="some of them, with commas between"
+        "--servers",
+        default=",".join(EVERYTHING),
+        metavar="NAMES",
+        help=f"with commas between, of {', '.join(EVERYTHING)} (default: all)",
     )
     parser.add_argument(
-        "--models", default=",".join(MODELS), help="some of them, with commas between"
+        "--models",
+        default=",".join(MODELS),
+        metavar="NAMES",
+        help=f"with commas between, of {', '.join(MODELS)} (default: all)",
     )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--duration", type=float, default=1.0, help="seconds a run, about")
+    parser.add_argument("--duration", type=finite, default=1.0, help="seconds a run, about")
     parser.add_argument("--threads", type=int, default=1, help="threads of every session")
     parser.add_argument(
         "--routes",
