@@ -62,6 +62,11 @@ def python(folder: Path) -> Path:
     return folder / "bin" / "python"
 
 
+def _packages(text: str) -> list[str]:
+    """The lines of a requirements file that say something, whatever their order."""
+    return sorted(line for line in text.splitlines() if line and not line.startswith("#"))
+
+
 def missing(root: Path, name: str) -> str:
     """Empty if the environment is complete, else what is wrong and what to type."""
     wanted = pins(name)
@@ -72,7 +77,7 @@ def missing(root: Path, name: str) -> str:
     stamp = environment(root, name) / STAMP
     if not stamp.is_file():
         return f"not installed; {how}"
-    if stamp.read_text() != wanted:
+    if _packages(stamp.read_text()) != _packages(wanted):
         return f"installed with other versions than its requirements.txt has; {how}"
     return ""
 
