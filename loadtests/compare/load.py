@@ -201,7 +201,7 @@ def percentiles(log: Path, result: Result, first: int = 0) -> None:
         times = times[inside]
         # What was in flight at that moment is answered in the same time as the rest.
         answered = int((ended > settled).sum())
-        result.per_second = answered / (max(ended.max() - settled, 1) / 1e6)
+        result.per_second = answered / (max(float(ended.max() - settled), 1.0) / 1e6)
     result.mean_us = float(times.mean())
     result.p50_us, result.p99_us = (float(value) for value in np.percentile(times, [50, 99]))
 

@@ -110,6 +110,7 @@ def test_what_was_before_all_connections_were_answered_is_left_out(tmp_path: Pat
     assert result.problems() != ["h2load was done before all connections had been answered once"]
     assert (result.opening_us, result.mean_us, result.p50_us) == (9002, 51.5, 51.5)
     assert result.per_second == pytest.approx(4 / 353e-6)
+    assert {type(result.per_second), type(result.opening_us)} == {float}  # what JSON can hold
 
 
 def test_what_was_in_flight_then_counts_in_the_rate(tmp_path: Path) -> None:
