@@ -338,9 +338,7 @@ class HttpCall(Call):
         model, version = self._exchange.target
         body = self._body
         self._body = b""
-        timeout = headers.get(b"x-request-timeout-ms")
-        if timeout is not None:
-            self._set_deadline(timeout)
+        self._set_deadline()
         length = headers.get(b"inference-header-content-length")
         if length is None:
             request, self._form = shared.codec.decode(model, version, body, None)
@@ -361,9 +359,12 @@ class HttpCall(Call):
         request, self._form = shared.codec.decode(model, version, body, int(length))
         return request
 
-    def _set_deadline(self, timeout: bytes) -> None:
-        # It runs from the request's first byte, not from when its turn came.
-        self.deadline = self._exchange.since + timeout_ms(timeout) / 1e3
+    def _set_deadline(self) -> None:
+        """Where a header asks for one. Raises `InvalidRequest`."""
+        timeout = self._exchange.headers.get(b"x-request-timeout-ms")
+        if timeout is not None:
+            # It runs from the request's first byte, not from when its turn came.
+            self.deadline = self._exchange.since + timeout_ms(timeout) / 1e3
 
     def json_bytes(self) -> int:
         """How much of the body is JSON, in bytes; 0 where nobody knows."""
@@ -377,11 +378,9 @@ class HttpCall(Call):
         exchange = self._exchange
         shared = exchange.protocol.shared
         body, self._body = self._body, b""
-        timeout = exchange.headers.get(b"x-request-timeout-ms")
         try:
             shared.pipeline.admission.check_room()
-            if timeout is not None:
-                self._set_deadline(timeout)
+            self._set_deadline()
             self.request = await self._read_apart(body)
         except SluiceError as error:
             shared.pipeline.refuse(self, error)

@@ -100,9 +100,7 @@ class InvocationsCall(HttpCall):
     # --- in
 
     def decode(self) -> InferenceRequest:
-        timeout = self._exchange.headers.get(b"x-request-timeout-ms")
-        if timeout is not None:
-            self._set_deadline(timeout)
+        self._set_deadline()
         shared, target = self._exchange.protocol.shared, self._exchange.target
         payload = self._payload
         if payload is None:

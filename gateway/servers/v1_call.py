@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.codecs.large import large_answer, read_v1, write_v1
+from gateway.codecs.large import read_v1, write_v1
 from gateway.codecs.v1_rest import decode_v1
 from gateway.servers.http_call import Exchange, HttpCall
 from gateway.servers.large_json import read_for_model, write_apart
@@ -30,9 +30,7 @@ class V1Call(HttpCall):
     def decode(self) -> InferenceRequest:
         exchange = self._exchange
         shared = exchange.protocol.shared
-        timeout = exchange.headers.get(b"x-request-timeout-ms")
-        if timeout is not None:
-            self._set_deadline(timeout)
+        self._set_deadline()
         # Only the version that will answer can say how to read the values. Should it have to be
         # loaded first, the bytes are needed again.
         self.chosen = shared.pipeline.choose(self, InferenceRequest(*exchange.target, ()))
@@ -52,9 +50,6 @@ class V1Call(HttpCall):
         )
 
     # --- out
-
-    def _large_answer(self, response: InferenceResponse) -> int:
-        return large_answer(response.outputs)
 
     def _encode(self, response: InferenceResponse) -> tuple[bytes, None]:
         return write_v1(response), None
